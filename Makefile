@@ -1,0 +1,91 @@
+# `make help` tells what there is. Needed: Python 3.11 to 3.13 with venv, and make; everything else goes into .venv.
+
+PROFILE ?= quick
+FRESH ?=
+DEVICE ?=
+PYTHON ?=
+
+SHELL := /bin/sh
+PY := .venv/bin/python
+OUTPUT := $(if $(FRESH),--output fresh)
+RUN_FLAGS := --profile $(PROFILE) $(OUTPUT) $(if $(DEVICE),--device $(DEVICE))
+# PyTorch's and BLAS's threads would fight over the cores with pytest's workers
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+# Sets $$python to the interpreter asked for, or to the first that will do; says what is missing.
+define find_python
+for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
+  "$$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+    2>/dev/null && break; python=; \
+done; \
+if [ -z "$$python" ]; then \
+  echo "No Python 3.11, 3.12 or 3.13 with venv and ensurepip found (tried: $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python))." >&2; \
+  echo "Install one (Debian and Ubuntu: also its -venv package), or name it: make PYTHON=/path/to/python3" >&2; exit 1; \
+fi
+endef
+
+# $(call once,FILE,COMMANDS): run COMMANDS and touch FILE, which is in a virtual environment; of two makes at once one
+# does it and the other waits.
+define once
+@$(find_python); "$$python" -c 'import fcntl, subprocess, sys; lock = open(sys.argv[1], "a"); \
+fcntl.flock(lock, fcntl.LOCK_EX); sys.exit(subprocess.call(sys.argv[2:]))' $(firstword $(subst /, ,$(1))).guard \
+sh -euc 'python=$$1; if [ -z "$$(find $(1) -newer requirements.lock -newer pyproject.toml 2>/dev/null)" ]; then $(2); touch $(1); fi' \
+sh "$$python"
+endef
+
+.PHONY: help venv reproduce smoke test status bench peers lab lock clean
+
+help: ## this list
+	@echo "SCRAPL, a replication. Targets:"
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@echo "Variables (make reproduce PROFILE=paper DEVICE=cuda):"
+	@echo "  PROFILE=quick   quick (two CPU cores), paper (a CUDA GPU) or smoke (toy size, numbers mean nothing)"
+	@echo "  FRESH=1         ignore the committed records (and keep them): everything is made anew, in fresh/"
+	@echo "  DEVICE=         cpu or cuda; by default what the profile says"
+	@echo "  PYTHON=         the interpreter to build .venv with; by default the first fit one found"
+
+venv: .venv/.installed ## make .venv from requirements.lock (the other targets do so themselves)
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(call once,$@,"$$python" -m venv .venv; $(PY) -m pip install -r requirements.lock; \
+	$(PY) -m pip install --no-deps --no-build-isolation -e .)
+
+reproduce: venv ## run what is missing of the granular task, then all notebooks: tables, figures, report card
+	$(PY) -m scrapl_lib run --task granular $(RUN_FLAGS)
+	$(PY) -m scrapl_lib notebook --profile $(PROFILE) $(OUTPUT)
+
+smoke: ## the same at toy size, from nothing, in minutes
+	rm -rf results/smoke figures/smoke
+	$(MAKE) reproduce PROFILE=smoke
+
+test: venv ## lint and tests
+	$(PY) -m ruff check .
+	$(ONE_THREAD) $(PY) -m pytest -n auto --maxprocesses 4
+
+status: venv ## which runs of PROFILE are done, missing, stale or failed
+	$(PY) -m scrapl_lib status --profile $(PROFILE) $(OUTPUT)
+
+bench: venv peers ## time one path against scrapl-loss 0.1.0, interleaved; memory of the full JTFS
+	$(PY) benchmarks/bench_single_path.py
+
+peers: .venv-peers/.installed ## make .venv-peers with the authors' package, which cannot live beside kymatio
+
+.venv-peers/.installed: requirements.lock
+	$(call once,$@,"$$python" -m venv .venv-peers; \
+	.venv-peers/bin/python -m pip install scrapl-loss==0.1.0 torch==2.13.0 "scipy<1.17")
+
+lab: venv ## open JupyterLab at the first notebook
+	.venv/bin/jupyter lab notebooks/00_start_here.ipynb
+
+# in a new environment .venv-lock, under Python 3.11: the lock and environment.yml are tested equal
+lock: ## write requirements.lock and environment.yml anew from pyproject.toml (maintainers)
+	@$(find_python); "$$python" -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install torch==2.13.0 ".[test]"
+	.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude scrapl-lib | sed 's/+[a-z0-9]*$$//' > .venv-lock/pins
+	{ grep '^#' requirements.lock; cat .venv-lock/pins; } > .venv-lock/new && mv .venv-lock/new requirements.lock
+	{ sed '/- pip:/q' environment.yml; sed 's/^/      - /' .venv-lock/pins; echo '      - -e .'; } > .venv-lock/new && mv .venv-lock/new environment.yml
+	rm -r .venv-lock
+
+clean: ## remove executed notebooks, smoke results and caches (not .venv, results, fresh/ or checkpoints)
+	rm -rf executed results/smoke figures/smoke build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -path './.venv*' -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

@@ -1,0 +1,8 @@
+"""SCRAPL: scattering transform with random paths for machine learning (ICLR 2026), a replication."""
+
+from .jtfs import JTFS
+from .losses import JTFSLoss, SCRAPLLoss
+from .optim import PSAGA, PAdam
+
+__all__ = ["JTFS", "PSAGA", "JTFSLoss", "PAdam", "SCRAPLLoss"]
+__version__ = "0.1.0"

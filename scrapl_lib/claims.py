@@ -1,0 +1,208 @@
+"""The report card: each claim of the paper that the granular task can test, and the rule, fixed beforehand, that judges it.
+
+A judge takes the groups of methods a claim compares and returns (text, verdict); its docstring is the rule as printed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from scrapl_lib import paper, tables
+from scrapl_lib.records import Run
+from scrapl_lib.stats import mean_ci95, paired_comparison
+from scrapl_lib.tables import METRICS, TABLE_2_METRICS, measured, number, values_by_seed
+
+MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
+VARIANTS = ("scrapl", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain")
+CHANCE_PERMILLE = 8 / 33 * 1000  # mean |theta - 1/2| over the grid's 32 interior points: what always guessing 1/2 costs
+LEAST_SEEDS = 3
+
+
+class Cell(NamedTuple):
+    """One method in one metric: mean, 95 % half-width (0 where none is known), number of seeds, values by seed if known."""
+
+    label: str
+    mean: float
+    half_width: float
+    n: int
+    seeds: pd.Series | None = None
+
+    def __str__(self) -> str:
+        return f"{self.label} {measured(self.mean, self.half_width or math.nan)}"
+
+
+Groups = Sequence[Sequence[Cell]]
+
+
+def _verdict(holds: bool, in_part: bool) -> str:
+    return "holds" if holds else "holds in part" if in_part else "does not hold"
+
+
+def lower(groups: Groups) -> tuple[str, str]:
+    """Holds: for every pair from the two sides the 95 % interval of the first lies below that of the second; in part: the
+    means of every pair are in this order."""
+    top = max(groups[0], key=lambda cell: cell.mean + cell.half_width)
+    bottom = min(groups[1], key=lambda cell: cell.mean - cell.half_width)
+    of = [f" (the {name} of {len(group)})" * (len(group) > 1) for name, group in zip(("highest", "lowest"), groups)]
+    in_order = max(cell.mean for cell in groups[0]) < min(cell.mean for cell in groups[1])
+    apart = top.mean + top.half_width < bottom.mean - bottom.half_width
+    return f"{top}{of[0]} against {bottom}{of[1]}", _verdict(apart, in_order)
+
+
+def within_factor_2(groups: Groups) -> tuple[str, str]:
+    """Holds: the mean is at most twice the other side's (of several methods, the mean of their means); in part: so with the
+    95 % intervals taken at their favourable ends."""
+    (a,), others = groups
+    mean, half_width = (sum(getattr(b, name) for b in others) / len(others) for name in ("mean", "half_width"))
+    other = str(others[0]) if len(others) == 1 else f"{number(mean)}, the mean of {len(others)}"
+    favourable = (a.mean - a.half_width) <= 2 * (mean + half_width)
+    return f"ratio {number(a.mean / mean)}: {a} against {other}", _verdict(a.mean <= 2 * mean, favourable)
+
+
+def at_chance(groups: Groups) -> tuple[str, str]:
+    """Holds: every mean is at least 90 % of 242 per mille, what always guessing the middle costs on the paper's grid; in
+    part: some are."""
+    guessing = [cell.mean >= 0.9 * CHANCE_PERMILLE for cell in groups[0]]
+    return ", ".join(map(str, groups[0])), _verdict(all(guessing), any(guessing))
+
+
+def _paired(groups: Groups) -> list[tuple[float, float, float]]:
+    """`paired_comparison` of each method with the next over their common seeds; empty when a pair has too few of them."""
+    cells, results = [cell for group in groups for cell in group], []
+    for before, after in itertools.pairwise(cells):
+        seeds = before.seeds.index.intersection(after.seeds.index)
+        if len(seeds) < LEAST_SEEDS:
+            return []
+        results.append(paired_comparison(before.seeds[seeds], after.seeds[seeds]))
+    return results
+
+
+def _changes(groups: Groups, sign: int) -> tuple[str, str]:
+    for mean, half_width, p_value in _paired(groups):
+        return measured(mean, half_width, p_value), _verdict(sign * mean > 0 and p_value < 0.01, sign * mean > 0)
+    return "", "too few seeds"
+
+
+def lowers(groups: Groups) -> tuple[str, str]:
+    """Holds: the mean paired difference over seeds is negative with p < 0.01 (paired t-test); in part: negative."""
+    return _changes(groups, -1)
+
+
+def raises(groups: Groups) -> tuple[str, str]:
+    """Holds: the mean paired difference over seeds is positive with p < 0.01 (paired t-test); in part: positive."""
+    return _changes(groups, 1)
+
+
+def falls_in_order(groups: Groups) -> tuple[str, str]:
+    """Holds: each mean paired difference over seeds is negative; in part: the last mean is below the first. The paired
+    p-values are given."""
+    if not (steps := _paired(groups)):
+        return "", "too few seeds"
+    cells = [cell for group in groups for cell in group]
+    text = " → ".join(map(str, cells)) + f" (p = {', '.join(f'{p_value:.2g}' for *_, p_value in steps)})"
+    return text, _verdict(all(mean < 0 for mean, *_ in steps), cells[-1].mean < cells[0].mean)
+
+
+class Claim(NamedTuple):
+    """A claim of the paper: where it stands, the sides it compares, in which metric, and who judges it."""
+
+    text: str
+    place: str
+    groups: tuple[tuple[str, ...], ...]
+    metric: str
+    judge: Callable[[Groups], tuple[str, str]]
+
+
+def _change(step: str, metric: str, judge: Callable) -> Claim:
+    label, before, after = tables.STEPS[step]
+    text = f"{label.removeprefix('+ ')} {judge.__name__} the {METRICS[metric][0]}"
+    return Claim(text, "Table 6", ((before,), (after,)), metric, judge)
+
+
+CLAIMS = (
+    Claim("P-loss, the supervised bound, is the most accurate", "Table 1",
+          (("p_loss",), tuple(paper.METHODS)[1:]), "theta_synth_l1", lower),
+    *(Claim(f"{paper.METHODS[m]} is within a factor 2 of JTFS in accuracy", "Section 1, Table 1",
+            ((m,), ("jtfs",)), "theta_synth_l1", within_factor_2) for m in VARIANTS[:2]),
+    *(Claim(f"{paper.METHODS[m]} is within a factor 2 of MSS in time per step", "Section 1, Table 5",
+            ((m,), MSS), "train_step_ms", within_factor_2) for m in VARIANTS[:2]),
+    Claim("a SCRAPL step takes less time than a JTFS step", "Table 5", (VARIANTS, ("jtfs",)), "train_step_ms", lower),
+    Claim("MSS losses never learn slope", "Table 1", (MSS,), "theta_slope_l1", at_chance),
+    Claim("JTFS and every SCRAPL variant learn slope better than any MSS", "Tables 1 and 2",
+          (("jtfs", *VARIANTS), MSS), "theta_slope_l1", lower),
+    Claim("JTFS and every SCRAPL variant are more accurate than any MSS", "Tables 1 and 2",
+          (("jtfs", *VARIANTS), MSS), "theta_synth_l1", lower),
+    Claim("JTFS and SCRAPL end at a lower JTFS distance than any MSS", "Figure 3",
+          (("jtfs", *VARIANTS[:2]), MSS), "jtfs_distance", lower),
+    Claim("each technique lowers the error: plain, + P-Adam, + P-SAGA", "Table 2",
+          tuple((m,) for m in tables.ABLATION[:3]), "theta_synth_l1", falls_in_order),
+    _change("plus_padam", "val_total_variation", raises),
+    _change("plus_padam", "val_convergence_steps", lowers),
+    *(_change("plus_psaga", metric, lowers) for metric in TABLE_2_METRICS),
+    *(_change("plus_theta_is", metric, lowers) for metric in TABLE_2_METRICS[1:]),
+)  # fmt: skip
+"""What the paper claims of the granular task; of Table 6, where it prints p < 0.01."""
+
+
+def _cells(values: pd.DataFrame) -> dict[tuple[str, str], Cell]:
+    cells = {}
+    for method, metric in values[["method", "metric"]].drop_duplicates().itertuples(index=False):
+        if len(seeds := values_by_seed(values, method, metric)):
+            mean, half_width = mean_ci95(seeds)
+            half_width = 0.0 if math.isnan(half_width) else half_width
+            cells[method, metric] = Cell(paper.METHODS[method], mean, half_width, len(seeds), seeds)
+    return cells
+
+
+def paper_cells() -> dict[tuple[str, str], Cell]:
+    """The paper's numbers the claims rest on by (method, metric): from the authors' seeds where they are known, else printed."""
+    cells = {(m, "train_step_ms"): Cell(paper.METHODS[m], ms, 0.0, 1) for m, ms in paper.step_ms().items()}
+    for table, metric in [*(("table_1", metric) for metric in list(METRICS)[:3]), ("figure_3", "jtfs_distance")]:
+        for method in paper.methods_in(table):
+            mean, ci95, n = paper.published(table, method, metric if table == "table_1" else f"test_{metric}")
+            cells[method, metric] = Cell(paper.METHODS[method], mean, 0.0 if math.isnan(ci95) else ci95, n)
+    return cells | _cells(paper.authors_seeds())
+
+
+def groups_of(claim: Claim, cells: dict[tuple[str, str], Cell], least: int = 1) -> list[list[Cell]]:
+    """The sides of a claim, each with those of its methods that have at least `least` seeds."""
+    there = [[cells[m, claim.metric] for m in group if (m, claim.metric) in cells] for group in claim.groups]
+    return [[cell for cell in group if cell.n >= least] for group in there]
+
+
+def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str) -> pd.DataFrame:
+    """Each of `CLAIMS` judged by the runs of one profile of the granular task; write it with `tables.write_table`.
+
+    runs: as `records.load_runs` gives them. not_run: method -> why it has no runs. Columns claim, place (in the paper),
+    profile, unit, ours, seeds ("5" or "3 to 5"), paper, verdict, left_out, rule. The verdict is "holds", "holds in part" or
+    "does not hold" by the rule; "too few seeds" when a side of the comparison has no method with 3 seeds that have the
+    value (failed ones and, for steps, those that never converged do not), or a pair fewer than 3 in common; "not run" when a
+    side has no run. left_out names the methods of the claim left out of it for that, and failed seeds, with the reason.
+    """
+    ours, theirs, rows = _cells(tables.seed_values(runs)), paper_cells(), []
+    for claim in CLAIMS:
+        used, left = groups_of(claim, ours, LEAST_SEEDS), []
+        if all(used):
+            text, verdict = claim.judge(used)
+        else:
+            any_run = all(any(run.method in group for run in runs) for group in claim.groups)
+            text, verdict = "", "too few seeds" if any_run else "not run"
+        for method in itertools.chain(*claim.groups):
+            cell, reason = ours.get((method, claim.metric)), tables.row_note(runs, method, not_run)
+            n = cell.n if cell else 0
+            few = f"{n} seeds have it" if n < LEAST_SEEDS and any(run.method == method for run in runs) else ""
+            if few or reason:
+                left.append(f"{paper.METHODS[method]} ({'; '.join(filter(None, (few, reason)))})")
+        n = sorted({cell.n for group in used for cell in group})
+        seeds = " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))
+        printed, _ = claim.judge(groups_of(claim, theirs))
+        rule = " ".join((claim.judge.__doc__ or "").split())
+        rows.append((claim.text, claim.place, profile, METRICS[claim.metric][1], text, seeds, printed, verdict,
+                     "; ".join(left), rule))  # fmt: skip
+    columns = ["claim", "place", "profile", "unit", "ours", "seeds", "paper", "verdict", "left_out", "rule"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,113 @@
+"""The neural encoder E: audio -> constant-Q transform -> CNN -> theta in (0, 1)^U (paper, section on the encoder)."""
+
+from __future__ import annotations
+
+import torch
+from nnAudio.features import CQT1992v2
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .jtfs import check_audio
+
+_LOG_FLOOR = 1e-3
+
+
+class Encoder(nn.Module):
+    """Log-CQT and CNN; `forward(features(audio))` estimates theta.
+
+    features: log(1 + CQT / 1e-3), with fmin = 0.4 sample_rate / 2^octaves. The CQT is nnAudio's, fixed: its kernels are
+    neither weights nor part of the state_dict. It carries no graph, so a data set's features can be computed once.
+    forward: one block per entry of `pools` (layer norm over both axes without weights, 3 x 3 convolution, max-pool,
+    PReLU), mean over both axes, dense layer, and a small head per parameter, ended by a sigmoid.
+
+    Args:
+        sample_rate_hz, n_samples: of the audio.
+        n_params: number of parameters U.
+        octaves, bins_per_octave, hop: of the CQT; hop in samples.
+        channels: channels of every block.
+        pools: (log-frequency, time) pooling of each block.
+        dense: width of the dense layer; a head's hidden layer has half.
+        dropout: probability, after the dense layer and in the heads.
+
+    The defaults are the paper's granular and chirplet encoder: features 60 x 129, 604,106 weights in 28 tensors. TR-808:
+    Encoder(44100, 44100, 14, octaves=9, pools=((2, 2), (2, 2), (2, 3), (3, 3), (3, 3)), dense=128, dropout=0.25).
+    Weights are drawn from torch's global generator.
+    """
+
+    def __init__(
+        self,
+        sample_rate_hz: float = 8192,
+        n_samples: int = 32768,
+        n_params: int = 2,
+        octaves: int = 5,
+        hop: int = 256,
+        channels: int = 128,
+        pools: tuple[tuple[int, int], ...] = ((2, 2),) * 5,
+        dense: int = 64,
+        dropout: float = 0.5,
+        bins_per_octave: int = 12,
+    ) -> None:
+        super().__init__()
+        self.n_samples = n_samples
+        self.n_params = n_params
+        self.feature_shape = (octaves * bins_per_octave, n_samples // hop + 1)
+
+        bins, frames = self.feature_shape
+        for pool in pools:
+            bins, frames = bins // pool[0], frames // pool[1]
+        if min(bins, frames) < 1:
+            raise ValueError(
+                f"pools {pools} leave nothing of {self.feature_shape[0]} bins x {self.feature_shape[1]} frames: "
+                "use fewer or smaller ones"
+            )
+
+        self.cqt = CQT1992v2(
+            sr=sample_rate_hz,
+            hop_length=hop,
+            fmin=0.4 * sample_rate_hz / 2**octaves,
+            n_bins=octaves * bins_per_octave,
+            bins_per_octave=bins_per_octave,
+            verbose=False,
+        )
+        if self.cqt.kernel_width // 2 >= n_samples:
+            raise ValueError(
+                f"the lowest CQT filter is {self.cqt.kernel_width} samples long and reflected half of that beyond the "
+                f"audio's ends, too much for {n_samples} samples: use fewer octaves or longer audio"
+            )
+        for name, kernel in list(self.cqt.named_buffers()):
+            self.cqt.register_buffer(name, kernel, persistent=False)
+
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(1 if i == 0 else channels, channels, 3, padding="same") for i in range(len(pools))
+        )
+        self.pools = nn.ModuleList(nn.MaxPool2d(pool) for pool in pools)
+        self.activations = nn.ModuleList(nn.PReLU() for _ in pools)
+        self.dense = nn.Sequential(nn.Linear(channels, dense), nn.PReLU(), nn.Dropout(dropout))
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(dense, dense // 2), nn.PReLU(), nn.Dropout(dropout), nn.Linear(dense // 2, 1), nn.Sigmoid()
+            )
+            for _ in range(n_params)
+        )
+
+    @torch.no_grad()
+    def features(self, audio: Tensor) -> Tensor:
+        """audio (batch, 1, n_samples) -> log-CQT (batch, 1, bins, frames), without a graph.
+
+        Raises ValueError or TypeError for audio of another shape, or not finite.
+        """
+        check_audio(audio, "audio", self.n_samples)
+        return torch.log1p(self.cqt(audio)[:, None] / _LOG_FLOOR)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (batch, 1, bins, frames) -> theta (batch, n_params) in (0, 1)."""
+        if features.ndim != 4 or features.shape[1:] != (1, *self.feature_shape):
+            raise ValueError(
+                f"expected features of shape (batch, 1, {self.feature_shape[0]}, {self.feature_shape[1]}), got "
+                f"{tuple(features.shape)}: call encoder(encoder.features(audio))"
+            )
+        hidden = features
+        for convolution, pool, activation in zip(self.convolutions, self.pools, self.activations):
+            hidden = activation(pool(convolution(F.layer_norm(hidden, hidden.shape[-2:]))))
+        hidden = self.dense(hidden.mean(dim=(-2, -1)))
+        return torch.cat([head(hidden) for head in self.heads], dim=1)

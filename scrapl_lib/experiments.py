@@ -1,0 +1,196 @@
+"""The grid of experiments: task x method x seed, at the size of a profile; one flat, frozen config per run.
+
+    smoke  toy size, everything in minutes on two cores; its numbers mean nothing
+    quick  a reduced problem for a laptop, on which the paper's ordering shows
+    paper  the hyperparameters of the paper (section 7, Tables 10 to 12), for a CUDA GPU
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+
+from .data import ThetaGrid
+from .encoder import Encoder
+from .synths import GranularSynth
+
+TASKS = ("granular",)
+PROFILES = ("smoke", "quick", "paper")
+# method -> (loss, optimizer), in display order
+METHODS = {
+    "p_loss": ("p_loss", "adamw"),
+    "jtfs": ("jtfs", "adamw"),
+    "scrapl": ("scrapl", "psaga"),
+    "scrapl_no_theta_is": ("scrapl", "psaga"),
+    "scrapl_padam": ("scrapl", "padam"),
+    "scrapl_plain": ("scrapl", "adamw"),
+    "mss_linear": ("mss_linear", "adamw"),
+    "mss_log_linear": ("mss_log_linear", "adamw"),
+    "mss_revisited": ("mss_revisited", "adamw"),
+    "mss_random": ("mss_random", "adamw"),
+    "ms_clap": ("ms_clap", "adamw"),
+    "panns_wavegram_logmel": ("panns_wavegram_logmel", "adamw"),
+}
+NOT_RUN = {
+    "scrapl": "needs theta-importance sampling, which is not built yet",
+    "ms_clap": "weights unavailable",
+    "panns_wavegram_logmel": "weights unavailable",
+}
+SCATTERING = ("jtfs", "scrapl")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the outcome of a run, but for the machine. Lengths are in samples; the defaults are the
+    paper's granular task."""
+
+    profile: str
+    task: str
+    method: str
+    seed: int
+    loss: str
+    optimizer: str
+    # sound
+    sample_rate_hz: int = 8192
+    n_samples: int = 32768
+    n_grains: int = 64
+    grain_samples: int = 4096
+    slope_hop: int = 256
+    # data
+    grid_size: int = 32
+    n_synth_seeds: int = 5
+    # scattering transform
+    J: int = 12
+    Q1: int = 8
+    Q2: int = 2
+    J_fr: int = 3
+    Q_fr: int = 2
+    # encoder
+    cqt_octaves: int = 5
+    cqt_hop: int = 256
+    channels: int = 128
+    pools: tuple[tuple[int, int], ...] = ((2, 2),) * 5
+    dense: int = 64
+    dropout: float = 0.5
+    # training
+    epochs: int = 200
+    batch_size: int = 32
+    accumulate: int = 1
+    lr: float = 1e-5
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    gradient_scale: float = 1.0
+    # test
+    n_audio_test: int = 1024
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), field.type
+            wanted = kind if isinstance(kind, type) else tuple
+            if not isinstance(value, wanted) or isinstance(value, bool):
+                raise TypeError(f"{field.name} must be {wanted.__name__}, got {value!r}")
+
+    @property
+    def flat(self) -> dict[str, object]:
+        """The config as the record keeps it."""
+        return asdict(self)
+
+    def synth(self) -> GranularSynth:
+        """The task's synthesizer."""
+        return GranularSynth(self.sample_rate_hz, self.n_samples, self.n_grains, self.grain_samples, self.slope_hop)
+
+    def data(self) -> ThetaGrid:
+        """The task's parameters, synthesizer seeds and folds."""
+        return ThetaGrid(self.grid_size, self.synth().n_params, self.n_synth_seeds)
+
+    def encoder(self) -> Encoder:
+        """A new encoder; its weights come from torch's global generator."""
+        return Encoder(
+            self.sample_rate_hz, self.n_samples, self.synth().n_params, self.cqt_octaves, self.cqt_hop,
+            self.channels, self.pools, self.dense, self.dropout,
+        )  # fmt: skip
+
+    def transform(self) -> dict[str, int]:
+        """Arguments of SCRAPLLoss and JTFSLoss."""
+        return {"shape": self.n_samples, "J": self.J, "Q1": self.Q1, "Q2": self.Q2, "J_fr": self.J_fr, "Q_fr": self.Q_fr}
+
+
+# Time is four times shorter and everything that has a duration with it, so that the slope (its unit is
+# sample_rate / (12 slope_hop) / 4 octaves per second) stays as audible; fewer wavelets, weights and steps.
+_QUICK = {
+    "n_samples": 8192, "n_grains": 16, "grain_samples": 1024, "slope_hop": 64,
+    "grid_size": 16, "n_synth_seeds": 3,
+    "J": 10, "Q2": 1, "Q_fr": 1,
+    "cqt_octaves": 4, "cqt_hop": 64, "channels": 32, "pools": ((2, 2),) * 4, "dense": 32, "dropout": 0.0,
+    "epochs": 9, "batch_size": 8, "lr": 1e-3, "n_audio_test": 64,
+}  # fmt: skip
+_SMOKE = {
+    "n_samples": 2560, "n_grains": 4, "grain_samples": 512, "slope_hop": 32,
+    "grid_size": 5, "n_synth_seeds": 1,
+    "J": 7, "Q1": 4, "Q2": 1, "J_fr": 2, "Q_fr": 1,
+    "cqt_octaves": 2, "cqt_hop": 64, "channels": 4, "pools": ((2, 2),) * 3, "dense": 8, "dropout": 0.0,
+    "epochs": 3, "batch_size": 4, "lr": 1e-3, "n_audio_test": 4,
+}  # fmt: skip
+_SIZES = {"smoke": _SMOKE, "quick": _QUICK, "paper": {}}
+# seeds per profile: (every method but JTFS, JTFS); the paper ran JTFS once
+_SEEDS = {"smoke": (2, 2), "quick": (5, 3), "paper": (20, 1)}
+# rough cost of a step relative to a SCRAPL step, for the order of runs and the time left of the progress bar
+STEP_COST = {"jtfs": 15.0, "scrapl": 1.0, "p_loss": 0.15}
+OTHER_STEP_COST = 0.3
+
+
+def check_name(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Return `name` if it is among `valid`; else raise ValueError with the nearest valid one."""
+    valid = tuple(valid)
+    if name in valid:
+        return name
+    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {kind} {name!r}: {hint}valid are {', '.join(valid)}")
+
+
+def make_config(task: str, method: str, seed: int, profile: str, **changes: object) -> RunConfig:
+    """The config of one run; `changes` replace single fields (for experiments of your own: records then count as stale).
+
+    Raises: ValueError for unknown names, with the nearest valid one; TypeError for a field of the wrong type.
+    """
+    check_name("task", task, TASKS)
+    check_name("method", method, METHODS)
+    check_name("profile", profile, PROFILES)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be an integer from 0, got {seed!r}")
+    loss, optimizer = METHODS[method]
+    config = RunConfig(profile, task, method, seed, loss, optimizer, **_SIZES[profile])
+    if loss in SCATTERING:
+        config = replace(config, gradient_scale=1e8)
+    if loss == "jtfs" and profile == "paper":
+        config = replace(config, batch_size=6, accumulate=5)
+    for name in changes:
+        check_name("config field", name, (field.name for field in fields(RunConfig)))
+    return replace(config, **changes)
+
+
+def seeds_of(method: str, profile: str) -> list[int]:
+    """The seeds of a method in a profile; none for a method that cannot be run yet."""
+    if method in NOT_RUN:
+        return []
+    others, jtfs = _SEEDS[profile]
+    return list(range(jtfs if METHODS[method][0] == "jtfs" else others))
+
+
+def grid(task: str, profile: str, methods: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[RunConfig]:
+    """The configs of a task's runs, by method and seed: all of the profile, or those asked for.
+
+    Raises: ValueError for unknown names, and for a method that cannot be run, with the reason.
+    """
+    check_name("task", task, TASKS)
+    check_name("profile", profile, PROFILES)
+    configs = []
+    for method in METHODS if methods is None else methods:
+        check_name("method", method, METHODS)
+        if method in NOT_RUN and methods is not None:
+            raise ValueError(f"method {method!r} is not run: {NOT_RUN[method]}")
+        wanted = seeds_of(method, profile) if seeds is None or method in NOT_RUN else list(seeds)
+        configs += [make_config(task, method, seed, profile) for seed in wanted]
+    return configs

@@ -1,0 +1,244 @@
+"""Figures 1 to 4 of the paper, drawn from records only; each comes with the numbers it shows and a caption.
+
+    plot = figure_1(runs, "quick", not_run)
+    save_figure(*plot[:2], "figure_1", "quick", caption=plot.caption)
+
+In a notebook a `Plot` as the last value of a cell shows itself.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from scrapl_lib.claims import paper_cells
+from scrapl_lib.paper import METHODS
+from scrapl_lib.records import ROOT, Run, write_bytes_atomic, write_csv
+from scrapl_lib.stats import mean_ci95
+from scrapl_lib.tables import ABLATION, profile_note, seed_values, values_by_seed
+
+STYLE = {  # method: colour (Okabe & Ito, Tol), marker, line; one for every figure
+    "p_loss": ("#000000", "*", "-"),
+    "jtfs": ("#0072B2", "s", "-"),
+    "scrapl": ("#D55E00", "o", "-"),
+    "scrapl_no_theta_is": ("#E69F00", "p", "--"),
+    "scrapl_padam": ("#CC79A7", "D", "-."),
+    "scrapl_plain": ("#882255", "P", ":"),
+    "mss_linear": ("#009E73", "^", "-"),
+    "mss_log_linear": ("#56B4E9", "v", "--"),
+    "mss_revisited": ("#999933", "<", "-."),
+    "mss_random": ("#332288", ">", ":"),
+    "ms_clap": ("#999999", "X", "--"),
+    "panns_wavegram_logmel": ("#661100", "d", "-."),
+}
+BAND = "mean and 95 % interval over seeds (± 1.96 population standard deviations / √n)"
+
+
+class Plot(NamedTuple):
+    """A figure, the numbers drawn in it (tidy) and its caption, which is also written below it."""
+
+    figure: Figure
+    data: pd.DataFrame
+    caption: str
+
+    def _repr_png_(self) -> bytes:
+        return _bytes(self, "png")
+
+
+def _bytes(plot: Plot, kind: str) -> bytes:
+    stream = io.BytesIO()
+    about = {"Description": plot.caption} if kind == "png" else {"Subject": plot.caption, "CreationDate": None}
+    plot.figure.savefig(stream, format=kind, dpi=200, bbox_inches="tight", metadata=about)
+    return stream.getvalue()
+
+
+def save_figure(
+    figure: Figure, data: pd.DataFrame, name: str, profile: str, output: Path = ROOT, caption: str = ""
+) -> list[Path]:
+    """Write figures/<profile>/<name>.pdf, .png (the caption as its Description) and .csv (`data` with a profile column).
+
+    The same figure gives the same bytes. Returns the three paths.
+    """
+    base = Path(output) / "figures" / profile
+    paths = [base / f"{name}.{kind}" for kind in ("pdf", "png", "csv")]
+    for path in paths[:2]:
+        write_bytes_atomic(path, _bytes(Plot(figure, data, caption), path.suffix[1:]))
+    write_csv(paths[2], data.assign(profile=profile))
+    return paths
+
+
+def _seeds_note(runs: Sequence[Run], methods: Iterable[str], not_run: dict[str, str]) -> str:
+    """ "Seeds: 5 (JTFS 3). Failed: none. Not run: MS-CLAP (weights unavailable)." """
+    counts = {m: n for m in methods if (n := sum(run.ok for run in runs if run.method == m))}
+    usual = max(set(counts.values()), key=list(counts.values()).count, default=0)
+    others = ", ".join(f"{METHODS[m]} {n}" for m, n in counts.items() if n != usual)
+    failed = ", ".join(f"{METHODS[run.method]} seed {run.seed}" for run in runs if run.method in methods and not run.ok)
+    absent: dict[str, list[str]] = {}
+    for method in methods:
+        if not any(run.method == method for run in runs):
+            absent.setdefault(not_run.get(method, "no record yet"), []).append(METHODS[method])
+    missing = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in absent.items())
+    notes = [f"Seeds: {usual}{f' ({others})' if others else ''}.", f"Failed: {failed or 'none'}."]
+    return " ".join([*notes, f"Not run: {missing}." if missing else ""]).strip()
+
+
+def _start(runs: Sequence[Run], profile: str, width: float, panels: int) -> tuple[Figure, Sequence[Axes]]:
+    other = sorted({f"{run.profile}/{run.task}" for run in runs} - {f"{profile}/granular"})
+    if other:
+        raise ValueError(f"runs of {other} given for a figure of {profile}/granular; load them with load_runs")
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for ax in axes:
+        ax.grid(True, which="major", color="0.9", linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Sequence[Axes], data: pd.DataFrame, title: str, notes: Iterable[str], profile: str) -> Plot:
+    handles = {label: handle for handle, label in zip(*axes[0].get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8, frameon=False)
+    caption = " ".join([f"{title}.", *filter(None, [profile_note(profile), *notes])])
+    figure.suptitle(title + ("" if profile == "paper" else f" [profile {profile}]"), fontsize=10, x=0.01, ha="left")
+    wrapped = textwrap.fill(caption, width=int(figure.get_figwidth() * 18))
+    figure.text(0.01, -0.02, wrapped, fontsize=7, va="top", color="0.25")
+    return Plot(figure, data, caption)
+
+
+def _plain_log(axis_name: str, ax: Axes) -> None:
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..., more of them within a decade."""
+    getattr(ax, f"set_{axis_name}scale")("log")
+    axis = getattr(ax, f"{axis_name}axis")
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 7)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _against_cost(runs: Sequence[Run], metric: str, relative: bool) -> pd.DataFrame:
+    """Rows method, source ("ours", "paper"), n_seeds, cost (train step relative to P-loss's), value, ci95."""
+    values, cells, rows = seed_values(runs), paper_cells(), []
+    for method in METHODS:
+        seeds = values_by_seed(values, method, metric)
+        if len(seeds):
+            cost = values_by_seed(values, method, "train_step_ms").median()
+            rows.append((method, "ours", len(seeds), cost, *mean_ci95(seeds)))
+        if (method, metric) in cells:
+            cell = cells[method, metric]
+            rows.append((method, "paper", cell.n, cells[method, "train_step_ms"].mean, cell.mean, cell.half_width or math.nan))
+    data = pd.DataFrame(rows, columns=["method", "source", "n_seeds", "train_step_ms", "value", "ci95"])
+    data.insert(4, "cost", np.nan)
+    for _, group in data.groupby("source"):
+        base = group[group["method"] == "p_loss"]
+        if len(base):
+            data.loc[group.index, "cost"] = group["train_step_ms"] / base["train_step_ms"].iloc[0]
+            if relative:
+                data.loc[group.index, ["value", "ci95"]] /= base["value"].iloc[0]
+    return data.dropna(subset="cost").reset_index(drop=True)
+
+
+def _scatter(runs: Sequence[Run], profile: str, not_run: dict[str, str], metric: str, title: str, ylabel: str,
+             relative: bool = False) -> Plot:  # fmt: skip
+    data = _against_cost(runs, metric, relative)
+    figure, axes = _start(runs, profile, 7.2, 1)
+    for row in data.itertuples():
+        colour, marker, _ = STYLE[row.method]
+        ours = row.source == "ours"
+        error = None if math.isnan(row.ci95) else row.ci95
+        axes[0].errorbar(row.cost, row.value, error, fmt=marker, color=colour, markersize=9 if marker == "*" else 7,
+                         markerfacecolor=colour if ours else "white", elinewidth=1, capsize=2, zorder=3 if ours else 2)  # fmt: skip
+    for method in data["method"].unique():
+        colour, marker, _ = STYLE[method]
+        axes[0].plot([], [], marker, color=colour, label=METHODS[method])
+    axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="hollow: the paper's")
+    _plain_log("x", axes[0])
+    _plain_log("y", axes[0])
+    axes[0].set_xlabel("time of one training step, relative to P-loss")
+    axes[0].set_ylabel(ylabel)
+    notes = [f"Filled: ours, hollow: the paper's. Bars: {BAND}.", _seeds_note(runs, METHODS, not_run),
+             "Cost: median training step of a run, median over seeds; the paper's: Table 5 plus 54.7 ms for the model."]  # fmt: skip
+    if "ours" not in set(data["source"]):
+        notes.append("Ours is not drawn: there is no finished P-loss run to relate the cost to.")
+    return _finish(figure, axes, data.rename(columns={"value": metric}), title, notes, profile)
+
+
+def figure_1(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
+    """Figure 1: test error (theta L1, per mille) against the cost of a training step relative to P-loss, log axes.
+
+    runs: finished and failed ones of the granular task and this profile (ValueError otherwise), as `records.load_runs` gives
+    them. not_run: method -> why it has no runs. data: method, source, n_seeds, train_step_ms, cost, the metric, ci95.
+    """
+    return _scatter(runs, profile, not_run, "theta_synth_l1", "Figure 1: error against cost, granular synthesizer",
+                    "test L1 of θ (‰)")  # fmt: skip
+
+
+def figure_3(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
+    """Figure 3: JTFS distance on test against cost, both relative to P-loss (the paper's axis has an arbitrary scale).
+
+    Arguments and data as in `figure_1`.
+    """
+    return _scatter(runs, profile, not_run, "jtfs_distance", "Figure 3: JTFS distance against cost, granular synthesizer",
+                    "JTFS distance on test, relative to P-loss", relative=True)  # fmt: skip
+
+
+def curves(runs: Sequence[Run], methods: Iterable[str]) -> pd.DataFrame:
+    """Validation theta L1 (per mille) of finished runs at the steps all seeds of a method share.
+
+    Columns method, step, wall_s (mean over seeds, s), n_seeds, mean, ci95 (NaN for one seed).
+    """
+    rows = []
+    for method in methods:
+        histories = [run.history for run in runs if run.method == method and run.ok]
+        if not histories:
+            continue
+        every = pd.concat(h[(h["split"] == "val") & (h["metric"] == "theta_synth_l1")] for h in histories)
+        for step, group in every.groupby("step"):
+            if len(group) == len(histories):
+                rows.append((method, step, group["wall_s"].mean(), len(group), *mean_ci95(group["value"])))
+    return pd.DataFrame(rows, columns=["method", "step", "wall_s", "n_seeds", "mean", "ci95"])
+
+
+def _draw_curves(ax: Axes, data: pd.DataFrame, x: str) -> None:
+    for method, group in data.groupby("method", sort=False):
+        colour, _, line = STYLE[method]
+        band = group["ci95"].fillna(0)
+        ax.plot(group[x], group["mean"], line, color=colour, linewidth=1.6, label=METHODS[method])
+        ax.fill_between(group[x], group["mean"] - band, group["mean"] + band, color=colour, alpha=0.18, linewidth=0)
+    ax.set_ylim(bottom=0)
+    ax.set_ylabel("validation L1 of θ (‰)")
+
+
+def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
+    """Figure 2: validation error against wall-clock time (left, log axis) and training steps (right), all methods.
+
+    Arguments as in `figure_1`; data as in `curves`.
+    """
+    data = curves(runs, METHODS)
+    figure, axes = _start(runs, profile, 9.6, 2)
+    _draw_curves(axes[0], data[data["wall_s"] > 0], "wall_s")
+    _plain_log("x", axes[0])
+    axes[0].set_xlabel("wall-clock time (s)")
+    _draw_curves(axes[1], data, "step")
+    axes[1].set_xlabel("training step")
+    notes = [f"Lines and bands: {BAND}; time: mean over seeds at the step.", _seeds_note(runs, METHODS, not_run)]
+    return _finish(figure, axes, data, "Figure 2: convergence in time and in steps, granular synthesizer", notes, profile)
+
+
+def figure_4(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
+    """Figure 4: validation error per step of the ablation, with JTFS and P-loss. Arguments as in `figure_1`, data as in
+    `curves`."""
+    data = curves(runs, ABLATION)
+    figure, axes = _start(runs, profile, 7.2, 1)
+    _draw_curves(axes[0], data, "step")
+    axes[0].set_xlabel("training step")
+    notes = [f"Lines and bands: {BAND}.", _seeds_note(runs, ABLATION, not_run)]
+    return _finish(figure, axes, data, "Figure 4: convergence of the ablation, granular synthesizer", notes, profile)

@@ -1,0 +1,300 @@
+"""One training run is one folder: its values and where they come from.
+
+``<output>/results/<profile>/<task>/<method>/seed_<n>/`` holds ``history.csv``, ``test.csv`` (columns in `COLUMNS`) and,
+written last, ``run.json``: status, resolved config and its hash, SHA-256 and rows of the two files, provenance. Files are
+written to a temporary name beside them and renamed; writers and readers of one folder exclude each other by an advisory
+lock on it; run.json hashes everything, its own fields included: an edited, truncated or mixed record is refused
+(`BrokenRecord`) wherever it is used. Deleting the folder asks for the run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+try:
+    import fcntl
+except ImportError:  # Windows: without a lock the hashes still catch a mix
+    fcntl = None
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = {"history.csv": ["step", "split", "metric", "value", "wall_s"], "test.csv": ["metric", "value", "unit"]}
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "kymatio", "nnAudio", "auraloss")
+PLACE = ("profile", "task", "method", "seed")
+
+
+class BrokenRecord(ValueError):
+    """A record that is not what its run wrote; `file`, `expected`, `found` say where and how."""
+
+    def __init__(self, file: Path, expected: str, found: str):
+        self.file, self.expected, self.found = file, expected, found
+        profile, task, method, seed = file.parent.parts[-4:]
+        super().__init__(
+            f"broken record {file}: expected {expected}, found {found}. To mend it, delete the folder {file.parent} and run: "
+            f"python -m scrapl_lib run --task {task} --method {method} --seeds {seed.removeprefix('seed_')} --profile {profile}"
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One record as read: `history` and `test` are its CSV files, `info` is the whole of run.json."""
+
+    profile: str
+    task: str
+    method: str
+    seed: int
+    status: str
+    config: dict[str, Any]
+    history: pd.DataFrame
+    test: pd.DataFrame
+    info: dict[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run finished; the status of a failed one is ``failed:<why>``."""
+        return self.status == "ok"
+
+    def value(self, metric: str) -> float:
+        """The test value of `metric`; NaN when it is absent or empty (convergence never reached)."""
+        found = self.test.loc[self.test["metric"] == metric, "value"]
+        return float(found.iloc[0]) if len(found) else float("nan")
+
+
+def utc_now() -> str:
+    """This moment in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _json(data: Any, **layout: Any) -> str:
+    try:
+        return json.dumps(data, sort_keys=True, allow_nan=False, default=lambda x: x.item(), **layout)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"a record's JSON holds str, bool, None, finite numbers and lists of them: {error}; {data}") from error
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a config as canonical JSON: key order and tuple or list do not matter; 1 and 1.0 differ.
+
+    Raises TypeError for keys that are not str, ValueError for values JSON cannot hold (NaN and infinities among them).
+    """
+    if wrong := [key for key in config if not isinstance(key, str)]:
+        raise TypeError(f"config keys must be str, got {wrong}")
+    return hashlib.sha256(_json(config, separators=(",", ":")).encode()).hexdigest()
+
+
+@functools.cache
+def _code_version() -> str:
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return "unknown"
+        dirty = git("status", "--porcelain", "--", str(Path(__file__).parent))
+        return git("rev-parse", "--verify", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def provenance(device: Any) -> dict[str, Any]:
+    """What makes a result: code_version (git commit, "-dirty" when scrapl_lib/ differs from it, or "unknown"), versions,
+    device, device_name, peak_memory_mb (MiB: allocated on a CUDA device, else this process's largest resident size)."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    device, name, peak = str(device), platform.machine(), None
+    if device.startswith("cuda") and "torch" in sys.modules:
+        cuda = sys.modules["torch"].cuda
+        name, peak = cuda.get_device_name(device), cuda.max_memory_allocated(device) / 2**20
+    elif fcntl is not None:
+        import resource  # absent where fcntl is; counts bytes on macOS, KiB on Linux
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    peak = peak and round(peak, 1)
+    return {"code_version": _code_version(), "versions": versions, "device": device, "device_name": name,
+            "peak_memory_mb": peak}  # fmt: skip
+
+
+def write_bytes_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to a temporary name in the same folder (made when missing), then rename: all of it or nothing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """`write_bytes_atomic` of UTF-8 text with its line ends unchanged."""
+    write_bytes_atomic(path, text.encode())
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    return frame.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode()
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table without its index, floats with 9 significant digits, NaN as an empty cell, atomically."""
+    write_bytes_atomic(path, _csv(frame))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, exclusive: bool) -> Iterator[None]:
+    """Hold the advisory lock of `folder`; it goes with the process; a file system without locks goes without."""
+    if fcntl is None or not folder.is_dir():
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def run_folder(profile: str, task: str, method: str, seed: int, output: Path = ROOT) -> Path:
+    """The folder of one run; it need not exist."""
+    return Path(output).absolute() / "results" / profile / task / method / f"seed_{seed}"
+
+
+def _place(folder: Path) -> dict[str, Any]:
+    """Profile, task, method and seed as the folder's name says; a name that is no seed_<n> stays as it is."""
+    *names, seed = folder.parts[-4:]
+    digits = seed.removeprefix("seed_")
+    return dict(zip(PLACE, [*names, int(digits) if digits.isdecimal() and f"seed_{int(digits)}" == seed else seed]))
+
+
+def write_run(folder: Path, *, status: str, config: dict[str, Any], history: pd.DataFrame, test: pd.DataFrame,
+              start_utc: str, device: Any, threads: int, train_step_ms: dict[str, float] | None) -> None:  # fmt: skip
+    """Write the record of one run, replacing the one there; run.json goes first and comes last, so that a run killed in
+    between counts as missing.
+
+    folder: from `run_folder`. status: "ok" or "failed:<why>". history, test: exactly the columns of `COLUMNS`, may be empty.
+    start_utc: from `utc_now`. train_step_ms: median, q25, q75 in ms and n, or None. Waits for the folder's flock: do not
+    hold one on it. Raises ValueError for another status, columns or folder, a config that contradicts it, NaN in the JSON.
+    """
+    folder = Path(folder).absolute()
+    place = _place(folder)
+    if place != {**place, **{key: config[key] for key in PLACE if key in config}} or not isinstance(place["seed"], int):
+        raise ValueError(f"folder {folder} says {place}, which its config contradicts: {config}; use run_folder()")
+    if status != "ok" and not (status.startswith("failed:") and status.removeprefix("failed:").strip()):
+        raise ValueError(f"status must be 'ok' or 'failed:<why>', got {status!r}")
+    data, files = {}, {}
+    for name, table in {"history.csv": history, "test.csv": test}.items():
+        if list(table.columns) != COLUMNS[name]:
+            raise ValueError(f"{name} needs the columns {COLUMNS[name]}, got {list(table.columns)}")
+        data[name] = _csv(table)
+        files[name] = {"sha256": hashlib.sha256(data[name]).hexdigest(), "rows": len(table)}
+    info = {**place, "status": status, "config": config, "config_hash": config_hash(config), "files": files}
+    info |= {**provenance(device), "threads": threads, "start_utc": start_utc, "end_utc": utc_now()}
+    info |= {"train_step_ms": train_step_ms}
+    info["record_sha256"] = config_hash(info)
+    text = _json(info, indent=1) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, exclusive=True):
+        (folder / "run.json").unlink(missing_ok=True)
+        for leftover in folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+        for name, content in data.items():
+            write_bytes_atomic(folder / name, content)
+        write_text_atomic(folder / "run.json", text)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
+    """run.json and the bytes of the CSV files, all of it checked; None when there is no run.json."""
+    path, data = folder / "run.json", {}
+    with _locked(folder, exclusive=False):
+        if not path.exists():
+            return None
+        try:
+            info = json.loads(path.read_bytes())
+            claimed, actual = info.pop("record_sha256"), config_hash(info)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BrokenRecord(path, "JSON with a record_sha256", f"{type(error).__name__}: {error}") from error
+        if claimed != actual:
+            raise BrokenRecord(path, f"fields with SHA-256 {claimed}", f"SHA-256 {actual} (edited by hand?)")
+        if (there := {key: info.get(key) for key in PLACE}) != _place(folder):
+            raise BrokenRecord(path, f"the record of {_place(folder)}, as its folder says", f"that of {there}")
+        for name in COLUMNS:
+            path, expected = folder / name, "{rows} rows with SHA-256 {sha256}".format(**info["files"][name])
+            if not path.is_file():
+                raise BrokenRecord(path, expected, "no such file")
+            data[name] = path.read_bytes()
+            actual, rows = hashlib.sha256(data[name]).hexdigest(), max(len(data[name].splitlines()) - 1, 0)
+            if actual != info["files"][name]["sha256"]:
+                raise BrokenRecord(path, expected, f"{rows} rows with SHA-256 {actual}")
+    return info, data
+
+
+def read_run(folder: Path) -> Run:
+    """Read and verify one record. Raises `BrokenRecord` when anything in it is missing or not as it was written."""
+    folder = Path(folder).absolute()
+    if (record := _read(folder)) is None:
+        raise BrokenRecord(folder / "run.json", "a finished or failed run", "no such file")
+    info, data = record
+    kinds, frames = {"step": "int64", "value": "float64", "wall_s": "float64"}, {}
+    for name, columns in COLUMNS.items():
+        kind = {column: kinds.get(column, "str") for column in columns}
+        empty = {column: [""] for column in columns if kind[column] == "float64"}
+        frames[name] = pd.read_csv(io.BytesIO(data[name]), dtype=kind, keep_default_na=False, na_values=empty)
+    keys = {key: info[key] for key in (*PLACE, "status", "config")}
+    return Run(**keys, history=frames["history.csv"], test=frames["test.csv"], info=info)
+
+
+def run_state(folder: Path, config_hash: str) -> str:
+    """"missing" (no run.json), "stale" (its config has another hash than `config_hash`), "done" or "failed".
+
+    Takes well under a millisecond: files are hashed, not parsed. Raises `BrokenRecord` when one is not as it was written.
+    """
+    if (record := _read(Path(folder).absolute())) is None:
+        return "missing"
+    info, _ = record
+    if info["config_hash"] != config_hash:
+        return "stale"
+    return "done" if info["status"] == "ok" else "failed"
+
+
+def load_runs(profile: str, task: str, expected: dict[tuple[str, int], str] | None = None,
+              output: Path = ROOT) -> list[Run]:  # fmt: skip
+    """The finished and failed runs of a task, sorted by method and seed.
+
+    expected: today's config hash by (method, seed). Only those runs are taken; one made with another config is stale: left
+    out and named in a UserWarning. None takes all there are. Raises `BrokenRecord` for a broken one.
+    """
+    runs, stale = [], []
+    for file in (Path(output).absolute() / "results" / profile / task).glob("*/*/run.json"):
+        key = (file.parts[-3], _place(file.parent)["seed"])
+        if expected is None or key in expected:
+            run = read_run(file.parent)
+            current = expected is None or run.info["config_hash"] == expected[key]
+            (runs if current else stale).append(run)
+    if stale:
+        listed = ", ".join(sorted(f"{run.method} seed {run.seed}" for run in stale))
+        warnings.warn(f"left out as stale, made with another config than today's: {task} {listed} ({profile})", stacklevel=2)
+    return sorted(runs, key=lambda run: (run.method, run.seed))

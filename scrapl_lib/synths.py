@@ -1,0 +1,204 @@
+"""Differentiable synthesizers without weights: theta in [0, 1]^U to audio (paper, section on synthesizers).
+
+A synthesizer may be random. `draw(seeds)` makes all of its random numbers, one independent draw per item and seed, and
+`render(theta, *draws)` is a deterministic and differentiable function of theta. Calling the synthesizer does both.
+
+Domain suffixes: _hz hertz, _s seconds, _oct_per_s octaves per second; lengths without a suffix are samples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What one coordinate of theta means.
+
+    `value(theta)` maps [0, 1] to [min, max] in `unit`, along `curve`: "linear" or "log2" (linear in octaves).
+    """
+
+    name: str
+    min: float
+    max: float
+    unit: str
+    curve: str = "linear"
+
+    def value(self, theta: Tensor) -> Tensor:
+        """theta in [0, 1], any shape -> the parameter's value, same shape."""
+        if self.curve == "log2":
+            return self.min * (self.max / self.min) ** theta
+        return self.min + (self.max - self.min) * theta
+
+
+class GranularSynth:
+    """Sum of short chirps ("grains") of random pitch and position, scaled to an L2 norm of 1.
+
+    theta[:, 0] is the density d: how many of the grains sound. theta[:, 1] is the slope s, in [-1, 1] after scaling:
+    how fast every grain glides, gamma = tan(0.95 s pi / 2) sample_rate / (12 hop) / 4 octaves per second.
+
+    Args:
+        sample_rate_hz: sample rate.
+        n_samples: length of the audio.
+        n_grains: grains per item.
+        grain_samples: length of a grain; at most n_samples - 1.
+        hop: sets the unit of the slope (one semitone per hop of this many samples, a quarter of it at s = 0.53). A grain
+            four times shorter wants a hop four times shorter, or the slope becomes inaudible.
+        f0_min_hz, f0_max_hz: range of the grains' centre frequencies, uniform in octaves.
+
+    The defaults are the paper's. Works in float32 and float64 (theta's), on theta's device, and is twice differentiable.
+    """
+
+    parameters = (Parameter("density", 0.0, 1.0, ""), Parameter("slope", -1.0, 1.0, ""))
+    n_params = len(parameters)
+
+    def __init__(
+        self,
+        sample_rate_hz: float = 8192,
+        n_samples: int = 32768,
+        n_grains: int = 64,
+        grain_samples: int = 4096,
+        hop: int = 256,
+        f0_min_hz: float = 256.0,
+        f0_max_hz: float = 2048.0,
+    ) -> None:
+        if min(sample_rate_hz, n_grains, hop) <= 0:
+            raise ValueError(
+                f"sample_rate_hz, n_grains and hop must be positive, got {sample_rate_hz}, {n_grains} and {hop}"
+            )
+        if not 2 <= grain_samples < n_samples:
+            raise ValueError(
+                f"grain_samples must be from 2 to n_samples - 1 = {n_samples - 1}, got {grain_samples}: "
+                "shorten the grains or lengthen the audio"
+            )
+        if not 0 < f0_min_hz <= f0_max_hz:
+            raise ValueError(f"expected 0 < f0_min_hz <= f0_max_hz, got {f0_min_hz} and {f0_max_hz}")
+        self.sample_rate_hz = sample_rate_hz
+        self.n_samples = n_samples
+        self.n_grains = n_grains
+        self.grain_samples = grain_samples
+        self.hop = hop
+        self.f0_min_hz = f0_min_hz
+        self.f0_max_hz = f0_max_hz
+
+    def draw(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """The random part: a grain's centre frequency and first sample.
+
+        An item's draw depends on its own seed only, not on the batch or the device (it is made on the CPU).
+
+        Args:
+            seeds: (batch,) int64.
+        Returns:
+            f0_hz (batch, n_grains) float64, log-uniform in [f0_min_hz, f0_max_hz);
+            onset (batch, n_grains) int64, uniform in [0, n_samples - grain_samples).
+        """
+        if seeds.dtype != torch.int64 or seeds.ndim != 1:
+            raise ValueError(f"seeds must be int64 of shape (batch,), got {seeds.dtype} of shape {tuple(seeds.shape)}")
+        u = _uniform(seeds.cpu(), 2 * self.n_grains).view(len(seeds), self.n_grains, 2)
+        f0_hz = self.f0_min_hz * torch.exp2(u[..., 0] * math.log2(self.f0_max_hz / self.f0_min_hz))
+        onset = (u[..., 1] * (self.n_samples - self.grain_samples)).long()
+        return f0_hz, onset
+
+    def render(self, theta: Tensor, f0_hz: Tensor, onset: Tensor) -> Tensor:
+        """The deterministic part.
+
+        Args:
+            theta: (batch, 2) density and slope in [0, 1], float32 or float64.
+            f0_hz, onset: (batch, n_grains) as from `draw`; onset in [0, n_samples - grain_samples].
+        Returns:
+            audio (batch, 1, n_samples) in theta's dtype and on its device, L2 norm 1.
+        """
+        _check_theta(theta, self.n_params)
+        batch, n = len(theta), self.grain_samples
+        for name, draw in (("f0_hz", f0_hz), ("onset", onset)):
+            if draw.shape != (batch, self.n_grains):
+                raise ValueError(
+                    f"{name} must have shape (batch, n_grains) = {(batch, self.n_grains)}, got {tuple(draw.shape)}"
+                )
+        if onset.dtype != torch.int64 or onset.min() < 0 or onset.max() > self.n_samples - n:
+            raise ValueError(
+                f"onset must be int64 in [0, {self.n_samples - n}], so that every grain fits, got {onset.dtype} in "
+                f"[{onset.min()}, {onset.max()}]"
+            )
+        f0_hz = f0_hz.to(theta.device, torch.float64)
+        onset = onset.to(theta.device)
+        density, slope = (p.value(theta[:, [u]]) for u, p in enumerate(self.parameters))  # (batch, 1) each
+
+        # All grains of an item glide alike, so one phase per item, in cycles per hertz of f0, serves them all. It is
+        # cheap to hold in float64, and needed: thousands of radians in float32 would cost half of the digits.
+        rate_oct_per_s = torch.tan(0.95 * math.pi / 2 * slope.double()) * self.sample_rate_hz / (12 * self.hop) / 4
+        sample = torch.arange(n, device=theta.device)
+        t_s = (sample - n / 2).double() / self.sample_rate_hz
+        cycles_per_hz = torch.cumsum(torch.exp2(rate_oct_per_s * t_s), dim=1) / self.sample_rate_hz  # (batch, n)
+        middle = cycles_per_hz[:, [n // 2]]
+        radians_at_middle = (2 * math.pi * torch.frac(f0_hz * middle)).to(theta.dtype)  # (batch, n_grains)
+        radians = torch.addcmul(
+            radians_at_middle[..., None],
+            (2 * math.pi * f0_hz).to(theta.dtype)[..., None],
+            (cycles_per_hz - middle).to(theta.dtype)[:, None],
+        )  # (batch, n_grains, n)
+
+        window = torch.sin(math.pi / n * sample.to(theta.dtype)) ** 2
+        gain = self._amplitudes(density) / f0_hz.to(theta.dtype).sqrt()  # (batch, n_grains)
+        grains = torch.sin(radians) * window * gain[..., None]
+
+        index = onset[..., None] + sample
+        audio = grains.new_zeros(batch, self.n_samples).scatter_add(1, index.flatten(1), grains.flatten(1))
+        return (audio / torch.linalg.vector_norm(audio, dim=1, keepdim=True))[:, None]
+
+    def __call__(self, theta: Tensor, seeds: Tensor) -> Tensor:
+        """theta (batch, 2) in [0, 1], seeds (batch,) int64 -> audio (batch, 1, n_samples)."""
+        return self.render(theta, *self.draw(seeds))
+
+    def _amplitudes(self, density: Tensor) -> Tensor:
+        """density (batch, 1) -> (batch, n_grains): falls from the first grain to the last, steeply so at low density.
+
+        Not divided by the largest, as the paper has it: the audio's norm is set afterwards.
+        """
+        offset = 0.25 * density + 0.75 * density**2
+        position = torch.arange(self.n_grains, device=density.device, dtype=density.dtype) / self.n_grains
+        return torch.sigmoid(-2 * (1 - density) * self.n_grains * (position - offset))
+
+
+def _check_theta(theta: Tensor, n_params: int) -> None:
+    if theta.ndim != 2 or theta.shape[1] != n_params or theta.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"theta must be float32 or float64 of shape (batch, {n_params}), got {theta.dtype} of shape "
+            f"{tuple(theta.shape)}"
+        )
+    if theta.device.type == "cpu" and not ((theta >= 0) & (theta <= 1)).all():  # CUDA would have to be waited for
+        raise ValueError(
+            f"theta must lie in [0, 1], got values in [{theta.min():g}, {theta.max():g}]: "
+            "map physical values to [0, 1] first (see Parameter)"
+        )
+
+
+def _uniform(seeds: Tensor, n: int) -> Tensor:
+    """seeds (batch,) int64 -> (batch, n) float64 in [0, 1): draw i of a seed is SplitMix64's i-th (Steele et al. 2014).
+
+    The seed is hashed first: SplitMix64's own streams of neighbouring seeds could overlap.
+    """
+    golden = _signed(0x9E3779B97F4A7C15)
+    counter = torch.arange(1, n + 1, dtype=torch.int64) * golden
+    bits = _mix64(_mix64(seeds + golden)[:, None] + counter)
+    return _shift_right(bits, 11).double() * 2.0**-53
+
+
+def _mix64(z: Tensor) -> Tensor:
+    """SplitMix64's finalizer on the bits of an int64 tensor; products wrap around modulo 2^64."""
+    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: int64's own shift copies the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64)

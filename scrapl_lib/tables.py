@@ -1,0 +1,191 @@
+"""Tables of the paper, from records only.
+
+Tables are tidy: one row per method and metric, numbers unrounded (`write_table` stores them as CSV); `show` turns one into
+the wide, rounded text that people read, which is also the Markdown file beside the CSV.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from scrapl_lib import paper
+from scrapl_lib.records import ROOT, Run, write_csv, write_text_atomic
+from scrapl_lib.stats import mean_ci95, paired_comparison
+
+METRICS = {  # metric: label, unit
+    "theta_synth_l1": ("θ L1", "‰"),
+    "theta_density_l1": ("density L1", "‰"),
+    "theta_slope_l1": ("slope L1", "‰"),
+    "val_total_variation": ("total variation", "‰"),
+    "val_convergence_steps": ("steps to 100 ‰", "steps"),
+    "jtfs_distance": ("JTFS distance", ""),
+    "train_step_ms": ("time per step", "ms"),
+}
+STEPS = {  # Table 6: technique: label, before, after
+    "plus_padam": ("+ P-Adam", "scrapl_plain", "scrapl_padam"),
+    "plus_psaga": ("+ P-SAGA", "scrapl_padam", "scrapl_no_theta_is"),
+    "plus_theta_is": ("+ θ-IS", "scrapl_no_theta_is", "scrapl"),
+}
+ABLATION = ("scrapl_plain", "scrapl_padam", "scrapl_no_theta_is", "scrapl", "jtfs", "p_loss")
+TABLE_2_METRICS = ("theta_synth_l1", "val_total_variation", "val_convergence_steps")
+
+
+def seed_values(runs: Iterable[Run]) -> pd.DataFrame:
+    """The test values of the finished runs: columns method, seed, metric, value, as `paper.authors_seeds` has them.
+
+    train_step_ms, the median over a run's training steps, is added as a metric. Values a run lacks are NaN or absent.
+    """
+    rows = []
+    for run in (run for run in runs if run.ok):
+        rows += [(run.method, run.seed, row.metric, row.value) for row in run.test.itertuples()]
+        rows += [(run.method, run.seed, "train_step_ms", (run.info["train_step_ms"] or {}).get("median"))]
+    return pd.DataFrame(rows, columns=["method", "seed", "metric", "value"]).astype({"value": float})
+
+
+def values_by_seed(values: pd.DataFrame, method: str, metric: str) -> pd.Series:
+    """Values by seed of one cell of `values`, missing ones left out."""
+    chosen = values[(values["method"] == method) & (values["metric"] == metric)]
+    return chosen.set_index("seed")["value"].dropna().sort_index()
+
+
+def pairs_by_seed(values: pd.DataFrame, before: str, after: str, metric: str) -> tuple[pd.Series, pd.Series]:
+    """The two cells at the seeds that both have."""
+    a, b = values_by_seed(values, before, metric), values_by_seed(values, after, metric)
+    seeds = a.index.intersection(b.index)
+    return a[seeds], b[seeds]
+
+
+def row_note(runs: Sequence[Run], method: str, not_run: dict[str, str]) -> str:
+    """Why a row is empty, or which of its seeds failed and how."""
+    mine = [run for run in runs if run.method == method]
+    if not mine:
+        return f"not run: {not_run.get(method, 'no record yet')}"
+    return "; ".join(f"seed {run.seed} {run.status}" for run in mine if not run.ok)
+
+
+def _table(runs: Sequence[Run], methods: Sequence[str], metrics: Sequence[str], not_run: dict[str, str],
+           table: str, prefix: dict[str, str]) -> pd.DataFrame:  # fmt: skip
+    values, rows = seed_values(runs), []
+    for method in methods:
+        finished = sum(run.ok for run in runs if run.method == method)
+        failed = sum(not run.ok for run in runs if run.method == method)
+        for metric in metrics:
+            cell = values_by_seed(values, method, metric)
+            mean, half_width = mean_ci95(cell) if len(cell) else (math.nan, math.nan)
+            printed = paper.published(table, method, prefix.get(metric, "") + metric)
+            lack = f"{finished - len(cell)} of {finished} seeds without {METRICS[metric][0]}" if len(cell) < finished else ""
+            note = "; ".join(filter(None, [row_note(runs, method, not_run), lack]))
+            rows.append((method, metric, METRICS[metric][1], len(cell), failed, mean, half_width, *printed, note))
+    columns = ["method", "metric", "unit", "n_seeds", "n_failed", "mean", "ci95", "paper_mean", "paper_ci95", "paper_n", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def table_1(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
+    """Table 1, granular accuracy: test L1 of theta, density and slope in per mille, mean and 1.96 population std / sqrt(n).
+
+    runs: of the task granular and one profile. not_run: method -> why it has no runs (methods with runs need none).
+    Columns method, metric, unit, n_seeds, n_failed, mean, ci95 (NaN for one seed), paper_mean, paper_ci95, paper_n, note.
+    """
+    methods = [method for method in paper.METHODS if method not in ("scrapl_padam", "scrapl_plain")]
+    return _table(runs, methods, list(METRICS)[:3], not_run, "table_1", {})
+
+
+def table_2(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
+    """Table 2, the ablation: test L1 of theta, total variation (both per mille) and steps to a validation L1 of 100 per mille.
+
+    Arguments and columns as in `table_1`. Steps are averaged over the seeds that converged, the others are counted in the note.
+    """
+    return _table(runs, ABLATION, TABLE_2_METRICS, not_run, "table_2", {"theta_synth_l1": "test_"})
+
+
+def table_6(values: pd.DataFrame, not_run: dict[str, str]) -> pd.DataFrame:
+    """Table 6, what each technique changes: paired differences over seeds, 95 % t interval, paired t-test.
+
+    values: `seed_values(runs)`, or `paper.authors_seeds()` to recompute the printed table. Pairs are the seeds in which both
+    variants have the value; a seed without one (failed, or never converged) is left out and n_seeds says how many remain.
+    Columns as in `table_1`, with p_value and paper_p ("<0.01" where so printed) and without n_failed.
+    """
+    rows = []
+    for step, (_, before, after) in STEPS.items():
+        for metric in TABLE_2_METRICS:
+            a, b = pairs_by_seed(values, before, after, metric)
+            result = paired_comparison(a, b) if len(a) >= 2 else (math.nan,) * 3
+            absent = [m for m in (before, after) if m not in set(values["method"])]
+            note = "; ".join(f"{paper.METHODS[m]} not run: {not_run.get(m, 'no record yet')}" for m in absent)
+            possible = len(pairs_by_seed(values, before, after, "theta_synth_l1")[0])
+            if len(a) < max(possible, 2) and not absent:
+                note = f"{len(a)} of {possible} pairs have {METRICS[metric][0]}"
+            name = f"delta_{'test_' if metric == 'theta_synth_l1' else ''}{metric}"
+            printed, p_value = (paper.published("table_6", step, name + suffix) for suffix in ("", "_p_value"))
+            rows.append((step, metric, METRICS[metric][1], len(a), *result, *printed, p_value.value, note))
+    return pd.DataFrame(rows, columns=["method", "metric", "unit", "n_seeds", "mean", "ci95", "p_value", "paper_mean",
+                                       "paper_ci95", "paper_n", "paper_p", "note"])  # fmt: skip
+
+
+def table_10(config: dict[str, Any]) -> pd.DataFrame:
+    """Table 10, hyperparameters: columns name, ours (from the config of the code that runs), paper. Lists are shown as lists;
+    a name only one side has is blank on the other."""
+    names = [*config, *(name for name in paper.HYPERPARAMETERS if name not in config)]
+    sides = [{name: text if isinstance(text, str) else str(text).replace("(", "[").replace(")", "]")
+              for name, text in side.items()} for side in (config, paper.HYPERPARAMETERS)]  # fmt: skip
+    return pd.DataFrame([(name, *(side.get(name, "") for side in sides)) for name in names], columns=["name", "ours", "paper"])
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits and no exponent: 0.0531, 42.4, 10906; "" for NaN."""
+    if math.isnan(value):
+        return ""
+    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(decimals, 0)}f}"
+
+
+def measured(mean: float, half_width: float, p_value: float | str = math.nan) -> str:
+    """"73.8 ± 13 (p = 0.15)", the p-value also as printed ("<0.01"); what is NaN is left out."""
+    text = number(mean) + ("" if math.isnan(half_width) else f" ± {number(half_width, 2)}")
+    if isinstance(p_value, str):
+        return f"{text} (p {p_value[0]} {p_value[1:]})"
+    return text if math.isnan(p_value) else f"{text} (p = {p_value:.2g})"
+
+
+def show(table: pd.DataFrame) -> pd.DataFrame:
+    """A tidy table as people read it: one row per method, "ours" and "paper" per metric, rounded; others unchanged."""
+    if "metric" not in table:
+        return table
+    labels = {**paper.METHODS, **{step: label for step, (label, *_) in STEPS.items()}}
+    rows = []
+    for method, group in table.groupby("method", sort=False):
+        failed = group["n_failed"].max() if "n_failed" in group else 0
+        row = {"method": labels[method], "seeds": str(group["n_seeds"].max()) + (f" ({failed} failed)" if failed else "")}
+        for cell in group.itertuples():
+            label, unit = METRICS[cell.metric]
+            name = label if unit in label else f"{label} ({unit})"
+            p_value, paper_p = (cell.p_value, cell.paper_p) if "p_value" in group else (math.nan, math.nan)
+            row[name] = measured(cell.mean, cell.ci95, p_value) or ("not run" if "not run" in cell.note else "none")
+            row[f"paper: {name}"] = measured(cell.paper_mean, cell.paper_ci95, paper_p)
+        row["note"] = "; ".join(dict.fromkeys(filter(None, group["note"])))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def write_table(table: pd.DataFrame, name: str, profile: str, output: Path = ROOT, caption: str = "") -> list[Path]:
+    """Write results/<profile>/tables/<name>.csv (numbers, with a profile column) and .md (`show`, the caption above it,
+    the profile's name in it unless it is "paper"). Returns the two paths."""
+    base = Path(output) / "results" / profile / "tables"
+    paths = [base / f"{name}.csv", base / f"{name}.md"]
+    write_csv(paths[0], table.assign(profile=profile))
+    shown = show(table).astype(str).apply(lambda column: column.str.replace("|", "\\|"))
+    lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
+    heading = " ".join(filter(None, [f"**{name.replace('_', ' ').capitalize()}.**", caption, profile_note(profile)]))
+    write_text_atomic(paths[1], heading + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    return paths
+
+
+def profile_note(profile: str) -> str:
+    """What every table and figure says when its profile is not "paper"."""
+    kinds = {"paper": "", "smoke": "Profile smoke: a toy problem, its numbers mean nothing."}
+    return kinds.get(profile, f"Profile {profile}: a reduced problem, not the paper's configuration.")

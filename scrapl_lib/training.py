@@ -1,0 +1,526 @@
+"""Trains one run, resumes it, writes its record; and starts the missing runs of a grid in worker processes.
+
+A run is a function of its config alone: initial weights, data order, synthesizer seeds, drawn paths and dropout come from
+its seed, so that a run killed anywhere goes on from its newest checkpoint and ends, on a CPU with the same number of
+threads, bit for bit as if it had not been. Methods share initial weights and data order.
+
+What lies in `<output>/checkpoints/<profile>/<task>/<method>/seed_<n>/`: at most two checkpoints with their SHA-256, the
+worker's log and its progress. It goes once the record is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .data import meso_seeds
+from .experiments import OTHER_STEP_COST, STEP_COST, RunConfig, grid
+from .losses import EmbeddingLoss, JTFSLoss, MSSLoss, SCRAPLLoss, p_loss
+from .measures import audio_distances, convergence_step, theta_l1, total_variation
+from .optim import PSAGA, PAdam
+from .records import (
+    COLUMNS,
+    ROOT,
+    Run,
+    config_hash,
+    load_runs,
+    read_run,
+    run_folder,
+    run_state,
+    utc_now,
+    write_bytes_atomic,
+    write_run,
+    write_text_atomic,
+)
+
+CHECKPOINT_EVERY_S = 120.0
+CUDA_CHECK_EVERY = 20  # steps between looks at the loss on CUDA, where each look waits for the device
+CHUNK = 64  # items at a time where no gradient is needed
+# glibc gives large blocks back to the kernel after every use; fetching them again costs more than computing in them
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on (non-finite loss, out of memory): recorded as failed, not tried again."""
+
+
+def default_device(profile: str) -> str:
+    """cuda for the paper profile, cpu for the others."""
+    return "cuda" if profile == "paper" else "cpu"
+
+
+def check_device(device: str) -> torch.device:
+    """Raise ValueError unless the device exists here."""
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:<n>") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} asked for, but this PyTorch sees no CUDA device; use --device cpu, which is slow")
+    return found
+
+
+def checkpoint_folder(config: RunConfig, output: Path = ROOT) -> Path:
+    """Where a run's checkpoints, log and progress are while it is under way."""
+    return Path(output).absolute() / "checkpoints" / config.profile / config.task / config.method / f"seed_{config.seed}"
+
+
+class Training:
+    """One run in memory. `run()` trains it to its end; `history`, `test()` and `step_ms()` are its results."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        torch.manual_seed(config.seed)
+        np.random.seed(config.seed)
+        self.encoder = config.encoder().to(device)
+        self.synth = config.synth()
+        self.data = config.data()
+        self.theta = self.data.theta.to(device)
+        self.loss = self._make_loss()
+        self.optimizer = self._make_optimizer()
+        self.x, self.features = self._render()
+        self.step = 0
+        self.step_s: list[float] = []
+        self.untimed_steps, self.timer_s = 0, 0.0
+        self.history: list[tuple[int, str, str, float, float]] = []
+        self.epoch_losses: list[Tensor] = []
+        self.val_theta_l1 = math.nan
+        self.best_loss, self.best_weights = math.inf, self._weights()
+        n = config.batch_size * config.accumulate
+        self.steps_per_epoch = len(self.data.batches("train", n))
+        self.n_steps = config.epochs * self.steps_per_epoch
+
+    def _make_loss(self) -> torch.nn.Module | Callable:
+        c = self.config
+        if c.loss == "p_loss":
+            return p_loss
+        if c.loss == "jtfs":
+            return JTFSLoss(**c.transform())
+        if c.loss == "scrapl":
+            return SCRAPLLoss(**c.transform(), seed=c.seed)
+        if c.loss.startswith("mss_"):
+            return MSSLoss(c.loss).to(self.device)
+        return EmbeddingLoss(c.loss, c.sample_rate_hz).to(self.device)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        c = self.config
+        options = {"lr": c.lr, "betas": (c.beta1, c.beta2), "eps": c.eps, "weight_decay": c.weight_decay}
+        if c.optimizer == "adamw":
+            return torch.optim.AdamW(self.encoder.parameters(), **options)
+        return {"padam": PAdam, "psaga": PSAGA}[c.optimizer](self.encoder.parameters(), self.loss, **options)
+
+    @torch.no_grad()
+    def _render(self) -> tuple[Tensor, Tensor]:
+        """Audio (N, 1, samples) and features of the whole data set, made once."""
+        pairs = zip(self.theta.split(CHUNK), self.data.seed.split(CHUNK), strict=True)
+        x = torch.cat([self.synth(theta, seeds) for theta, seeds in pairs])
+        return x, torch.cat([self.encoder.features(part) for part in x.split(CHUNK)])
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
+
+    def _batch_loss(self, items: Tensor, seeds: Tensor, **options: int) -> Tensor:
+        theta_hat = self.encoder(self.features[items])
+        if self.config.loss == "p_loss":
+            return p_loss(theta_hat, self.theta[items])
+        return self.loss(self.synth(theta_hat, seeds), self.x[items], **options)
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def run(self, report: Report | None = None, after_step: Callable[[], None] | None = None) -> None:
+        """Train to the end from wherever this is. Raises RunFailed for a loss or gradient that is not finite."""
+        if self.step == 0:
+            self._validate()
+        while self.step < self.n_steps:
+            epoch, position = divmod(self.step, self.steps_per_epoch)
+            batches = self.data.batches("train", self.config.batch_size * self.config.accumulate, epoch, self.config.seed)
+            for items in batches[position:]:
+                self._train_step(items)
+                if self.step % self.steps_per_epoch == 0:
+                    self._log("train", "loss", float(torch.stack(self.epoch_losses).mean()))
+                    self.epoch_losses = []
+                    self._validate()
+                if report is not None:
+                    report(self)
+                if after_step is not None:
+                    after_step()
+
+    def _train_step(self, items: Tensor) -> None:
+        c = self.config
+        if self.untimed_steps == 0:
+            self.timer_s = time.perf_counter()
+        self.step += 1
+        self.untimed_steps += 1
+        self.encoder.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        seeds = meso_seeds(c.seed, self.step, len(items))
+        mean = torch.zeros((), device=self.device)
+        for part, part_seeds in zip(items.split(c.batch_size), seeds.split(c.batch_size), strict=True):
+            loss = self._batch_loss(part, part_seeds) / c.accumulate
+            (c.gradient_scale * loss).backward()
+            mean += loss.detach()
+        look = self.device.type == "cpu" or self.step % CUDA_CHECK_EVERY == 0 or self.step % self.steps_per_epoch == 0
+        if look:
+            self._check_finite(mean)
+        self.optimizer.step()
+        self.epoch_losses.append(mean)
+        if look:
+            elapsed_s = time.perf_counter() - self.timer_s
+            self.step_s += [elapsed_s / self.untimed_steps] * self.untimed_steps
+            self.untimed_steps = 0
+
+    def _check_finite(self, loss: Tensor) -> None:
+        largest = torch.nn.utils.get_total_norm([w.grad for w in self.encoder.parameters() if w.grad is not None], math.inf)
+        if not (torch.isfinite(loss) and torch.isfinite(largest)):
+            path = getattr(self.loss, "path_idx", None)
+            where = f"step {self.step}" + ("" if path is None else f", path {path}")
+            raise RunFailed(f"nonfinite at {where}: loss {float(loss)}, largest gradient {float(largest)}")
+
+    def _log(self, split: str, metric: str, value: float) -> None:
+        self.history.append((self.step, split, metric, value, sum(self.step_s)))
+
+    @torch.no_grad()
+    def _estimate(self, items: Tensor) -> Tensor:
+        self.encoder.eval()
+        return torch.cat([self.encoder(self.features[part]) for part in items.split(CHUNK)])
+
+    def _theta_l1(self, theta_hat: Tensor, items: Tensor) -> dict[str, float]:
+        per_parameter = theta_l1(theta_hat, self.theta[items]).tolist()
+        names = [f"theta_{parameter.name}_l1" for parameter in self.synth.parameters]
+        return {"theta_synth_l1": sum(per_parameter) / len(names)} | dict(zip(names, per_parameter, strict=True))
+
+    def _validate(self) -> None:
+        """Parameter errors and loss on the validation fold, always with the same synthesizer seeds, the same paths (one per
+        batch, drawn from the sampling probabilities) and the same random resolutions: epochs differ by the weights alone."""
+        errors = self._theta_l1(self._estimate(self.data.val), self.data.val)
+        for metric, value in errors.items():
+            self._log("val", metric, value)
+        self.val_theta_l1 = errors["theta_synth_l1"]
+        loss = self._validation_loss()
+        self._log("val", "loss", loss)
+        if loss < self.best_loss:
+            self.best_loss, self.best_weights = loss, self._weights()
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
+        c, batches = self.config, self.data.batches("val", self.config.batch_size)
+        options = [{}] * len(batches)
+        if c.loss == "scrapl":
+            generator = torch.Generator().manual_seed(c.seed)
+            paths = torch.multinomial(self.loss.probs, len(batches), replacement=True, generator=generator)
+            options = [{"path_idx": path} for path in paths.tolist()]
+        numpy_state = np.random.get_state()
+        np.random.seed(c.seed)
+        total = 0.0
+        for number, (items, option) in enumerate(zip(batches, options, strict=True)):
+            seeds = meso_seeds(c.seed, number, len(items), "val")
+            total += float(self._batch_loss(items, seeds, **option)) * len(items)
+        np.random.set_state(numpy_state)
+        return total / len(self.data.val)
+
+    # ---- results ------------------------------------------------------------------------------------------------
+
+    def test(self) -> pd.DataFrame:
+        """Test values of the weights with the lowest validation loss: columns metric, value, unit."""
+        self.encoder.load_state_dict(self.best_weights)
+        items = self.data.test
+        theta_hat = self._estimate(items)
+        rows = [(metric, value, "permille") for metric, value in self._theta_l1(theta_hat, items).items()]
+        validated = [(step, value) for step, split, metric, value, _ in self.history if (split, metric) == ("val", "theta_synth_l1")]
+        steps, values = zip(*validated, strict=True)
+        rows.append(("val_total_variation", total_variation(values[1:]), "permille"))
+        if (converged := convergence_step(steps, values)) is not None:
+            rows.append(("val_convergence_steps", converged, "steps"))
+        chosen = torch.linspace(0, len(items) - 1, min(self.config.n_audio_test, len(items))).round().long()
+        seeds = meso_seeds(self.config.seed, 0, len(chosen), "test")
+        with torch.no_grad():
+            pairs = zip(theta_hat[chosen].split(CHUNK), seeds.split(CHUNK), strict=True)
+            x_hat = torch.cat([self.synth(theta, part) for theta, part in pairs])
+        jtfs = JTFSLoss(**self.config.transform())
+        distances = audio_distances(x_hat, self.x[items[chosen]], ["jtfs", "mss_log_linear"], jtfs=jtfs, batch_size=8)
+        rows += [(f"{name}_distance", value, "1") for name, value in distances.items()]
+        return pd.DataFrame(rows, columns=COLUMNS["test.csv"])
+
+    def history_table(self) -> pd.DataFrame:
+        """Training and validation values: columns step, split, metric, value, wall_s (time in training steps)."""
+        return pd.DataFrame(self.history, columns=COLUMNS["history.csv"])
+
+    def step_ms(self) -> dict[str, float] | None:
+        """Median, quartiles and number of the training steps' durations in milliseconds; the first step is left out."""
+        if len(self.step_s) < 2:
+            return None
+        q25, median, q75 = np.percentile(np.array(self.step_s[1:]) * 1000, [25, 50, 75])
+        return {"median": float(median), "q25": float(q25), "q75": float(q75), "n": len(self.step_s) - 1}
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def state(self) -> dict:
+        """Everything a resumed run needs, in types that `torch.load(weights_only=True)` reads."""
+        name, keys, *rest = np.random.get_state()
+        state = {
+            "config_hash": config_hash(self.config.flat), "encoder": self.encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "step_s": self.step_s, "history": self.history,
+            "epoch_losses": self.epoch_losses, "val_theta_l1": self.val_theta_l1,
+            "best_loss": self.best_loss, "best_weights": self.best_weights,
+            "torch": torch.get_rng_state(), "numpy": (name, keys.tolist(), *rest),
+            "paths": self.loss.get_extra_state() if self.config.loss == "scrapl" else None,
+        }  # fmt: skip
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_state(self, state: dict) -> None:
+        """Take over what `state()` returned. Raises ValueError for another configuration."""
+        if state["config_hash"] != config_hash(self.config.flat):
+            raise ValueError("it was written with another configuration")
+        self.encoder.load_state_dict(state["encoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("step", "step_s", "history", "epoch_losses", "val_theta_l1", "best_loss", "best_weights"):
+            setattr(self, name, state[name])
+        if state["paths"] is not None:
+            self.loss.set_extra_state(state["paths"])
+        torch.set_rng_state(state["torch"].cpu())
+        name, keys, *rest = state["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
+
+
+Report = Callable[[Training], None]  # called after every step; may raise to stop
+
+
+def save_checkpoint(training: Training, folder: Path) -> None:
+    """Write `step_<n>.pt` and its SHA-256, atomically, and keep the two newest checkpoints."""
+    buffer = io.BytesIO()
+    torch.save(training.state(), buffer)
+    data = buffer.getvalue()
+    path = folder / f"step_{training.step:08d}.pt"
+    write_bytes_atomic(path, data)
+    write_text_atomic(path.with_suffix(".sha256"), hashlib.sha256(data).hexdigest())
+    for old in sorted(folder.glob("step_*.pt"))[:-2]:
+        old.unlink()
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+def load_checkpoint(training: Training, folder: Path) -> None:
+    """Go on from the newest checkpoint that is whole and of this configuration; say which ones are not."""
+    for path in sorted(folder.glob("step_*.pt"), reverse=True):
+        try:
+            data, digest = path.read_bytes(), path.with_suffix(".sha256").read_text()
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise ValueError("its SHA-256 is not the one written beside it")
+            training.load_state(torch.load(io.BytesIO(data), map_location=training.device, weights_only=True))
+        except (OSError, ValueError) as error:
+            print(f"checkpoint {path} is not used: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"resumed from step {training.step}: {path}", file=sys.stderr, flush=True)
+            return
+
+
+@contextlib.contextmanager
+def _alone(folder: Path):
+    """Hold the lock of a run under way; a second process says that it waits, and waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process computes {folder}: waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def train(config: RunConfig, output: Path = ROOT, device: str = "cpu", report: Report | None = None,
+          checkpoint_every_s: float = CHECKPOINT_EVERY_S) -> Run:  # fmt: skip
+    """Train one run to its end, from its newest checkpoint if there is one, and write its record.
+
+    A finished or failed run is returned as it is. `report` is called after every step.
+
+    Raises: ValueError for a missing device or a stale record in the way; BrokenRecord for a broken one.
+    """
+    place = check_device(device)
+    folder = run_folder(config.profile, config.task, config.method, config.seed, output)
+    checkpoints = checkpoint_folder(config, output)
+    with _alone(checkpoints):
+        state = run_state(folder, config_hash(config.flat))
+        if state == "stale":
+            raise ValueError(f"{folder} holds a record of another configuration: delete that folder to run it again")
+        if state == "missing":
+            _train(config, folder, checkpoints, place, report, checkpoint_every_s)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return read_run(folder)
+
+
+def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.device, report: Report | None,
+           checkpoint_every_s: float) -> None:  # fmt: skip
+    start_utc, status, saved_s = utc_now(), "ok", time.monotonic()
+    training, test = None, pd.DataFrame([], columns=COLUMNS["test.csv"])
+
+    def after_step() -> None:
+        nonlocal saved_s
+        if training.untimed_steps == 0 and time.monotonic() - saved_s >= checkpoint_every_s:
+            save_checkpoint(training, checkpoints)
+            saved_s = time.monotonic()
+
+    try:
+        training = Training(config, device)
+        load_checkpoint(training, checkpoints)
+        training.run(report, after_step)
+        test = training.test()
+    except RunFailed as error:
+        status = f"failed:{error}"
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        status = f"failed:out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    history = training.history_table() if training else pd.DataFrame([], columns=COLUMNS["history.csv"])
+    write_run(
+        folder, status=status, config=config.flat, history=history, test=test, start_utc=start_utc,
+        device=device, threads=torch.get_num_threads(), train_step_ms=training.step_ms() if training else None,
+    )  # fmt: skip
+
+
+# ---- many runs --------------------------------------------------------------------------------------------------------
+
+
+def write_progress(path: Path) -> Report:
+    """A report that writes step, number of steps, loss and validation error to `path`, twice a second at most."""
+    last_s = 0.0
+
+    def report(training: Training) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s > 0.5:
+            last_s = time.monotonic()
+            loss = float(training.epoch_losses[-1]) if training.epoch_losses else None
+            progress = {"step": training.step, "of": training.n_steps, "loss": loss, "val_l1": training.val_theta_l1}
+            write_text_atomic(path, json.dumps(progress))
+
+    return report
+
+
+class _Worker:
+    """One run in a process of its own."""
+
+    def __init__(self, config: RunConfig, output: Path, device: str) -> None:
+        self.config, self.folder = config, checkpoint_folder(config, output)
+        self.name = f"{config.task}/{config.method}/seed {config.seed}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = self.folder.with_suffix(".log")
+        command = [sys.executable, "-m", "scrapl_lib", "run", "--worker", "--task", config.task, "--method", config.method,
+                   "--seeds", str(config.seed), "--profile", config.profile, "--device", device, "--output", str(output)]  # fmt: skip
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT,
+                env=os.environ | KEEP_MEMORY | threads | {"PYTHONPATH": str(ROOT)},
+            )  # fmt: skip
+
+    def progress(self) -> dict:
+        try:
+            return json.loads((self.folder / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {"step": 0, "of": 1, "loss": None, "val_l1": None}
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "nothing in its log"
+
+
+def _cost(config: RunConfig) -> float:
+    return STEP_COST.get(config.loss, OTHER_STEP_COST)
+
+
+def states(configs: Iterable[RunConfig], output: Path = ROOT) -> dict[RunConfig, str]:
+    """What is on disk of each run: done, failed, stale or missing. Raises BrokenRecord."""
+    return {c: run_state(run_folder(c.profile, c.task, c.method, c.seed, output), config_hash(c.flat)) for c in configs}
+
+
+def ensure_runs(
+    tasks: Iterable[str], methods: Iterable[str] | None = None, seeds: Iterable[int] | None = None,
+    profile: str = "quick", output: Path = ROOT, device: str | None = None, workers: int | None = None,
+) -> list[Run]:  # fmt: skip
+    """Compute what is missing of a grid, each run in a worker process of one thread, and return what is then on disk.
+
+    A worker that crashes costs its own run: it is named with the last line of its log, the others go on, and the next call
+    takes it up from its checkpoint. Runs that failed (status "failed:...") are not tried again, stale ones are named and
+    left alone: delete a run's folder to ask for it anew.
+
+    Args:
+        tasks, methods, seeds: of the grid; None means all of the profile.
+        output: folder that holds results/ and checkpoints/. device: cpu or cuda; None: what the profile wants.
+        workers: processes at once; None: one per core on a CPU, one on CUDA.
+    Raises:
+        ValueError: unknown names, or a device that is not here; BrokenRecord.
+    """
+    output = Path(output).absolute()
+    seeds = None if seeds is None else list(seeds)
+    methods = None if methods is None else list(methods)
+    configs = [config for task in tasks for config in grid(task, profile, methods, seeds)]
+    found = states(configs, output)
+    for config in (c for c, state in found.items() if state == "stale"):
+        folder = run_folder(config.profile, config.task, config.method, config.seed, output)
+        print(f"stale, not used: {folder} was made with another configuration; delete it to run it again", file=sys.stderr)
+    missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-_cost(c), c.seed))
+    if missing:
+        device = device or default_device(profile)
+        check_device(device)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        _run_all(missing, output, device, workers or (cores if device == "cpu" else 1))
+    runs = []
+    for task in dict.fromkeys(config.task for config in configs):
+        expected = {(c.method, c.seed): config_hash(c.flat) for c in configs if c.task == task and found[c] != "stale"}
+        runs += load_runs(profile, task, expected, output)
+    return runs
+
+
+def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int) -> None:
+    waiting, running, crashed = list(missing), [], []
+    finished = 0.0
+    bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    interval_s = 0.5 if sys.stderr.isatty() else 10
+    bar = tqdm(total=sum(map(_cost, missing)), desc=f"{len(missing)} runs", bar_format=bar_format, mininterval=interval_s)
+    try:
+        while waiting or running:
+            while waiting and len(running) < n_workers:
+                running.append(_Worker(waiting.pop(0), output, device))
+            time.sleep(0.2)
+            for worker in [w for w in running if w.process.poll() is not None]:
+                running.remove(worker)
+                finished += _cost(worker.config)
+                if worker.process.returncode:
+                    crashed.append(worker)
+                    bar.write(f"{worker.name} crashed ({worker.last_words()}); log: {worker.log}", file=sys.stderr)
+                else:
+                    worker.log.unlink(missing_ok=True)
+            progress = [(w, w.progress()) for w in running]
+            bar.n = min(bar.total, finished + sum(_cost(w.config) * p["step"] / p["of"] for w, p in progress))
+            now = "; ".join(
+                f"{w.config.method} {w.config.seed}: loss {p['loss']:.3g}, val {p['val_l1']:.0f}‰"
+                for w, p in progress if p["loss"] is not None
+            )  # fmt: skip
+            bar.set_postfix_str(f"{len(missing) - len(waiting) - len(running)} done; {now}", refresh=False)
+            bar.update(0)
+    finally:
+        for worker in running:
+            worker.process.terminate()
+        for worker in running:
+            worker.process.wait()
+        bar.close()
+    if crashed:
+        names = ", ".join(worker.name for worker in crashed)
+        print(f"{len(crashed)} of {len(missing)} runs crashed: {names}; the same command tries them again", file=sys.stderr)

@@ -1,0 +1,315 @@
+"""P-loss, multi-scale spectral losses and embedding losses against NumPy twins; the shared audio checks."""
+
+import sys
+
+import auraloss
+import numpy as np
+import pytest
+import torch
+from scipy.signal.windows import flattop
+from torch import nn
+
+from scrapl_lib.losses import EmbeddingLoss, MSSLoss, WeightsUnavailable, _resample, check_audio, check_pair, p_loss
+
+SYMMETRIC = ("mss_linear", "mss_log_linear", "mss_revisited")
+
+
+def pair(n_samples=4096, batch=3, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, batch, 1, n_samples, dtype=dtype, generator=generator).unbind(0)
+
+
+def magnitudes(x, n, hop, window):
+    """x (samples,) -> (frames, bins): frames centred on multiples of hop, reflected at the ends, frame by frame."""
+    padded = np.pad(x, n // 2, mode="reflect")
+    frames = [padded[start : start + n] * window for start in range(0, len(padded) - n + 1, hop)]
+    return np.abs(np.fft.rfft(frames, axis=1))
+
+
+def hann(n):
+    return np.sin(np.pi * np.arange(n) / n) ** 2
+
+
+def test_p_loss():
+    theta_hat, theta = torch.tensor([[0.1, 0.5], [0.3, 0.5]]), torch.tensor([[0.0, 0.5], [0.0, 0.9]])
+    assert abs(float(p_loss(theta_hat, theta)) - ((0.01 + 0.09) / 2 + (0.0 + 0.16) / 2)) < 1e-7
+    with pytest.raises(ValueError, match=r"got \(2, 2\) and \(2,\)"):
+        p_loss(theta_hat, theta[:, 0])
+
+
+@pytest.mark.parametrize("name", ["mss_linear", "mss_log_linear"])
+def test_mss_equals_a_literal_twin(name):
+    """Mean over items, frames and bins, mean over FFT sizes; magnitudes floored at 1e-4. 1e-6 of about 10, in float64, as
+    auraloss's windows come in float32."""
+    x_hat, x = pair()
+    x_hat[0] = 0  # silence meets the floor
+    expected = []
+    for n in (64, 128, 256, 512, 1024, 2048):
+        a, b = (
+            np.maximum([magnitudes(item, n, n // 4, hann(n)) for item in y[:, 0].numpy()], 1e-4) for y in (x_hat, x)
+        )
+        log = np.mean(np.abs(np.log(a) - np.log(b))) if name == "mss_log_linear" else 0
+        expected.append(np.mean(np.abs(a - b)) + log)
+    assert np.mean(expected) > 1
+    assert abs(float(MSSLoss(name)(x_hat, x)) - np.mean(expected)) < 1e-6
+
+
+def test_mss_revisited_equals_a_literal_twin():
+    """Float64; 1e-6 relative, because the windows are stored in float32."""
+    x_hat, x = pair()
+    expected = 0
+    for n, hop in zip((67, 127, 257, 509, 1021, 2053), (33, 63, 128, 254, 510, 1026)):
+        window = flattop(n + 1)[:-1]
+        for a, b in zip(x_hat[:, 0].numpy(), x[:, 0].numpy()):
+            difference = np.log(1 + magnitudes(a, n, hop, window)) - np.log(1 + magnitudes(b, n, hop, window))
+            expected += np.sqrt(np.sum(difference**2)) / len(x)
+    assert expected > 1
+    assert abs(float(MSSLoss("mss_revisited")(x_hat, x)) / expected - 1) < 1e-6
+
+
+def test_mss_random_is_auraloss_and_repeats_from_numpy_state():
+    """On the paper's 32768 samples: the same NumPy state gives auraloss's value, bit for bit; the next call another."""
+    x_hat, x = pair(32768, batch=1, dtype=torch.float32)
+    loss = MSSLoss("mss_random")
+    np.random.seed(5)
+    first = loss(x_hat, x)
+    state = np.random.get_state()
+    second = loss(x_hat, x)
+    np.random.set_state(state)
+    assert torch.equal(second, loss(x_hat, x))
+    assert not torch.equal(first, second)
+
+    np.random.seed(5)
+    official = auraloss.freq.RandomResolutionSTFTLoss(max_fft_size=32767)  # draws once when built, again when called
+    np.random.seed(5)
+    assert torch.equal(first, official(x_hat, x))
+
+
+def test_mss_random_fits_short_audio():
+    x_hat, x = pair(2048)
+    loss = MSSLoss("mss_random")
+    np.random.seed(0)
+    values = [float(loss(x_hat, x)) for _ in range(20)]
+    assert len(set(values)) == 20 and np.isfinite(values).all()
+    assert max(r.fft_size for r in loss._auraloss.stft_losses) < 2048
+
+
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_mss_properties(name):
+    """Zero for equal audio, symmetric, mean over items, finite gradients at silence."""
+    loss = MSSLoss(name)
+    x_hat, x = pair()
+    assert float(loss(x, x)) == 0
+    assert abs(float(loss(x_hat, x) - loss(x, x_hat))) < 1e-12
+    alone = torch.stack([loss(x_hat[[i]], x[[i]]) for i in range(3)])
+    assert alone.std() > 1e-4
+    assert abs(float(loss(x_hat, x) - alone.mean())) < 1e-10
+    silence = torch.zeros_like(x).requires_grad_()
+    loss(silence, x).backward()
+    assert torch.isfinite(silence.grad).all()
+
+
+@pytest.mark.parametrize("name", [*SYMMETRIC, "mss_random"])
+def test_mss_gradient_and_precision(name):
+    """The directional derivative equals a central difference in float64 (1e-5 relative); float32 agrees to 1e-4."""
+    loss = MSSLoss(name)
+
+    def value(x_hat, x):
+        np.random.seed(3)
+        return loss(x_hat, x)
+
+    x_hat, x = pair(2048, batch=2)
+    direction = pair(2048, batch=2, seed=1)[0]
+    x_hat.requires_grad_()
+    (gradient,) = torch.autograd.grad(value(x_hat, x), x_hat)
+    with torch.no_grad():
+        step = 1e-6
+        slope = (value(x_hat + step * direction, x) - value(x_hat - step * direction, x)) / (2 * step)
+        assert abs(float(slope)) > 1e-6
+        assert abs(float((gradient * direction).sum() / slope - 1)) < 1e-5
+        single = value(x_hat.float(), x.float())
+        assert single.dtype == torch.float32
+        assert abs(float(single / value(x_hat, x) - 1)) < 1e-4
+
+
+class Band(nn.Module):
+    """A small embedding: mean square of fixed linear filters, per frame (3-D) or over the whole audio (2-D)."""
+
+    def __init__(self, frames, dtype=torch.float64):
+        super().__init__()
+        torch.manual_seed(0)
+        self.frames = frames
+        self.filters = nn.Conv1d(1, 5, 64, stride=32, bias=False, dtype=dtype)
+        self.dropout = nn.Dropout(0.5)
+        self.seen = []
+
+    def forward(self, audio):
+        self.seen.append(audio.detach())
+        energy = self.dropout(self.filters(audio[:, None]) ** 2)  # (batch, 5, time)
+        return energy.transpose(1, 2) if self.frames else energy.mean(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "length"), [("ms_clap", 44100, 308700), ("panns_wavegram_logmel", 32000, 320000)]
+)
+def test_embedding_loss_resamples_repeats_and_takes_the_l2_distance(name, rate, length):
+    """A tone of 440 Hz stays one at the model's rate and is repeated to its length; distance as the twin's, 1e-10."""
+    t = torch.arange(8192, dtype=torch.float64) / 8192
+    x = torch.stack([torch.sin(2 * torch.pi * f * t) for f in (440, 300)])[:, None]
+    x_hat = 0.5 * x.flip(0)
+    embed = Band(frames=False)
+    value = EmbeddingLoss(name, 8192, embed)(x_hat, x)
+    heard_hat, heard = embed.seen
+    assert heard.shape == (2, length)
+    model_t = torch.arange(length, dtype=torch.float64) / rate
+    for item, f in enumerate((440, 300)):
+        assert (heard[item] - torch.sin(2 * torch.pi * f * model_t)).abs().max() < 1e-9
+    with torch.no_grad():
+        difference = embed(heard_hat) - embed(heard)
+    assert float(value) > 1e-4
+    assert abs(float(value) - np.mean([np.sqrt(np.sum(d**2)) for d in difference.numpy()])) < 1e-10
+
+
+def test_embeddings_over_time_are_averaged():
+    x_hat, x = pair()
+    values = [EmbeddingLoss("panns_wavegram_logmel", 8192, Band(frames))(x_hat, x) for frames in (True, False)]
+    assert float(values[0]) > 1e-4
+    assert abs(float(values[0] - values[1])) < 1e-12
+
+
+def test_embedding_loss_cuts_long_audio():
+    embed = Band(frames=False)
+    x_hat, x = pair(10 * 44100, batch=1)
+    EmbeddingLoss("ms_clap", 44100, embed)(x_hat, x)
+    assert torch.equal(embed.seen[1], x[:, 0, : 7 * 44100])
+
+
+def test_embedding_model_is_frozen_but_the_audio_has_a_gradient():
+    x_hat, x = pair()
+    loss = EmbeddingLoss("ms_clap", 8192, Band(frames=True)).train()
+    x_hat.requires_grad_()
+    assert torch.equal(loss(x_hat, x), loss(x_hat, x))  # no dropout
+    loss(x_hat, x).backward()
+    assert x_hat.grad.abs().max() > 0
+    assert not any(weight.requires_grad for weight in loss.parameters())
+
+
+@pytest.mark.parametrize(
+    ("n", "from_hz", "to_hz"), [(8192, 8192, 44100), (8192, 8192, 32000), (44100, 44100, 32000), (999, 3, 2)]
+)
+def test_resampling_keeps_tones_and_drops_what_does_not_fit(n, from_hz, to_hz):
+    """Periodic tones below both Nyquist frequencies keep amplitude and phase, 1e-9; one at the lower Nyquist frequency vanishes."""
+    t = np.arange(n) / n
+    n_new = round(n * to_hz / from_hz)
+    t_new = np.arange(n_new) / n_new
+    top = (min(n, n_new) - 1) // 2
+    x = sum(np.cos(2 * np.pi * k * t + k) for k in (0, 3, top))
+    expected = sum(np.cos(2 * np.pi * k * t_new + k) for k in (0, 3, top))
+    y = _resample(torch.from_numpy(x)[None], from_hz, to_hz)[0].numpy()
+    assert y.shape == (n_new,)
+    assert np.abs(y - expected).max() < 1e-9
+    nyquist = torch.from_numpy(np.cos(2 * np.pi * (top + 1) * t))[None]
+    assert _resample(nyquist, from_hz, to_hz).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "source"),
+    [("ms_clap", "msclap", "microsoft/msclap"), ("panns_wavegram_logmel", "panns_AT_inference", "zenodo.org")],
+)
+def test_missing_weights_say_how_to_get_them(name, package, source, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # import fails, as without the extra
+    with pytest.raises(
+        WeightsUnavailable, match=rf"{name} needs a pretrained model.*{package}.*\[embeddings\].*{source}"
+    ):
+        EmbeddingLoss(name, 8192)
+
+
+def test_a_wrong_panns_file_is_refused_before_it_is_unpickled(monkeypatch, tmp_path):
+    class Fake:
+        Wavegram_Logmel_Cnn14 = staticmethod(lambda **_: nn.Identity())
+
+    monkeypatch.setitem(sys.modules, "panns_AT_inference", Fake)
+    monkeypatch.setitem(sys.modules, "panns_AT_inference.models", Fake)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpickled an unknown file"))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "Wavegram_Logmel_Cnn14_mAP=0.439.pth").write_bytes(b"an aborted download")
+    with pytest.raises(WeightsUnavailable, match="has MD5 .*, expected 17fa.*: delete it"):
+        EmbeddingLoss("panns_wavegram_logmel", 8192)
+
+
+def test_pretrained_models_are_called_as_their_packages_want(monkeypatch, tmp_path):
+    """With stand-ins of the packages' shapes: CLAP's audio encoder returns (embedding, classes), PANNs a dictionary."""
+    built = {}
+
+    class Clap:
+        def __init__(self, version, use_cuda):
+            built["clap"] = (version, use_cuda)
+            self.clap = nn.Module()
+            self.clap.audio_encoder = nn.Module()
+            self.clap.audio_encoder.forward = lambda audio: (audio[:, :4], audio[:, 4:6])
+
+    class Panns(nn.Module):
+        def __init__(self, **settings):
+            super().__init__()
+            built["panns"] = settings
+            self.scale = nn.Parameter(torch.zeros(()))
+
+        def forward(self, audio):
+            return {"embedding": self.scale * audio[:, :4], "clipwise_output": audio}
+
+    class Fake:
+        CLAP, Wavegram_Logmel_Cnn14 = Clap, Panns
+
+    for module in ("msclap", "panns_AT_inference", "panns_AT_inference.models"):
+        monkeypatch.setitem(sys.modules, module, Fake)
+    monkeypatch.setattr("scrapl_lib.losses._panns_checkpoint", lambda: {"model": {"scale": torch.tensor(3.0)}})
+    x_hat, x = pair(4096, batch=1, dtype=torch.float32)
+    for name, rate, scale in (("ms_clap", 44100, 1), ("panns_wavegram_logmel", 32000, 3)):
+        a, b = (_resample(y[:, 0], 8192, rate)[0, :4] for y in (x_hat, x))
+        assert abs(float(EmbeddingLoss(name, 8192)(x_hat, x)) - scale * float((a - b).norm())) < 1e-5
+    assert built["clap"] == ("2023", False)
+    assert built["panns"] == {
+        "sample_rate": 32000, "window_size": 1024, "hop_size": 320, "mel_bins": 64, "fmin": 50, "fmax": 14000, "classes_num": 527
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (np.zeros((1, 1, 8)), TypeError, "sound must be a float32 or float64 tensor, got ndarray"),
+        (torch.zeros(1, 1, 8, dtype=torch.int16), TypeError, "got torch.int16"),
+        (torch.zeros(1, 8), ValueError, r"shape \(batch, 1, samples\), mono, got \(1, 8\)"),
+        (torch.zeros(1, 2, 8), ValueError, r"got \(1, 2, 8\)"),
+        (torch.zeros(0, 1, 8), ValueError, r"got \(0, 1, 8\)"),
+        (torch.zeros(1, 1, 7), ValueError, "sound must have 8 samples, got 7"),
+        (torch.tensor([[[0, float("nan")] * 4]]), ValueError, "4 NaN or infinite values"),
+        (torch.full((1, 1, 8), float("inf")), ValueError, "8 NaN or infinite values"),
+    ],
+)
+def test_bad_audio_is_refused(x, error, message):
+    with pytest.raises(error, match=message):
+        check_audio(x, "sound", 8)
+
+
+def test_good_audio_passes():
+    for dtype in (torch.float32, torch.float64):
+        assert check_audio(torch.zeros(2, 1, 8, dtype=dtype), "sound", 8) is None
+
+
+def test_bad_pairs_are_refused():
+    with pytest.raises(ValueError, match=r"one shape, got \(1, 1, 8\) and \(2, 1, 8\)"):
+        check_pair(torch.zeros(1, 1, 8), torch.zeros(2, 1, 8))
+    with pytest.raises(TypeError, match="one dtype, got torch.float32 and torch.float64"):
+        check_pair(torch.zeros(1, 1, 8), torch.zeros(1, 1, 8).double())
+    with pytest.raises(ValueError, match="x must have"):
+        check_pair(torch.zeros(1, 1, 8), torch.zeros(1, 8))
+
+
+def test_bad_names_and_lengths_are_refused():
+    with pytest.raises(ValueError, match="name must be mss_linear, .* got 'mss'"):
+        MSSLoss("mss")
+    with pytest.raises(ValueError, match="name must be one of ms_clap, panns_wavegram_logmel, got 'clap'"):
+        EmbeddingLoss("clap", 8192)
+    with pytest.raises(ValueError, match="mss_linear needs at least 1027 samples, got 1026"):
+        MSSLoss("mss_linear")(torch.zeros(1, 1, 1026), torch.zeros(1, 1, 1026))

@@ -1,0 +1,105 @@
+"""The report card: the paper's own numbers satisfy every claim; rules give the verdict they state at their borders."""
+
+import pandas as pd
+import pytest
+import synthetic_records as synthetic
+
+from scrapl_lib import claims, tables
+from scrapl_lib.claims import CLAIMS, Cell, groups_of, paper_cells, report_card
+
+VERDICTS = {"holds", "holds in part", "does not hold", "too few seeds", "not run"}
+
+
+def one(mean, half_width=0.0, seeds=(), label="x"):
+    series = pd.Series(list(seeds), dtype=float)
+    return Cell(label, mean, half_width, len(series) or 5, series)
+
+
+def test_the_papers_own_numbers_hold():
+    cells = paper_cells()
+    assert len(CLAIMS) == 18 and len({claim.text for claim in CLAIMS}) == 18
+    for claim in CLAIMS:
+        groups = groups_of(claim, cells)
+        assert all(groups), claim.text
+        assert claim.judge(groups)[1] == "holds", claim.text
+
+
+def test_report_card_of_synthetic_records(tmp_path):
+    synthetic.write_all(tmp_path)
+    synthetic.write(tmp_path, "mss_random", 4, status="failed:nonfinite loss at step 7")
+    card = report_card(synthetic.load(tmp_path), synthetic.NOT_RUN, "quick").set_index("claim")
+    assert set(card["verdict"]) <= VERDICTS and set(card["profile"]) == {"quick"} and (card["rule"] != "").all()
+    best = card.loc["P-loss, the supervised bound, is the most accurate"]
+    assert best["verdict"] == "holds" and best["seeds"] == "3 to 5"
+    assert best["ours"] == "P-loss 30.0 ± 0.74 against JTFS 61.7 ± 1.2 (the lowest of 8)"
+    assert best["paper"] == "P-loss 20.5 ± 0.20 against JTFS 42.4 (the lowest of 11)"
+    assert "MS-CLAP (not run: weights unavailable)" in best["left_out"]
+    assert "MSS random (seed 4 failed:nonfinite loss at step 7)" in best["left_out"]
+    ratio = card.loc["SCRAPL (no θ-IS) is within a factor 2 of JTFS in accuracy"]
+    assert ratio["verdict"] == "holds" and ratio["ours"].startswith("ratio 1.70: ")
+    assert card.loc["SCRAPL is within a factor 2 of JTFS in accuracy", "verdict"] == "not run"
+    assert card.loc["MSS losses never learn slope", "verdict"] == "holds"
+    assert card.loc["each technique lowers the error: plain, + P-Adam, + P-SAGA", "verdict"] == "holds"
+    assert card.loc["P-SAGA lowers the θ L1", "verdict"] == "holds"
+    assert card.loc["P-SAGA lowers the θ L1", "ours"].startswith("-35.0 ± 1.4 (p = ")
+
+
+def test_few_seeds_are_left_out_by_name(tmp_path):
+    synthetic.write_all(tmp_path, ["p_loss", "mss_linear"])
+    synthetic.write(tmp_path, "mss_random", 0)
+    for seed in range(2):
+        synthetic.write(tmp_path, "jtfs", seed)
+    card = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim")
+    slope = card.loc["MSS losses never learn slope"]
+    assert slope["verdict"] == "holds" and slope["ours"] == "MSS linear 243 ± 6.0"
+    assert "MSS random (1 seeds have it)" in slope["left_out"] and "MSS revisited (not run: no record yet)" in slope["left_out"]
+    assert card.loc["JTFS and every SCRAPL variant learn slope better than any MSS", "verdict"] == "too few seeds"
+    assert card.loc["each technique lowers the error: plain, + P-Adam, + P-SAGA", "verdict"] == "not run"
+
+
+def test_never_converged_is_too_few_seeds(tmp_path):
+    for method in ("scrapl_plain", "scrapl_padam"):
+        for seed in range(5):
+            synthetic.write(tmp_path, method, seed, val_convergence_steps=None)
+    card = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim")
+    row = card.loc["P-Adam lowers the steps to 100 ‰"]
+    assert row["verdict"] == "too few seeds" and "SCRAPL (plain) (0 seeds have it)" in row["left_out"] and row["ours"] == ""
+    assert card.loc["P-Adam raises the total variation", "verdict"] == "holds"
+
+
+def test_an_empty_profile_is_not_run():
+    card = report_card([], {}, "paper")
+    assert len(card) == len(CLAIMS) and set(card["verdict"]) == {"not run"} and (card["paper"] != "").all()
+
+
+@pytest.mark.parametrize("judge, groups, verdict", [
+    (claims.lower, [[one(10, 1)], [one(13, 1), one(20)]], "holds"),
+    (claims.lower, [[one(10, 1), one(11.5, 1)], [one(13, 1)]], "holds in part"),
+    (claims.lower, [[one(10, 1), one(14, 0.1)], [one(13, 1)]], "does not hold"),
+    (claims.lower, [[one(10, 5), one(11, 0.1)], [one(13, 0.5)]], "holds in part"),
+    (claims.within_factor_2, [[one(20)], [one(10)]], "holds"),
+    (claims.within_factor_2, [[one(30)], [one(10), one(20)]], "holds"),
+    (claims.within_factor_2, [[one(21, 1)], [one(10, 0.1)]], "holds in part"),
+    (claims.within_factor_2, [[one(21, 0.5)], [one(10, 0.1)]], "does not hold"),
+    (claims.at_chance, [[one(219), one(500)]], "holds"),
+    (claims.at_chance, [[one(217), one(240)]], "holds in part"),
+    (claims.at_chance, [[one(217), one(100)]], "does not hold"),
+    (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 4, 5.1, 6])]], "holds"),
+    (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 6.5, 5, 8])]], "holds in part"),
+    (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[4, 4, 6, 7.8])]], "holds in part"),  # p = 0.065
+    (claims.lowers, [[one(0, seeds=[3, 4, 5.1, 6])], [one(0, seeds=[5, 6, 7, 8])]], "does not hold"),
+    (claims.lowers, [[one(0, seeds=[3, 4])], [one(0, seeds=[5, 6, 7])]], "too few seeds"),
+    (claims.raises, [[one(0, seeds=[3, 4, 5.1, 6])], [one(0, seeds=[5, 6, 7, 8])]], "holds"),
+    (claims.raises, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 4, 5.1, 6])]], "does not hold"),
+    (claims.falls_in_order, [[one(6, seeds=[6, 6, 6])], [one(5, seeds=[5, 5, 5])], [one(4, seeds=[4, 3, 5])]], "holds"),
+    (claims.falls_in_order, [[one(6, seeds=[6, 6, 6])], [one(4, seeds=[4, 3, 5])], [one(5, seeds=[5, 5, 5])]], "holds in part"),
+    (claims.falls_in_order, [[one(4, seeds=[4, 3, 5])], [one(6, seeds=[6, 6, 6])], [one(5, seeds=[5, 5, 5])]], "does not hold"),
+    (claims.falls_in_order, [[one(6, seeds=[6, 6])], [one(5, seeds=[5, 5, 5])]], "too few seeds"),
+])  # fmt: skip
+def test_rules_at_their_borders(judge, groups, verdict):
+    assert judge(groups)[1] == verdict
+
+
+def test_report_card_can_be_written(tmp_path):
+    _, markdown = tables.write_table(report_card([], {}, "paper"), "report_card", "paper", tmp_path)
+    assert markdown.read_text().startswith("**Report card.**\n") and len(markdown.read_text().splitlines()) == 4 + 18

@@ -1,0 +1,144 @@
+"""The CQT and CNN encoder against a NumPy twin, and its sizes against the paper's."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import correlate
+
+from scrapl_lib.encoder import Encoder
+
+TINY = {
+    "n_samples": 4096, "octaves": 3, "hop": 128, "channels": 3, "pools": ((2, 2), (3, 2)), "dense": 6, "dropout": 0.25
+}  # fmt: skip
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    return Encoder(**TINY)
+
+
+def test_sizes_of_the_paper():
+    granular = Encoder()
+    assert sum(p.numel() for p in granular.parameters()) == 604_106
+    assert len(list(granular.parameters())) == len(granular.state_dict()) == 28
+    assert granular.features(torch.zeros(2, 1, 32768)).shape == (2, 1, 60, 129)
+
+    pools = ((2, 2), (2, 2), (2, 3), (3, 3), (3, 3))
+    tr808 = Encoder(44100, 44100, 14, octaves=9, pools=pools, dense=128, dropout=0.25)
+    assert sum(p.numel() for p in tr808.parameters()) == 724_642
+    assert tr808.feature_shape == (108, 173)
+    assert tr808(torch.zeros(1, 1, 108, 173)).shape == (1, 14)
+
+
+def test_features_equal_a_literal_constant_q_transform():
+    """Each bin: the audio around the frame times a Hann-windowed exponential of unit L1 norm, times sqrt(length); 1e-3
+    absolute on log values of about 5, as float32 sums thousands of products."""
+    encoder = tiny()
+    audio = torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(1))
+    features = encoder.features(audio)[0, 0].numpy()
+    assert features.shape == (36, 33) and features.mean() > 3
+
+    q = 1 / (2 ** (1 / 12) - 1)
+    padded = np.pad(audio[0, 0].double().numpy(), 2048, mode="reflect")
+    for bin_, frame in ((0, 0), (0, 16), (13, 7), (35, 32)):
+        f_hz = 0.4 * 8192 / 2**3 * 2 ** (bin_ / 12)
+        length = int(np.ceil(q * 8192 / f_hz))
+        window = np.sin(np.pi * np.arange(length) / length) ** 2
+        start = 2048 + frame * 128 - (length + 1) // 2
+        segment = padded[start : start + length]
+        magnitude = abs(np.sum(segment * window * np.exp(-2j * np.pi * f_hz * np.arange(length) / 8192)))
+        magnitude *= np.sqrt(length) / window.sum()
+        assert abs(features[bin_, frame] - np.log(1 + magnitude / 1e-3)) < 1e-3
+
+
+def test_a_tone_peaks_at_its_bin():
+    encoder = Encoder()
+    t = torch.arange(32768) / 8192
+    for bin_ in (5, 30, 55):
+        tone = torch.sin(2 * torch.pi * 102.4 * 2 ** (bin_ / 12) * t)[None, None]
+        assert int(encoder.features(tone)[0, 0, :, 64].argmax()) == bin_
+
+
+def prelu(x, weight):
+    return np.where(x > 0, x, weight * x)
+
+
+def literal_forward(encoder, features):
+    """Encoder in eval mode on one item (bins, frames), float64, loop by loop from section 5 of the paper."""
+    weights = {name: w.detach().double().numpy() for name, w in encoder.state_dict().items()}
+    x = features[None]
+    for i, (p, q) in enumerate(TINY["pools"]):
+        x = np.stack([(c - c.mean()) / np.sqrt(c.var() + 1e-5) for c in x])
+        kernel, bias = weights[f"convolutions.{i}.weight"], weights[f"convolutions.{i}.bias"]
+        x = np.stack(
+            [
+                sum(correlate(np.pad(c, 1), k, mode="valid", method="direct") for c, k in zip(x, kernel[o])) + bias[o]
+                for o in range(len(kernel))
+            ]
+        )
+        rows, columns = x.shape[1] // p, x.shape[2] // q
+        x = np.array(
+            [[[c[p * r : p * r + p, q * s : q * s + q].max() for s in range(columns)] for r in range(rows)] for c in x]
+        )
+        x = prelu(x, weights[f"activations.{i}.weight"])
+    hidden = prelu(weights["dense.0.weight"] @ x.mean((1, 2)) + weights["dense.0.bias"], weights["dense.1.weight"])
+    theta = []
+    for u in range(encoder.n_params):
+        y = weights[f"heads.{u}.0.weight"] @ hidden + weights[f"heads.{u}.0.bias"]
+        y = weights[f"heads.{u}.3.weight"] @ prelu(y, weights[f"heads.{u}.1.weight"]) + weights[f"heads.{u}.3.bias"]
+        theta.append(1 / (1 + np.exp(-y[0])))
+    return np.array(theta)
+
+
+def test_forward_equals_a_literal_twin():
+    """Float64, 1e-10; weights scaled up so that theta leaves the middle."""
+    encoder = tiny().double().eval()
+    with torch.no_grad():
+        for i, w in enumerate(encoder.parameters()):
+            w.mul_(3).add_(0.1 * (-1) ** i)
+    features = torch.rand(3, 1, 36, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    theta = encoder(features)
+    assert theta.shape == (3, 2) and (theta - 0.5).abs().max() > 0.05
+    for i in range(3):
+        assert np.abs(theta[i].detach().numpy() - literal_forward(encoder, features[i, 0].numpy())).max() < 1e-10
+
+
+def test_every_weight_learns_but_no_kernel_does():
+    encoder = tiny()
+    features = encoder.features(torch.randn(2, 1, 4096, requires_grad=True, generator=torch.Generator().manual_seed(3)))
+    assert not features.requires_grad
+    encoder.eval()(features).sum().backward()
+    assert all(w.grad is not None and w.grad.abs().max() > 0 for w in encoder.parameters())
+    assert not any(buffer.requires_grad for buffer in encoder.buffers())
+    assert not any("cqt" in name for name in encoder.state_dict())
+
+
+def test_dropout_acts_in_training_only():
+    encoder = tiny()
+    features = torch.rand(2, 1, 36, 33, generator=torch.Generator().manual_seed(4))
+    encoder.train()
+    torch.manual_seed(0)
+    assert (encoder(features) - encoder(features)).abs().max() > 1e-4
+    encoder.eval()
+    assert torch.equal(encoder(features), encoder(features))
+
+
+def test_seed_makes_the_weights_and_state_dict_carries_them():
+    a, b, c = tiny(1), tiny(1), tiny(2)
+    features = torch.rand(2, 1, 36, 33, generator=torch.Generator().manual_seed(5))
+    outputs = [encoder.eval()(features) for encoder in (a, b, c)]
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+    c.load_state_dict(a.state_dict())
+    assert torch.equal(c(features), outputs[0])
+
+
+def test_bad_input_is_refused():
+    encoder = tiny()
+    with pytest.raises(ValueError, match="audio must have 4096 samples, got 4000"):
+        encoder.features(torch.zeros(1, 1, 4000))
+    with pytest.raises(ValueError, match=r"features of shape \(batch, 1, 36, 33\), got \(1, 1, 4096\)"):
+        encoder(torch.zeros(1, 1, 4096))
+    with pytest.raises(ValueError, match="leave nothing of 36 bins x 33 frames"):
+        Encoder(**{**TINY, "pools": ((2, 2),) * 6})
+    with pytest.raises(ValueError, match="use fewer octaves or longer audio"):
+        Encoder(n_samples=1024, hop=8)

@@ -1,0 +1,255 @@
+"""The papermill runner: every way a notebook can end, and every parameter it must refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import nbformat
+import papermill
+import pytest
+
+from scrapl_lib.execute import NotebookFailed, notebook_path, parameters_of, run_notebook, setup
+from scrapl_lib.records import ROOT
+
+PARAMETERS = """\
+profile: str = "quick"  # which problem
+output: str = ""  # folder; empty: the project
+
+steps: int = 3  # how many # or so
+rate: float = 0.5  # per step
+live: bool = True  # train something
+"""
+
+
+def notebook(folder, *sources, parameters=PARAMETERS, name="tiny"):
+    cells = [nbformat.v4.new_markdown_cell("# Tiny"), nbformat.v4.new_code_cell(parameters)]
+    cells[1].metadata["tags"] = ["parameters"]
+    path = folder / f"{name}.ipynb"
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+    return path
+
+
+def set_up(path):
+    return f"from scrapl_lib.execute import setup\nconfig = setup(globals(), {str(path)!r})"
+
+
+def printed(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(out.text for cell in cells for out in cell.get("outputs", []) if out.output_type == "stream")
+
+
+def failed_copy(output):
+    """The failed copy's text and papermill status by cell, and the log."""
+    cells = nbformat.read(output / "executed/failed/tiny.ipynb", as_version=4).cells
+    assert not list((output / "executed").glob("*/.*running*")) and not list(output.glob("executed/*/.*.tmp"))
+    statuses = [cell.metadata.get("papermill", {}).get("status") for cell in cells if cell.cell_type == "code"]
+    return cells[0].source, statuses, (output / "executed/failed/tiny.log").read_text()
+
+
+def test_success_converts_parameters_and_hands_over_profile_and_output(tmp_path):
+    path = notebook(
+        tmp_path, set_up(tmp_path / "tiny.ipynb"), "print(vars(config))\nimport sys, os\nprint(sys.executable)"
+    )
+    done = run_notebook(path, {"steps": "1e3", "rate": "2", "live": "false"}, "smoke", tmp_path / "a{b} c")
+    assert done == tmp_path / "a{b} c/executed/smoke/tiny.ipynb"
+    expected = {"profile": "smoke", "output": str(tmp_path / "a{b} c"), "steps": 1000, "rate": 2.0, "live": False}
+    assert printed(done) == f"{expected}\n{sys.executable}\n"
+    assert not (tmp_path / "a{b} c/executed/failed").exists()
+
+
+@pytest.mark.parametrize(
+    "source, reason",
+    [
+        ("1\nraise KeyError('boom')", "KeyError: 'boom'"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("import os; os._exit(0)", "the kernel died"),
+    ],
+)
+def test_failure_names_notebook_cell_and_log_and_marks_nothing_done(tmp_path, source, reason):
+    path = notebook(tmp_path, "print('before')", source, "print('after')")
+    with pytest.raises(NotebookFailed, match=reason) as failure:
+        run_notebook(path, {"steps": 5}, "quick", tmp_path)
+    error, first_line = failure.value, source.splitlines()[0]
+    assert error.notebook == "tiny" and error.exit_status == 1 and error.log == tmp_path / "executed/failed/tiny.log"
+    assert error.cell == f"code cell 3 of 4 ({first_line!r})" and str(error.log) in str(error)
+    banner, statuses, log = failed_copy(tmp_path)
+    assert reason in banner and statuses[-2:] == ["failed", "pending"]
+    assert "'steps': 5" in log and source in log and "\x1b" not in log
+    assert not (tmp_path / "executed/quick/tiny.ipynb").exists()
+
+
+def test_a_failure_keeps_the_last_good_copy(tmp_path):
+    good = tmp_path / "executed/quick/tiny.ipynb"
+    good.parent.mkdir(parents=True)
+    good.write_text("good")
+    with pytest.raises(NotebookFailed):
+        run_notebook(notebook(tmp_path, "1/0"), output=tmp_path)
+    assert good.read_text() == "good"
+
+
+def test_a_failure_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "executed").mkdir()
+    (tmp_path / "executed/failed").write_text("in the way")
+    with pytest.raises(NotebookFailed, match="ZeroDivisionError.*no log or copy could be written"):
+        run_notebook(notebook(tmp_path, "1/0"), output=tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_from_outside_ends_the_kernel_and_its_children(tmp_path, number):
+    child = tmp_path / "child"
+    path = notebook(
+        tmp_path,
+        "import subprocess, time\nchild = subprocess.Popen(['sleep', '300'])",
+        f"open({str(child)!r}, 'w').write(str(child.pid))\ntime.sleep(300)",
+    )
+    code = f"""
+from scrapl_lib.execute import NotebookFailed, run_notebook
+try:
+    run_notebook({str(path)!r}, output={str(tmp_path)!r})
+except NotebookFailed as error:
+    print(error, flush=True)
+    raise SystemExit(error.exit_status)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (child.exists() and child.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    pid = int(child.read_text())
+    process.send_signal(number)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "notebook tiny failed at code cell 3 of 3" in text and f"stopped by {number.name}" in text
+    assert failed_copy(tmp_path)[1][-1] == "failed" and not (tmp_path / "executed/quick/tiny.ipynb").exists()
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(pid)
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:  # a zombie waits for a parent that may be nobody's business
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_of_two_runs_on_one_output_one_computes_and_the_other_waits(tmp_path, capfd):
+    counter = tmp_path / "counter"
+    path = notebook(tmp_path, f"import time\nopen({str(counter)!r}, 'a').write('x')\ntime.sleep(2)")
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(run_notebook(path, output=tmp_path))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [tmp_path / "executed/quick/tiny.ipynb"] * 2 and counter.read_text() == "x"
+    assert "another run is executing it" in capfd.readouterr().err
+    run_notebook(path, output=tmp_path)  # a later call computes again
+    assert counter.read_text() == "xx"
+
+
+def test_set_up_refuses_what_papermill_only_warns_of(tmp_path):
+    path = notebook(tmp_path, set_up(tmp_path / "tiny.ipynb"))
+    with pytest.raises(papermill.PapermillExecutionError, match="no parameter 'profil'; did you mean 'profile'"):
+        papermill.execute_notebook(path, tmp_path / "out.ipynb", {"profil": "quick"}, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "given, error, match",
+    [
+        ({"profil": "quick"}, ValueError, "no parameter 'profil'; did you mean 'profile'"),
+        ({"steps": "many"}, TypeError, "steps must be a whole number .int., got 'many' .str."),
+        ({"steps": "2.5"}, TypeError, "got 2.5"),
+        ({"steps": True}, TypeError, "got True"),
+        ({"rate": "nan"}, TypeError, "rate must be a finite number"),
+        ({"live": "yes"}, TypeError, "live must be True or False"),
+        ({"live": 1}, TypeError, "live must be True or False"),
+        ({"output": 5}, ValueError, "at once; give it once, as --output"),
+        ({"profile": "paper"}, ValueError, "'quick' and 'paper' at once; give it once, as --profile"),
+    ],
+)
+def test_parameters_are_refused_before_anything_starts(tmp_path, given, error, match):
+    with pytest.raises(error, match=match):
+        run_notebook(notebook(tmp_path), given, output=tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_unknown_notebook_names_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match="unknown notebook '05_granula'; did you mean '05_granular'"):
+        notebook_path("05_granula")
+    with pytest.raises(FileNotFoundError, match="no notebook"):
+        notebook_path(tmp_path / "absent.ipynb")
+
+
+def test_parameters_of_reads_types_defaults_and_help(tmp_path):
+    found = parameters_of(notebook(tmp_path))
+    assert list(found) == ["profile", "output", "steps", "rate", "live"]
+    assert found["steps"] == (int, 3, "how many # or so") and found["live"] == (bool, True, "train something")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["steps: int = 3", "steps = 3  # n", "steps: int = 'a'  # n", "rate: float = 1  # r", "steps: int = len('a')  # n",
+     "x: list = []  # l", "import os", "a: int = 1; b: int = 2  # two", "a: int = 1  # one\na: int = 2  # twice"],
+)  # fmt: skip
+def test_parameters_cell_of_another_form_is_refused(tmp_path, line):
+    with pytest.raises(ValueError, match="name: type = value"):
+        parameters_of(notebook(tmp_path, parameters=line))
+
+
+def test_a_notebook_without_one_parameters_cell_is_refused(tmp_path):
+    path = tmp_path / "tiny.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), path)
+    with pytest.raises(ValueError, match="0 cells tagged 'parameters', expected exactly one"):
+        parameters_of(path)
+    for text in ("{", json.dumps({"cells": 3}), "[]"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="not a notebook"):
+            parameters_of(path)
+
+
+VALUES = {"profile": "quick", "output": "", "steps": 3, "rate": 0.5, "live": True}
+
+
+def test_setup_returns_the_parameters_converted(tmp_path):
+    path = notebook(tmp_path)
+    config = setup({**VALUES, "steps": 1e3, "rate": 2}, path)
+    assert vars(config) == {**VALUES, "steps": 1000, "rate": 2.0}
+    assert type(config.steps) is int and type(config.rate) is float
+
+
+@pytest.mark.parametrize(
+    "change, error, match",
+    [
+        ({"stepss": 3}, ValueError, "no parameter 'stepss'; did you mean 'steps'"),
+        ({"steps": 2.5}, TypeError, "steps must be a whole number"),
+        ({"steps": "3"}, TypeError, "steps must be a whole number"),
+        ({"profile": 5}, TypeError, "profile must be a text"),
+    ],
+)
+def test_setup_refuses(tmp_path, change, error, match):
+    with pytest.raises(error, match=match):
+        setup({**VALUES, **change}, notebook(tmp_path))
+
+
+def test_setup_wants_the_parameters_cell_run(tmp_path):
+    with pytest.raises(ValueError, match="no value for steps; run the parameters cell first"):
+        setup({name: value for name, value in VALUES.items() if name != "steps"}, notebook(tmp_path))
+
+
+def test_setup_in_a_kernel_judges_parameter_cells_only(tmp_path):
+    path = notebook(tmp_path)
+    later = {**VALUES, "batch": 4, "runs": [1]}
+    used = ["", PARAMETERS, set_up(path), "batch = 4\nruns = [1]", "%time", "import os\nseeds = 5\nsteps = len('a')"]
+    assert vars(setup({**later, "In": used}, path)) == VALUES  # the set-up cell run again after the whole notebook
+    with pytest.raises(ValueError, match="'step'; did you mean 'steps'"):
+        setup({**later, "In": ["", PARAMETERS + "step: int = 4  # misspelt in the cell itself", set_up(path)]}, path)
+    with pytest.raises(ValueError, match="'rat'; did you mean 'rate'"):
+        setup({**later, "In": ["", PARAMETERS, '# Parameters\nrat = float("inf")\n', set_up(path)]}, path)

@@ -1,0 +1,127 @@
+"""The project's frame: pins, targets, notebooks as they lie in git, and who may import whom."""
+
+import ast
+import re
+import subprocess
+import tomllib
+
+import nbformat
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from scrapl_lib.execute import notebook_names, notebook_path, parameters_of
+from scrapl_lib.records import ROOT
+
+COLUMNS = {  # design: in each column a file imports only those above it; the wings do not import each other
+    "method": ["jtfs", "losses", "optim", "importance", "synths", "encoder", "data", "measures"],
+    "evidence": ["records", "paper", "stats", "tables", "claims", "figures"],
+    "middle": ["experiments", "training", "execute", "__main__"],
+}
+MODULES = sorted(path.stem for path in (ROOT / "scrapl_lib").glob("*.py") if path.stem != "__init__")
+TARGETS = ["help", "venv", "reproduce", "smoke", "test", "status", "bench", "peers", "lab", "lock", "clean"]
+
+
+def pins() -> list[str]:
+    return [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_lock_pins_every_direct_requirement_to_a_version_it_allows():
+    assert len(pins()) > 50 and all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins())  # no hash, no +cpu
+    locked = {pin.split("==")[0].lower().replace("_", "-"): pin.split("==")[1] for pin in pins()}
+    assert len(locked) == len(pins()) and locked["torch"] == "2.13.0"
+    for text in project()["dependencies"] + project()["optional-dependencies"]["test"]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(locked[requirement.name.lower().replace("_", "-")]), text
+
+
+def test_environment_yml_has_the_pins_of_the_lock():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert conda[2]["pip"] == [*pins(), "-e ."]
+    python = conda[0].removeprefix("python=")
+    assert SpecifierSet(project()["requires-python"]).contains(python)
+
+
+def test_pyproject_and_makefile_agree_on_python():
+    assert project()["requires-python"] == ">=3.11,<3.14"
+    assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_target_parses_and_is_in_the_help(target):
+    subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+    listed = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert re.search(rf"^  make {target} +\w", listed, re.MULTILINE)
+
+
+def test_make_passes_its_variables_on():
+    command = ["make", "-n", "reproduce", "FRESH=1", "PROFILE=paper", "DEVICE=cuda"]
+    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "run --task granular --profile paper --output fresh --device cuda" in text
+    assert "notebook --profile paper --output fresh" in text
+    text = subprocess.run(["make", "-n", "reproduce"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "--profile quick" in text and "--output" not in text and "--device" not in text
+
+
+def test_make_without_a_fit_python_says_what_to_do(tmp_path):
+    (tmp_path / "old").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "old").chmod(0o755)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    found = subprocess.run(["make", "venv", f"PYTHON={tmp_path}/old"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode != 0 and "No Python 3.11, 3.12 or 3.13 with venv" in found.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("file", ["Makefile", ".ci/run", "pyproject.toml", "requirements.lock", "environment.yml"])
+def test_no_registry_is_named(file):
+    assert not re.search(r"https?://|--(extra-)?index-url|--find-links", (ROOT / file).read_text())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_up_only(module):
+    (column,) = (name for name, modules in COLUMNS.items() if module in modules)
+    above = COLUMNS[column][: COLUMNS[column].index(module)]
+    allowed = set(above) | (set(COLUMNS["method"] + COLUMNS["evidence"]) if column == "middle" else set())
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / "scrapl_lib" / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.removeprefix("scrapl_lib.") for alias in node.names if "scrapl_lib." in alias.name}
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("scrapl_lib")):
+            inside = (node.module or "").removeprefix("scrapl_lib").lstrip(".")
+            imported |= {inside} if inside else {alias.name for alias in node.names if alias.name in MODULES}
+    assert imported <= allowed
+
+
+def test_there_are_notebooks_and_each_is_numbered():
+    assert {"00_start_here", "05_granular", "09_report_card"} <= set(notebook_names())
+    assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", name) for name in notebook_names())
+
+
+@pytest.mark.parametrize("name", notebook_names())
+def test_notebook_in_git_is_clean_and_strict(name):
+    book = nbformat.read(notebook_path(name), as_version=4)
+    nbformat.validate(book)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert not [cell for cell in book.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    assert book.metadata.kernelspec.name == "python3" and "widgets" not in book.metadata
+    assert book.cells[0].source.startswith("# ")
+    assert {"profile", "output"} <= set(parameters_of(name))
+    assert "parameters" in code[0].metadata.get("tags", [])
+    assert f'config = setup(globals(), "{name}")' in code[1].source
+    assert sum("setup(globals()" in cell.source for cell in code) == 1
+
+
+def test_package_data_licence_and_citation():
+    assert {path.suffix for path in (ROOT / "scrapl_lib/data_published").iterdir()} >= {".csv", ".json"}
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    authors = [author["family-names"] for author in citation["preferred-citation"]["authors"]]
+    assert authors == ["Mitcheltree", "Lostanlen", "Benetos", "Lagrange"]
+    assert citation["license"] == project()["license"] == "Apache-2.0"

@@ -1,0 +1,70 @@
+"""The published numbers are found under this project's names, and mistakes are answered with the nearest entry."""
+
+import math
+
+import pytest
+
+from scrapl_lib import paper
+from scrapl_lib.paper import authors_seeds, published
+
+
+def test_known_numbers():
+    assert published("table_1", "p_loss", "theta_synth_l1") == (20.5, 0.2, 20)
+    assert published("table_2", "scrapl_no_theta_is", "test_theta_synth_l1") == (73.8, 13.0, 20)  # P-Adam + P-SAGA
+    assert published("table_2", "scrapl", "val_convergence_steps") == (6014.0, 642.0, 20)  # all three
+    assert published("table_3", "scrapl_no_theta_is", "theta_fm_l1", "fast_am_fast_fm") == (95.6, 20.0, 20)  # uniform
+    assert published("table_4", "jtfs", "fad_encodec", "meso") == (1.04, 0.15, 4)
+    assert published("table_6", "plus_psaga", "delta_test_theta_synth_l1_p_value").value == "<0.01"
+    assert published("figure_1", "encoder_and_synth", "model_step_time").value == 54.727
+
+
+def test_blanks_are_nan():
+    jtfs = published("table_1", "jtfs", "theta_slope_l1")
+    assert jtfs.value == 19.0 and math.isnan(jtfs.ci95) and jtfs.n == 1
+    never = published("table_7", "scrapl_no_theta_is", "theta_fm_convergence_steps", "fast_am_moderate_fm")
+    assert math.isnan(never.value)
+
+
+def test_every_printed_number_can_be_reached():
+    rows = paper.pd.read_csv(paper.DATA / "published_tables.csv")
+    assert len(rows) == 277
+    for row in rows.itertuples():
+        method = paper._RENAMED.get(row.method, row.method)
+        found = published(row.table, method, row.metric, row.condition)
+        expected = float(row.value) if not str(row.value).startswith("<") else row.value
+        assert found.n == row.n_seeds and (found.value == expected or math.isnan(found.value) and math.isnan(expected))
+
+
+def test_step_time_is_loss_plus_model():
+    times = paper.step_ms()
+    assert list(times) == list(paper.METHODS)
+    assert abs(times["jtfs"] - 1784.727) < 1e-9 and abs(times["scrapl_padam"] - 144.527) < 1e-9
+
+
+@pytest.mark.parametrize("arguments, match", [
+    (("table_11", "jtfs", "theta_synth_l1"), "did you mean 'table_1'"),
+    (("table_1", "scrapl_plane", "theta_synth_l1"), "did you mean 'scrapl'"),
+    (("table_1", "jtfs", "theta_slope"), "did you mean 'theta_slope_l1'"),
+    (("table_4", "jtfs", "fad_encodec"), r"\['micro', 'meso'\]; give one"),
+    (("table_4", "jtfs", "fad_encodec", "mesa"), "did you mean 'meso'"),
+])  # fmt: skip
+def test_mistakes_name_the_nearest(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        published(*arguments)
+
+
+def test_authors_seeds():
+    seeds = authors_seeds()
+    assert len(seeds) == 4 * 5 * 20 and not seeds["value"].isna().any()
+    assert set(seeds["method"]) == {"scrapl_plain", "scrapl_padam", "scrapl_no_theta_is", "scrapl"}
+    first = seeds[(seeds["method"] == "scrapl_plain") & (seeds["seed"] == 0)].set_index("metric")["value"]
+    assert abs(first["theta_synth_l1"] - 122.49950968450113) < 1e-9
+    assert abs(first["val_total_variation"] - 4.541390183148907) < 1e-12
+    assert first["val_convergence_steps"] == 14304
+    means = seeds.groupby(["method", "metric"])["value"].mean()
+    halves = (means["scrapl_plain", "theta_density_l1"] + means["scrapl_plain", "theta_slope_l1"]) / 2
+    assert abs(means["scrapl_plain", "theta_synth_l1"] - halves) < 1e-3
+
+
+def test_methods_have_the_order_of_the_tables():
+    assert list(paper.METHODS)[:3] == ["p_loss", "jtfs", "scrapl"] and len(paper.METHODS) == 12

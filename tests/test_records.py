@@ -1,0 +1,283 @@
+"""Records: what is written is what is read; whatever was changed afterwards is refused by name."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scrapl_lib import records
+from scrapl_lib.records import BrokenRecord, config_hash, load_runs, read_run, run_folder, run_state, write_run
+
+CONFIG = {"task": "granular", "method": "scrapl_plain", "seed": 3, "lr": 1e-3, "pools": ((2, 2), (2, 2)), "n_steps": 400}
+
+
+def history(scale=1.0):
+    rows = [(step, "val", "theta_synth_l1", scale * 1000 / (step + 3), 0.1 * step) for step in (0, 96, 192)]
+    return pd.DataFrame(rows, columns=records.COLUMNS["history.csv"])
+
+
+def test_table(scale=1.0):
+    rows = [("theta_synth_l1", scale * 1000 / 3, "permille"), ("val_convergence_steps", None, "steps")]
+    return pd.DataFrame(rows, columns=records.COLUMNS["test.csv"]).astype({"value": float})
+
+
+test_table.__test__ = False
+
+
+def write(output, seed=3, scale=1.0, status="ok", method="scrapl_plain", **config):
+    folder = run_folder("quick", "granular", method, seed, output)
+    resolved = {**CONFIG, "method": method, "seed": seed, **config}
+    write_run(folder, status=status, config=resolved, history=history(scale), test=test_table(scale),
+              start_utc=records.utc_now(), device="cpu", threads=1,
+              train_step_ms={"median": np.float32(2.5), "q25": 2.0, "q75": 3.0, "n": np.int64(40)})  # fmt: skip
+    return folder
+
+
+def test_round_trip(tmp_path):
+    folder = write(tmp_path)
+    assert folder == tmp_path / "results/quick/granular/scrapl_plain/seed_3"
+    assert sorted(p.name for p in folder.iterdir()) == ["history.csv", "run.json", "test.csv"]
+    run = read_run(folder)
+    assert (run.profile, run.task, run.method, run.seed) == ("quick", "granular", "scrapl_plain", 3)
+    assert run.ok and run.config["lr"] == 1e-3 and run.info["train_step_ms"] == {"median": 2.5, "q25": 2, "q75": 3, "n": 40}
+    assert len(run.history) == 3 and run.history["step"].dtype == np.int64
+    assert np.abs(run.history["value"] - history()["value"]).max() < 1e-6  # 9 significant digits of 333.333...
+    assert run.history["split"].tolist() == ["val"] * 3
+    assert abs(run.value("theta_synth_l1") - 333.333333) < 1e-12
+    assert np.isnan(run.value("val_convergence_steps")) and np.isnan(run.value("no such metric"))
+    info = json.loads((folder / "run.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    for key in ("versions", "code_version", "device", "threads", "start_utc", "end_utc", "peak_memory_mb"):
+        assert info[key], key
+    assert info["files"]["history.csv"] == {
+        "sha256": hashlib.sha256((folder / "history.csv").read_bytes()).hexdigest(), "rows": 3}  # fmt: skip
+    assert info["peak_memory_mb"] > 10 and info["versions"]["numpy"] == np.__version__
+
+
+def test_csv_has_nine_digits_and_unix_line_ends(tmp_path):
+    records.write_csv(tmp_path / "a" / "b.csv", pd.DataFrame({"x": [1 / 3, 1e-12 / 7, np.nan], "n": [1, 2, 3]}))
+    assert (tmp_path / "a" / "b.csv").read_bytes() == b"x,n\n0.333333333,1\n1.42857143e-13,2\n,3\n"
+
+
+def test_config_hash():
+    assert len(config_hash(CONFIG)) == 64
+    assert config_hash(CONFIG) == config_hash(dict(reversed(json.loads(json.dumps(CONFIG)).items())))
+    assert config_hash(CONFIG) != config_hash({**CONFIG, "lr": 1.1e-3})
+    assert config_hash({"n": 1}) != config_hash({"n": 1.0})
+    with pytest.raises(ValueError, match="finite"):
+        config_hash({"lr": float("nan")})
+    with pytest.raises(TypeError, match="keys must be str"):
+        config_hash({3: 1})
+
+
+def test_run_state(tmp_path):
+    folder = run_folder("quick", "granular", "scrapl_plain", 3, tmp_path)
+    assert run_state(folder, config_hash(CONFIG)) == "missing"
+    write(tmp_path)
+    assert run_state(folder, config_hash(CONFIG)) == "done"
+    assert run_state(folder, config_hash({**CONFIG, "lr": 1.0})) == "stale"
+    write(tmp_path, status="failed:nonfinite loss at step 7, path 3")
+    assert run_state(folder, config_hash(CONFIG)) == "failed"
+    assert not read_run(folder).ok
+    (folder / "run.json").unlink()
+    assert run_state(folder, config_hash(CONFIG)) == "missing"
+
+
+def test_run_state_is_cheap(tmp_path):
+    folder, expected = write(tmp_path), config_hash(CONFIG)
+    start = time.perf_counter()
+    for _ in range(100):
+        run_state(folder, expected)
+    assert (time.perf_counter() - start) / 100 < 5e-3  # about 0.2 ms; 1000 runs must not take seconds
+
+
+def edit_value(folder):
+    path = folder / "history.csv"
+    path.write_text(path.read_text().replace("333.333", "133.333", 1))
+
+
+def drop_row(folder):
+    path = folder / "history.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+def truncate(folder):
+    (folder / "test.csv").write_bytes((folder / "test.csv").read_bytes()[:-9])
+
+
+def remove(folder):
+    (folder / "test.csv").unlink()
+
+
+def edit_info(folder):
+    path = folder / "run.json"
+    path.write_text(path.read_text().replace('"median": 2.5', '"median": 1.5'))
+
+
+def truncate_info(folder):
+    (folder / "run.json").write_bytes((folder / "run.json").read_bytes()[:200])
+
+
+def nan_info(folder):
+    path = folder / "run.json"
+    path.write_text(path.read_text().replace('"median": 2.5', '"median": NaN'))
+
+
+def list_info(folder):
+    (folder / "run.json").write_text("[1, 2]")
+
+
+def bare_info(folder):
+    bare = {"status": "ok"}
+    (folder / "run.json").write_text(json.dumps({**bare, "record_sha256": config_hash(bare)}))
+
+
+DAMAGE = {
+    edit_value: ("history.csv", "3 rows with SHA-256", "3 rows with SHA-256"),
+    drop_row: ("history.csv", "3 rows", "2 rows"),
+    truncate: ("test.csv", "2 rows", "2 rows"),
+    remove: ("test.csv", "2 rows", "no such file"),
+    edit_info: ("run.json", "fields with SHA-256", "edited by hand"),
+    truncate_info: ("run.json", "JSON", "JSONDecodeError"),
+    nan_info: ("run.json", "JSON", "ValueError"),
+    list_info: ("run.json", "JSON", "TypeError"),
+    bare_info: ("run.json", "the record of", "None"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_damage_is_refused_with_file_expected_found_and_mend(tmp_path, damage):
+    folder = write(tmp_path)
+    damage(folder)
+    name, expected, found = DAMAGE[damage]
+    for use in (read_run, lambda f: run_state(f, config_hash(CONFIG)), lambda f: load_runs("quick", "granular", None, tmp_path)):
+        with pytest.raises(BrokenRecord) as caught:
+            use(folder)
+        assert caught.value.file == folder / name
+        assert expected in caught.value.expected and found in caught.value.found
+        assert f"delete the folder {folder} and run: python -m scrapl_lib run --task granular --method scrapl_plain " \
+            "--seeds 3 --profile quick" in str(caught.value)  # fmt: skip
+
+
+def test_copied_record_is_refused(tmp_path):
+    folder = write(tmp_path)
+    copy = folder.with_name("seed_4")
+    copy.mkdir()
+    for file in folder.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(BrokenRecord, match="'seed': 4.*'seed': 3"):
+        read_run(copy)
+
+
+def test_folder_without_record_is_broken_only_when_read(tmp_path):
+    with pytest.raises(BrokenRecord, match="run.json"):
+        read_run(run_folder("quick", "granular", "jtfs", 0, tmp_path))
+    assert load_runs("quick", "granular", None, tmp_path) == []
+
+
+def test_write_run_refuses(tmp_path):
+    folder = run_folder("quick", "granular", "scrapl_plain", 3, tmp_path)
+    good = {"status": "ok", "config": CONFIG, "history": history(), "test": test_table(), "start_utc": records.utc_now(),
+            "device": "cpu", "threads": 1, "train_step_ms": None}  # fmt: skip
+    for change, match in (
+        ({"status": "failed:"}, "status must be"),
+        ({"status": "done"}, "status must be"),
+        ({"history": history().drop(columns="wall_s")}, "history.csv needs the columns"),
+        ({"test": test_table().assign(extra=1)}, "test.csv needs the columns"),
+        ({"config": {**CONFIG, "seed": 4}}, "contradicts"),
+        ({"train_step_ms": {"median": float("nan")}}, "finite"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            write_run(folder, **{**good, **change})
+    with pytest.raises(ValueError, match="run_folder"):
+        write_run(folder.with_name("seed_03"), **{**good, "config": {"lr": 1.0}})
+    assert not folder.exists()
+    write_run(folder, **good)
+    assert read_run(folder).ok
+
+
+def test_load_runs_takes_the_expected_and_names_the_stale(tmp_path):
+    for seed in (10, 2):
+        write(tmp_path, seed=seed)
+    write(tmp_path, seed=3, lr=0.5)
+    write(tmp_path, seed=4, method="p_loss", status="failed:nonfinite")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = load_runs("quick", "granular", None, tmp_path)
+    assert [(r.method, r.seed) for r in found] == [("p_loss", 4), ("scrapl_plain", 2), ("scrapl_plain", 3), ("scrapl_plain", 10)]
+    expected = {("scrapl_plain", seed): config_hash({**CONFIG, "seed": seed}) for seed in (1, 2, 3)}
+    with pytest.warns(UserWarning, match=r"stale.*scrapl_plain seed 3"):
+        found = load_runs("quick", "granular", expected, tmp_path)
+    assert [(r.method, r.seed) for r in found] == [("scrapl_plain", 2)]
+    assert (tmp_path / "results/quick/granular/scrapl_plain/seed_3/run.json").exists()
+
+
+def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "x.txt"
+    records.write_text_atomic(path, "old\n")
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        records.write_text_atomic(path, "new\n")
+    assert path.read_bytes() == b"old\n" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_killed_write_counts_as_missing_and_its_litter_goes(tmp_path, monkeypatch):
+    folder = write(tmp_path)
+    real = records.write_bytes_atomic
+
+    def killed(path, data):
+        if path.name == "test.csv":
+            raise KeyboardInterrupt
+        real(path, data)
+
+    monkeypatch.setattr(records, "write_bytes_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, scale=2.0)
+    assert run_state(folder, config_hash(CONFIG)) == "missing"
+    monkeypatch.undo()
+    (folder / ".test.csv.0123.tmp").write_text("metric,va")
+    write(tmp_path, scale=2.0)
+    assert sorted(p.name for p in folder.iterdir()) == ["history.csv", "run.json", "test.csv"]
+    assert abs(read_run(folder).value("theta_synth_l1") - 666.666667) < 1e-9
+
+
+def _write_often(output, scale):
+    for _ in range(10):
+        write(output, scale=scale)
+
+
+def test_two_writers_and_a_reader_never_see_a_mix(tmp_path):
+    folder = write(tmp_path)
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_often, args=(tmp_path, scale)) for scale in (1.0, 2.0)]
+    for writer in writers:
+        writer.start()
+    states = []
+    while any(writer.is_alive() for writer in writers):
+        states.append(run_state(folder, config_hash(CONFIG)))  # raises BrokenRecord on a mix
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert set(states) == {"done"} and len(states) > 10
+    run = read_run(folder)
+    scale = run.value("theta_synth_l1") / 333.333333
+    assert abs(run.history["value"][0] - scale * 333.333333) < 1e-5 and round(scale) in (1, 2)
+
+
+def test_a_run_that_failed_at_once_has_empty_tables(tmp_path):
+    folder = run_folder("quick", "granular", "jtfs", 0, tmp_path)
+    empty = {name: pd.DataFrame([], columns=columns) for name, columns in records.COLUMNS.items()}
+    write_run(folder, status="failed:out of memory", config={}, history=empty["history.csv"], test=empty["test.csv"],
+              start_utc=records.utc_now(), device="cpu", threads=1, train_step_ms=None)  # fmt: skip
+    run = read_run(folder)
+    assert len(run.history) == len(run.test) == 0 and run.history["value"].dtype == np.float64
+    assert run.status == "failed:out of memory" and run.info["files"]["test.csv"]["rows"] == 0

@@ -1,0 +1,251 @@
+"""Tables and figures from synthetic records: numbers by hand, what failed and what was not run, files written whole."""
+
+import math
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_records as synthetic
+
+from scrapl_lib import figures, paper, tables
+from scrapl_lib.records import BrokenRecord
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("output")
+    synthetic.write_all(folder)
+    synthetic.write(folder, "mss_random", 4, status="failed:nonfinite loss at step 7")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(output):
+    return synthetic.load(output)
+
+
+def cell(table, method, metric):
+    rows = table[(table["method"] == method) & (table["metric"] == metric)]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def test_table_1(runs):
+    table = tables.table_1(runs, synthetic.NOT_RUN)
+    assert list(dict.fromkeys(table["method"])) == [m for m in paper.METHODS if m not in ("scrapl_padam", "scrapl_plain")]
+    p_loss = cell(table, "p_loss", "theta_synth_l1")
+    assert abs(p_loss["mean"] - 30) < 1e-6 and p_loss["n_seeds"] == 5 and p_loss["n_failed"] == 0
+    assert abs(p_loss["ci95"] - 1.96 * 30 * 0.02 * math.sqrt(2) / math.sqrt(5)) < 1e-6
+    assert (p_loss["paper_mean"], p_loss["paper_ci95"], p_loss["paper_n"]) == (20.5, 0.2, 20)
+    failed = cell(table, "mss_random", "theta_slope_l1")
+    assert (failed["n_seeds"], failed["n_failed"]) == (4, 1) and abs(failed["mean"] - 242 * 0.99) < 1e-6
+    assert failed["note"] == "seed 4 failed:nonfinite loss at step 7"
+    for method, reason in synthetic.NOT_RUN.items():
+        row = cell(table, method, "theta_synth_l1")
+        assert row["note"] == f"not run: {reason}" and math.isnan(row["mean"]) and row["n_seeds"] == 0
+    shown = tables.show(table).set_index("method")
+    assert shown.loc["SCRAPL", "θ L1 (‰)"] == "not run" and shown.loc["SCRAPL", "paper: θ L1 (‰)"] == "65.7 ± 4.2"
+    assert shown.loc["MSS random", "seeds"] == "4 (1 failed)"
+    assert shown.loc["P-loss", "θ L1 (‰)"] == "30.0 ± 0.74"
+
+
+def test_a_run_beats_its_reason_not_to_run(runs):
+    table = tables.table_1(runs, {"p_loss": "some reason"})
+    assert cell(table, "p_loss", "theta_synth_l1")["note"] == ""
+    assert cell(table, "ms_clap", "theta_synth_l1")["note"] == "not run: no record yet"
+
+
+def test_table_2_counts_the_seeds_that_never_converged(tmp_path):
+    synthetic.write_all(tmp_path, ["scrapl_plain", "jtfs"])
+    synthetic.write(tmp_path, "scrapl_plain", 4, val_convergence_steps=None)
+    table = tables.table_2(synthetic.load(tmp_path), synthetic.NOT_RUN)
+    steps = cell(table, "scrapl_plain", "val_convergence_steps")
+    assert steps["n_seeds"] == 4 and abs(steps["mean"] - 900 * 0.99) < 1e-6
+    assert steps["note"] == "1 of 5 seeds without steps to 100 ‰"
+    assert cell(table, "scrapl_plain", "theta_synth_l1")["note"] == ""
+    assert steps["paper_mean"] == 10906 and cell(table, "jtfs", "theta_synth_l1")["paper_mean"] == 42.4
+    for seed in range(3):
+        synthetic.write(tmp_path, "jtfs", seed, val_convergence_steps=None)
+    shown = tables.show(tables.table_2(synthetic.load(tmp_path), synthetic.NOT_RUN)).set_index("method")
+    assert shown.loc["JTFS", "steps to 100 ‰"] == "none" and shown.loc["P-loss", "steps to 100 ‰"] == "not run"
+
+
+def test_table_6_of_the_authors_is_the_printed_one():
+    table = tables.table_6(paper.authors_seeds(), {})
+    assert len(table) == 9 and (table["n_seeds"] == 20).all() and (table["note"] == "").all()
+    half_unit = {"theta_synth_l1": 0.05, "val_total_variation": 0.005, "val_convergence_steps": 5.0}
+    for row in table.itertuples():
+        assert abs(row.mean - row.paper_mean) <= half_unit[row.metric]
+        assert float(f"{row.ci95:.2g}") == row.paper_ci95
+        assert row.p_value < 0.01 if row.paper_p == "<0.01" else round(row.p_value, 2) == float(row.paper_p)
+    shown = tables.show(table).set_index("method")
+    assert shown.loc["+ P-Adam", "θ L1 (‰)"] == shown.loc["+ P-Adam", "paper: θ L1 (‰)"] == "-12.3 ± 17 (p = 0.15)"
+    assert shown.loc["+ P-SAGA", "paper: θ L1 (‰)"] == "-13.6 ± 5.6 (p < 0.01)"
+
+
+def test_table_6_pairs_by_seed(tmp_path):
+    synthetic.write_all(tmp_path, ["scrapl_plain", "scrapl_padam"])
+    synthetic.write(tmp_path, "scrapl_plain", 1, status="failed:killed")
+    synthetic.write(tmp_path, "scrapl_padam", 0, val_convergence_steps=None)
+    table = tables.table_6(tables.seed_values(synthetic.load(tmp_path)), synthetic.NOT_RUN)
+    accuracy = cell(table, "plus_padam", "theta_synth_l1")
+    expected = np.mean([synthetic.spread(seed) * (140 - 185) for seed in (0, 2, 3, 4)])
+    assert accuracy["n_seeds"] == 4 and abs(accuracy["mean"] - expected) < 1e-6 and 0 < accuracy["p_value"] < 1e-4
+    steps = cell(table, "plus_padam", "val_convergence_steps")
+    assert steps["n_seeds"] == 3 and steps["note"] == "3 of 4 pairs have steps to 100 ‰"
+    absent = cell(table, "plus_theta_is", "theta_synth_l1")
+    assert absent["n_seeds"] == 0 and "SCRAPL not run: needs theta-importance sampling" in absent["note"]
+    assert tables.show(table).set_index("method").loc["+ θ-IS", "θ L1 (‰)"] == "not run"
+
+
+def test_table_10_puts_the_config_beside_the_paper():
+    table = tables.table_10({"J": 10, "lr": 1e-3, "pools": ((2, 2), (2, 2)), "own": True}).set_index("name")
+    assert table.loc["J"].tolist() == ["10", "12"] and table.loc["lr"].tolist() == ["0.001", "1e-05"]
+    assert table.loc["pools", "ours"] == "[[2, 2], [2, 2]]" and table.loc["pools", "paper"].startswith("[[2, 2], [2, 2], ")
+    assert table.loc["gradient_scale", "paper"] == "1e8 (SCRAPL and JTFS)"
+    assert table.loc["own"].tolist() == ["True", ""] and table.loc["epochs"].tolist() == ["", "200"]
+
+
+@pytest.mark.parametrize("value, digits, text", [(42.44, 3, "42.4"), (0.05311, 3, "0.0531"), (10905.6, 3, "10906"), (-710.4, 3, "-710"),
+                                                 (0.2, 2, "0.20"), (13.37, 2, "13"), (0.0, 2, "0"), (math.nan, 3, "")])  # fmt: skip
+def test_numbers_are_printed_as_in_the_paper(value, digits, text):
+    assert tables.number(value, digits) == text
+
+
+def test_write_table(runs, tmp_path):
+    table = tables.table_1(runs, synthetic.NOT_RUN)
+    csv, markdown = tables.write_table(table, "table_1", "quick", tmp_path, "Test error.")
+    assert csv == tmp_path / "results/quick/tables/table_1.csv" and markdown == csv.with_suffix(".md")
+    stored = pd.read_csv(csv)
+    assert len(stored) == len(table) == 30 and set(stored["profile"]) == {"quick"}
+    assert np.abs(stored["mean"] - table["mean"]).max() < 1e-6
+    lines = markdown.read_text().splitlines()
+    assert lines[0] == "**Table 1.** Test error. Profile quick: a reduced problem, not the paper's configuration."
+    assert len(lines) == 2 + 2 + 10 and len({line.count("|") for line in lines[2:]}) == 1
+    tables.write_table(table, "table_1", "paper", tmp_path)
+    assert "rofile" not in (tmp_path / "results/paper/tables/table_1.md").read_text()
+
+
+def test_seed_values_leave_out_failed_runs(runs):
+    values = tables.seed_values(runs)
+    assert len(values[values["method"] == "mss_random"]) == 4 * 7 and 4 not in set(values[values["method"] == "mss_random"]["seed"])
+    assert abs(tables.values_by_seed(values, "jtfs", "train_step_ms")[0] - 600 * 0.96) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["figure_1", "figure_2", "figure_3", "figure_4"])
+def test_figures_are_written_with_their_numbers_and_caption(runs, tmp_path, name):
+    plot = getattr(figures, name)(runs, "quick", synthetic.NOT_RUN)
+    written = figures.save_figure(plot.figure, plot.data, name, "quick", tmp_path, plot.caption)
+    assert [p.name for p in written] == [f"{name}.pdf", f"{name}.png", f"{name}.csv"]
+    assert sorted(p.name for p in (tmp_path / "figures/quick").iterdir()) == sorted(p.name for p in written)
+    contents = [p.read_bytes() for p in written]
+    assert contents[0].startswith(b"%PDF") and contents[1].startswith(b"\x89PNG")
+    assert 20_000 < len(contents[1]) < 500_000
+    assert len(pd.read_csv(written[2])) == len(plot.data) > 0
+    for part in ("Profile quick", "Seeds: 5 (JTFS 3", "95 % interval over seeds", "Not run: SCRAPL (needs theta-importance"):
+        assert part in plot.caption
+    assert ("Failed: MSS random seed 4" in plot.caption) != (name == "figure_4")  # which shows no MSS
+    assert plot.caption.replace("\n", "") in decoded(contents[1])
+    assert plot.caption.split()[:9] == plot.figure.texts[-1].get_text().split()[:9]
+    assert all(" " in ax.get_xlabel() and "(" in ax.get_ylabel() or "relative" in ax.get_ylabel() for ax in plot.figure.axes)
+    for path in written:
+        path.unlink()
+    again = getattr(figures, name)(runs, "quick", synthetic.NOT_RUN)
+    figures.save_figure(again.figure, again.data, name, "quick", tmp_path, again.caption)
+    assert [p.read_bytes() for p in written] == contents
+
+
+def decoded(png):
+    """The text chunks of a PNG."""
+    texts, at = [], 8
+    while at < len(png):
+        length = int.from_bytes(png[at : at + 4], "big")
+        kind, chunk = png[at + 4 : at + 8], png[at + 8 : at + 8 + length]
+        if kind == b"tEXt":
+            texts.append(chunk.decode("latin-1"))
+        elif kind == b"iTXt":
+            keyword, rest = chunk.split(b"\0", 1)
+            compressed, text = rest[0], rest[2:].split(b"\0", 2)[2]
+            texts.append((zlib.decompress(text) if compressed else text).decode())
+        at += 12 + length
+    return "".join(texts)
+
+
+def test_figure_1_numbers(runs):
+    data = figures.figure_1(runs, "quick", synthetic.NOT_RUN).data.set_index(["source", "method"])
+    assert abs(data.loc[("ours", "jtfs"), "cost"] - 600 * 0.98 / 20) < 1e-6  # medians over 3 and 5 seeds
+    assert abs(data.loc[("ours", "p_loss"), "cost"] - 1) < 1e-12
+    assert abs(data.loc[("ours", "mss_linear"), "theta_synth_l1"] - 371.5) < 1e-6
+    assert abs(data.loc[("paper", "jtfs"), "cost"] - 1784.727 / 55.243) < 1e-9
+    assert data.loc[("paper", "ms_clap"), "theta_synth_l1"] == 166 and ("ours", "ms_clap") not in data.index
+    assert abs(data.loc[("paper", "scrapl_plain"), "theta_synth_l1"] - 99.69) < 0.01
+
+
+def test_cost_is_a_median_over_seeds(tmp_path):
+    synthetic.write(tmp_path, "p_loss", 2)
+    for seed in (0, 1, 4):
+        synthetic.write(tmp_path, "jtfs", seed)
+    data = figures.figure_1(synthetic.load(tmp_path), "quick", {}).data.set_index(["source", "method"])
+    assert abs(data.loc[("ours", "jtfs"), "cost"] - 0.98 * 600 / 20) < 1e-6
+
+
+def test_figure_3_is_relative_to_p_loss(runs):
+    data = figures.figure_3(runs, "quick", synthetic.NOT_RUN).data.set_index(["source", "method"])["jtfs_distance"]
+    assert abs(data["ours", "p_loss"] - 1) < 1e-12 and abs(data["paper", "p_loss"] - 1) < 1e-12
+    assert abs(data["ours", "scrapl_plain"] - 370 / 60) < 1e-6
+    assert abs(data["paper", "mss_linear"] - 412.38 / 240.99) < 1e-9
+
+
+def test_figure_1_without_p_loss_says_so(tmp_path):
+    synthetic.write_all(tmp_path, ["jtfs"])
+    plot = figures.figure_1(synthetic.load(tmp_path), "quick", {})
+    assert set(plot.data["source"]) == {"paper"} and "no finished P-loss run" in plot.caption
+
+
+def test_curves(runs):
+    data = figures.curves(runs, ["jtfs", "mss_random", "scrapl"])
+    assert data[data["method"] == "jtfs"]["step"].tolist() == list(synthetic.STEPS)
+    last = data[(data["method"] == "jtfs") & (data["step"] == 150)].iloc[0]
+    level = 63 + 337 / 151
+    values = np.array([0.96, 0.98, 1.0]) * level
+    assert last["n_seeds"] == 3 and abs(last["mean"] - values.mean()) < 1e-5
+    assert abs(last["ci95"] - 1.96 * values.std() / math.sqrt(3)) < 1e-5 and abs(last["wall_s"] - 90) < 1e-6
+    assert set(data[data["method"] == "mss_random"]["n_seeds"]) == {4} and "scrapl" not in set(data["method"])
+
+
+def test_curves_take_only_steps_that_all_seeds_have(tmp_path, monkeypatch):
+    synthetic.write(tmp_path, "jtfs", 0)
+    monkeypatch.setattr(synthetic, "STEPS", (0, 50))
+    synthetic.write(tmp_path, "jtfs", 1)
+    assert figures.curves(synthetic.load(tmp_path), ["jtfs"])["step"].tolist() == [0, 50]
+
+
+def test_figure_2_starts_its_time_axis_after_zero(runs):
+    plot = figures.figure_2(runs, "quick", synthetic.NOT_RUN)
+    left, right = plot.figure.axes
+    assert left.get_xscale() == "log" and all(line.get_xdata().min() > 0 for line in left.get_lines())
+    assert len(left.get_lines()) == len(right.get_lines()) == 9 and right.get_lines()[0].get_xdata().min() == 0
+
+
+def test_figures_without_any_run_still_draw(tmp_path):
+    for name in ("figure_1", "figure_2", "figure_3", "figure_4"):
+        plot = getattr(figures, name)([], "paper", {})
+        assert "no record yet" in plot.caption and "rofile" not in plot.caption and plot._repr_png_().startswith(b"\x89PNG")
+
+
+def test_every_method_has_its_own_look():
+    assert list(figures.STYLE) == list(paper.METHODS)
+    assert len({colour for colour, *_ in figures.STYLE.values()}) == len({marker for _, marker, _ in figures.STYLE.values()}) == 12
+
+
+def test_runs_of_another_profile_are_refused(runs):
+    with pytest.raises(ValueError, match="quick/granular.*paper/granular"):
+        figures.figure_4(runs, "paper", {})
+
+
+def test_a_broken_record_stops_the_figures(output, tmp_path):
+    folder = synthetic.write(tmp_path, "jtfs", 0)
+    (folder / "history.csv").write_text((folder / "history.csv").read_text().replace("val", "vol", 1))
+    with pytest.raises(BrokenRecord, match="history.csv"):
+        figures.figure_4(synthetic.load(tmp_path), "quick", {})
