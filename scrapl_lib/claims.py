@@ -195,7 +195,7 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str) -> p
         for method in itertools.chain(*claim.groups):
             cell, reason = ours.get((method, claim.metric)), tables.row_note(runs, method, not_run)
             n = cell.n if cell else 0
-            few = f"{n} seeds have it" if n < LEAST_SEEDS and any(run.method == method for run in runs) else ""
+            few = f"seeds with a value: {n}" if n < LEAST_SEEDS and any(run.method == method for run in runs) else ""
             if few or reason:
                 left.append(f"{paper.METHODS[method]} ({'; '.join(filter(None, (few, reason)))})")
         n = sorted({cell.n for group in used for cell in group})

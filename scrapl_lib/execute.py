@@ -11,7 +11,7 @@ A notebook's parameters cell is the one tagged ``parameters``; each of its lines
 from __future__ import annotations
 
 import ast
-import difflib
+import fcntl
 import hashlib
 import json
 import logging
@@ -23,19 +23,15 @@ import sys
 import tempfile
 import threading
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TextIO
 
-from scrapl_lib.records import ROOT, utc_now, write_text_atomic
-
-try:
-    import fcntl
-except ImportError:  # Windows: without a lock two runs of one notebook both compute
-    fcntl = None
+from .experiments import PROFILES, check_name
+from .records import ROOT, utc_now, write_text_atomic
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 IPC_PATH_LIMIT = 90  # bytes; the sockets' names add a few more and must stay below 104 (macOS) or 108 (Linux)
@@ -81,11 +77,7 @@ def notebook_path(name_or_path: str | Path) -> Path:
         if not path.is_file():
             raise FileNotFoundError(f"there is no notebook {path}")
         return path.absolute()
-    names = notebook_names()
-    if str(name_or_path) not in names:
-        raise ValueError(
-            f"unknown notebook {str(name_or_path)!r}{_nearest(str(name_or_path), names)} (of {ROOT / 'notebooks'})"
-        )
+    check_name("notebook", str(name_or_path), notebook_names())
     return ROOT / "notebooks" / f"{name_or_path}.ipynb"
 
 
@@ -126,7 +118,8 @@ def setup(namespace: Mapping[str, Any], notebook: str | Path) -> SimpleNamespace
     saying the nearest one it does, and for a declared one that is absent; TypeError for a value of another type.
     """
     parameters = parameters_of(notebook)
-    _refuse_unknown(_given_names(namespace, set(parameters)), parameters, notebook)
+    for name in _given_names(namespace, set(parameters)):
+        check_name(f"parameter of {Path(notebook).stem}", name, parameters)
     if missing := [name for name in parameters if name not in namespace]:
         raise ValueError(f"notebook {notebook}: no value for {', '.join(missing)}; run the parameters cell first")
     return SimpleNamespace(**{name: _checked(name, namespace[name], kind) for name, (kind, _, _) in parameters.items()})
@@ -152,7 +145,8 @@ def run_notebook(
     path, output = notebook_path(name_or_path), Path(output).resolve()
     declared = parameters_of(path)
     given = dict(parameters or {})
-    _refuse_unknown(given, declared, path.stem)
+    for name in given:
+        check_name(f"parameter of {path.stem}", name, declared)
     for name, value in {"profile": profile, "output": "" if output == ROOT else str(output)}.items():
         if name in declared and given.setdefault(name, value) != value:
             raise ValueError(
@@ -186,9 +180,7 @@ def _execute(path: Path, values: dict[str, Any], done: Path, failed: Path) -> No
     try:
         with tempfile.TemporaryDirectory(prefix="nb-", ignore_cleanup_errors=True) as folder:
             connection = os.path.join(folder, "k.json")
-            ipc = (
-                os.name == "posix" and len(os.fsencode(connection)) < IPC_PATH_LIMIT
-            )  # needs no port; else tcp on localhost
+            ipc = len(os.fsencode(connection)) < IPC_PATH_LIMIT  # needs no port; else tcp on localhost
             papermill.execute_notebook(
                 str(path).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
                 str(running).replace("{", "{{").replace("}", "}}"),
@@ -281,20 +273,6 @@ def _kernel_class() -> type:
     return Kernel
 
 
-def _nearest(name: str, valid: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0)
-    return f"; did you mean {near[0]!r}?" if near else "; there are none"
-
-
-def _refuse_unknown(names: Iterable[str], parameters: Mapping[str, Parameter], notebook: str | Path) -> None:
-    for name in names:
-        if name not in parameters:
-            raise ValueError(
-                f"notebook {notebook} has no parameter {name!r}{_nearest(name, parameters)} "
-                f"It takes {', '.join(parameters) or 'none'}."
-            )
-
-
 def _given_names(namespace: Mapping[str, Any], declared: set[str]) -> list[str]:
     """Names that somebody meant as parameters. In a kernel: those assigned in papermill's cell ("# Parameters") and in
     any cell of nothing but literal assignments that sets a declared one; elsewhere: all that hold plain data."""
@@ -329,7 +307,7 @@ def _read_text(value: Any, kind: type) -> Any:
 
 
 def _checked(name: str, value: Any, kind: type) -> Any:
-    """`value` as `kind`; an int serves as float and an integral float as int."""
+    """`value` as `kind`; an int serves as float and an integral float as int; a profile must be one there is."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if kind is int and number and value == int(value) or kind is float and number:
         return kind(value)
@@ -338,7 +316,7 @@ def _checked(name: str, value: Any, kind: type) -> Any:
         raise TypeError(
             f"parameter {name} must be {expected} ({kind.__name__}), got {value!r} ({type(value).__name__})"
         )
-    return value
+    return check_name("profile", value, PROFILES) if name == "profile" else value
 
 
 @contextmanager
@@ -356,9 +334,8 @@ def _stoppable() -> Iterator[None]:
         restore()
         raise _Stopped(number)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}  # nohup
     for number in before:
         signal.signal(number, stop)
     try:
@@ -373,11 +350,14 @@ def _locked(done: Path) -> Iterator[tuple[TextIO, bool]]:
     made the copy (nothing while one is at work), and whether another run was waited for, which is said aloud."""
     with open(done.with_name(f".{done.stem}.lock"), "a+") as lock:
         waited = False
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{done.stem}: another run is executing it into {done.parent}; waiting for that", file=sys.stderr)
-                waited = True
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                f"{done.stem}: another process executes it into {done.parent}: waiting for it",
+                file=sys.stderr,
+                flush=True,
+            )
+            waited = True
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock, waited

@@ -52,7 +52,7 @@ def test_few_seeds_are_left_out_by_name(tmp_path):
     card = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim")
     slope = card.loc["MSS losses never learn slope"]
     assert slope["verdict"] == "holds" and slope["ours"] == "MSS linear 243 ± 6.0"
-    assert "MSS random (1 seeds have it)" in slope["left_out"] and "MSS revisited (not run: no record yet)" in slope["left_out"]
+    assert "MSS random (seeds with a value: 1)" in slope["left_out"] and "MSS revisited (not run: no record yet)" in slope["left_out"]
     assert card.loc["JTFS and every SCRAPL variant learn slope better than any MSS", "verdict"] == "too few seeds"
     assert card.loc["each technique lowers the error: plain, + P-Adam, + P-SAGA", "verdict"] == "not run"
 
@@ -63,7 +63,7 @@ def test_never_converged_is_too_few_seeds(tmp_path):
             synthetic.write(tmp_path, method, seed, val_convergence_steps=None)
     card = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim")
     row = card.loc["P-Adam lowers the steps to 100 ‰"]
-    assert row["verdict"] == "too few seeds" and "SCRAPL (plain) (0 seeds have it)" in row["left_out"] and row["ours"] == ""
+    assert row["verdict"] == "too few seeds" and "SCRAPL (plain) (seeds with a value: 0)" in row["left_out"] and row["ours"] == ""
     assert card.loc["P-Adam raises the total variation", "verdict"] == "holds"
 
 

@@ -150,21 +150,23 @@ def test_of_two_runs_on_one_output_one_computes_and_the_other_waits(tmp_path, ca
     for thread in threads:
         thread.join()
     assert results == [tmp_path / "executed/quick/tiny.ipynb"] * 2 and counter.read_text() == "x"
-    assert "another run is executing it" in capfd.readouterr().err
+    assert "another process executes it" in capfd.readouterr().err
     run_notebook(path, output=tmp_path)  # a later call computes again
     assert counter.read_text() == "xx"
 
 
 def test_set_up_refuses_what_papermill_only_warns_of(tmp_path):
     path = notebook(tmp_path, set_up(tmp_path / "tiny.ipynb"))
-    with pytest.raises(papermill.PapermillExecutionError, match="no parameter 'profil'; did you mean 'profile'"):
+    with pytest.raises(
+        papermill.PapermillExecutionError, match="unknown parameter of tiny 'profil': did you mean 'profile'"
+    ):
         papermill.execute_notebook(path, tmp_path / "out.ipynb", {"profil": "quick"}, cwd=ROOT)
 
 
 @pytest.mark.parametrize(
     "given, error, match",
     [
-        ({"profil": "quick"}, ValueError, "no parameter 'profil'; did you mean 'profile'"),
+        ({"profil": "quick"}, ValueError, "unknown parameter of tiny 'profil': did you mean 'profile'"),
         ({"steps": "many"}, TypeError, "steps must be a whole number .int., got 'many' .str."),
         ({"steps": "2.5"}, TypeError, "got 2.5"),
         ({"steps": True}, TypeError, "got True"),
@@ -182,7 +184,7 @@ def test_parameters_are_refused_before_anything_starts(tmp_path, given, error, m
 
 
 def test_unknown_notebook_names_the_nearest(tmp_path):
-    with pytest.raises(ValueError, match="unknown notebook '05_granula'; did you mean '05_granular'"):
+    with pytest.raises(ValueError, match="unknown notebook '05_granula': did you mean '05_granular'"):
         notebook_path("05_granula")
     with pytest.raises(FileNotFoundError, match="no notebook"):
         notebook_path(tmp_path / "absent.ipynb")
@@ -228,10 +230,11 @@ def test_setup_returns_the_parameters_converted(tmp_path):
 @pytest.mark.parametrize(
     "change, error, match",
     [
-        ({"stepss": 3}, ValueError, "no parameter 'stepss'; did you mean 'steps'"),
+        ({"stepss": 3}, ValueError, "unknown parameter of tiny 'stepss': did you mean 'steps'"),
         ({"steps": 2.5}, TypeError, "steps must be a whole number"),
         ({"steps": "3"}, TypeError, "steps must be a whole number"),
         ({"profile": 5}, TypeError, "profile must be a text"),
+        ({"profile": "papr"}, ValueError, "unknown profile 'papr': did you mean 'paper'"),
     ],
 )
 def test_setup_refuses(tmp_path, change, error, match):
@@ -249,7 +252,7 @@ def test_setup_in_a_kernel_judges_parameter_cells_only(tmp_path):
     later = {**VALUES, "batch": 4, "runs": [1]}
     used = ["", PARAMETERS, set_up(path), "batch = 4\nruns = [1]", "%time", "import os\nseeds = 5\nsteps = len('a')"]
     assert vars(setup({**later, "In": used}, path)) == VALUES  # the set-up cell run again after the whole notebook
-    with pytest.raises(ValueError, match="'step'; did you mean 'steps'"):
+    with pytest.raises(ValueError, match="'step': did you mean 'steps'"):
         setup({**later, "In": ["", PARAMETERS + "step: int = 4  # misspelt in the cell itself", set_up(path)]}, path)
-    with pytest.raises(ValueError, match="'rat'; did you mean 'rate'"):
+    with pytest.raises(ValueError, match="'rat': did you mean 'rate'"):
         setup({**later, "In": ["", PARAMETERS, '# Parameters\nrat = float("inf")\n', set_up(path)]}, path)
