@@ -82,9 +82,10 @@ def _notebook(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scrapl_lib", description="Train, look at and show the experiments.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    whole = argparse.ArgumentParser(prog="python -m scrapl_lib", description="Train, look at and show the experiments.")
+    commands = whole.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default quick)")
     common.add_argument("--output", type=lambda text: Path(text).absolute(), default=ROOT,
@@ -106,8 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
     notebook.add_argument("names", nargs="*", help="such as 05_granular; default all, in order")
     notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook's parameter")
     notebook.set_defaults(function=_notebook)
+    return whole
 
-    args = parser.parse_args(arguments)
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parser().parse_args(arguments)
     if args.command == "run" and args.device is None:
         args.device = default_device(args.profile)
     try:

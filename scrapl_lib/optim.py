@@ -71,6 +71,9 @@ class _PathOptimizer(torch.optim.Optimizer):
     Gamma; "table", {path: (m_p, v_p) or (m_p, v_p, ghat_p)}, each like w; P-SAGA's "ghat_sum", like w.
     A weight tensor without a gradient (frozen, unused) is skipped whole and its k stands still, so that it, like one
     that joins later by `add_param_group`, follows the equations over the steps it takes part in.
+
+    A subclass has `_update(group, weights, grads, tables, states, k, tau, n_drawn)`, which moves the weights and the drawn
+    path's tables, given as n_rows lists; n_drawn = |Gamma| before this step.
     """
 
     n_rows: int
@@ -160,10 +163,6 @@ class _PathOptimizer(torch.optim.Optimizer):
         if path not in state["table"]:
             state["table"][path] = torch.zeros((self.n_rows, *w.shape), dtype=w.dtype, device=w.device).unbind()
         return state
-
-    def _update(self, group, weights, grads, tables, states, k, tau, n_drawn):
-        """Moves the weights and the drawn path's tables, given as n_rows lists; n_drawn = |Gamma| before this step."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, plus "optimizer" (the class's name) and "n_paths"; torch.load(weights_only=True) reads it."""
