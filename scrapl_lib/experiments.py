@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from .data import ThetaGrid
 from .encoder import Encoder
+from .losses import SCRAPLLoss
 from .synths import GranularSynth
 
 TASKS = ("granular",)
@@ -111,6 +112,14 @@ class RunConfig:
             self.sample_rate_hz, self.n_samples, self.synth().n_params, self.cqt_octaves, self.cqt_hop,
             self.channels, self.pools, self.dense, self.dropout,
         )  # fmt: skip
+
+    def derived(self) -> dict[str, int]:
+        """What follows from the config and is worth knowing beside it: sizes of the transform, of the encoder, of the run."""
+        steps = self.epochs * len(self.data().batches("train", self.batch_size * self.accumulate))
+        n_weights = sum(weight.numel() for weight in self.encoder().parameters())
+        n_paths = SCRAPLLoss(**self.transform()).n_paths
+        return {"T": 2**self.J, "F": 2**self.J_fr, "n_paths": n_paths, "n_weights": n_weights, "n_steps": steps,
+                "n_seeds": len(seeds_of(self.method, self.profile))}  # fmt: skip
 
     def transform(self) -> dict[str, int]:
         """Arguments of SCRAPLLoss and JTFSLoss."""

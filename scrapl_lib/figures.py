@@ -21,11 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from scrapl_lib.claims import paper_cells
+from scrapl_lib.claims import chance_permille, paper_cells
 from scrapl_lib.paper import METHODS
 from scrapl_lib.records import ROOT, Run, write_bytes_atomic, write_csv
 from scrapl_lib.stats import mean_ci95
-from scrapl_lib.tables import ABLATION, profile_note, seed_values, values_by_seed
+from scrapl_lib.tables import ABLATION, METRICS, curves, profile_note, seed_values, seeds_note, values_by_seed
 
 STYLE = {  # method: colour (Okabe & Ito, Tol), marker, line; one for every figure
     "p_loss": ("#000000", "*", "-"),
@@ -75,21 +75,6 @@ def save_figure(
         write_bytes_atomic(path, _bytes(Plot(figure, data, caption), path.suffix[1:]))
     write_csv(paths[2], data.assign(profile=profile))
     return paths
-
-
-def _seeds_note(runs: Sequence[Run], methods: Iterable[str], not_run: dict[str, str]) -> str:
-    """ "Seeds: 5 (JTFS 3). Failed: none. Not run: MS-CLAP (weights unavailable)." """
-    counts = {m: n for m in methods if (n := sum(run.ok for run in runs if run.method == m))}
-    usual = max(set(counts.values()), key=list(counts.values()).count, default=0)
-    others = ", ".join(f"{METHODS[m]} {n}" for m, n in counts.items() if n != usual)
-    failed = ", ".join(f"{METHODS[run.method]} seed {run.seed}" for run in runs if run.method in methods and not run.ok)
-    absent: dict[str, list[str]] = {}
-    for method in methods:
-        if not any(run.method == method for run in runs):
-            absent.setdefault(not_run.get(method, "no record yet"), []).append(METHODS[method])
-    missing = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in absent.items())
-    notes = [f"Seeds: {usual}{f' ({others})' if others else ''}.", f"Failed: {failed or 'none'}."]
-    return " ".join([*notes, f"Not run: {missing}." if missing else ""]).strip()
 
 
 def _start(runs: Sequence[Run], profile: str, width: float, panels: int) -> tuple[Figure, Sequence[Axes]]:
@@ -164,7 +149,7 @@ def _scatter(runs: Sequence[Run], profile: str, not_run: dict[str, str], metric:
     _plain_log("y", axes[0])
     axes[0].set_xlabel("time of one training step, relative to P-loss")
     axes[0].set_ylabel(ylabel)
-    notes = [f"Filled: ours, hollow: the paper's. Bars: {BAND}.", _seeds_note(runs, METHODS, not_run),
+    notes = [f"Filled: ours, hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run),
              "Cost: median training step of a run, median over seeds; the paper's: Table 5 plus 54.7 ms for the model."]  # fmt: skip
     if "ours" not in set(data["source"]):
         notes.append("Ours is not drawn: there is no finished P-loss run to relate the cost to.")
@@ -190,55 +175,77 @@ def figure_3(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot
                     "JTFS distance on test, relative to P-loss", relative=True)  # fmt: skip
 
 
-def curves(runs: Sequence[Run], methods: Iterable[str]) -> pd.DataFrame:
-    """Validation theta L1 (per mille) of finished runs at the steps all seeds of a method share.
-
-    Columns method, step, wall_s (mean over seeds, s), n_seeds, mean, ci95 (NaN for one seed).
-    """
-    rows = []
-    for method in methods:
-        histories = [run.history for run in runs if run.method == method and run.ok]
-        if not histories:
-            continue
-        every = pd.concat(h[(h["split"] == "val") & (h["metric"] == "theta_synth_l1")] for h in histories)
-        for step, group in every.groupby("step"):
-            if len(group) == len(histories):
-                rows.append((method, step, group["wall_s"].mean(), len(group), *mean_ci95(group["value"])))
-    return pd.DataFrame(rows, columns=["method", "step", "wall_s", "n_seeds", "mean", "ci95"])
-
-
-def _draw_curves(ax: Axes, data: pd.DataFrame, x: str) -> None:
+def _draw_curves(ax: Axes, data: pd.DataFrame, x: str, metric: str = "theta_synth_l1") -> None:
     for method, group in data.groupby("method", sort=False):
         colour, _, line = STYLE[method]
         band = group["ci95"].fillna(0)
         ax.plot(group[x], group["mean"], line, color=colour, linewidth=1.6, label=METHODS[method])
         ax.fill_between(group[x], group["mean"] - band, group["mean"] + band, color=colour, alpha=0.18, linewidth=0)
     ax.set_ylim(bottom=0)
-    ax.set_ylabel("validation L1 of θ (‰)")
+    ax.set_xlabel("training step" if x == "step" else "time spent on training steps (s)")
+    ax.set_ylabel(f"validation {METRICS[metric][0]} (‰)")
 
 
 def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
     """Figure 2: validation error against wall-clock time (left, log axis) and training steps (right), all methods.
 
-    Arguments as in `figure_1`; data as in `curves`.
+    Arguments as in `figure_1`; data as in `tables.curves`.
     """
     data = curves(runs, METHODS)
     figure, axes = _start(runs, profile, 9.6, 2)
     _draw_curves(axes[0], data[data["wall_s"] > 0], "wall_s")
     _plain_log("x", axes[0])
-    axes[0].set_xlabel("wall-clock time (s)")
     _draw_curves(axes[1], data, "step")
-    axes[1].set_xlabel("training step")
-    notes = [f"Lines and bands: {BAND}; time: mean over seeds at the step.", _seeds_note(runs, METHODS, not_run)]
+    notes = [f"Lines and bands: {BAND}; time: mean over seeds at the step.", seeds_note(runs, METHODS, not_run)]
     return _finish(figure, axes, data, "Figure 2: convergence in time and in steps, granular synthesizer", notes, profile)
 
 
-def figure_4(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
-    """Figure 4: validation error per step of the ablation, with JTFS and P-loss. Arguments as in `figure_1`, data as in
-    `curves`."""
-    data = curves(runs, ABLATION)
+def learning_curves(runs: Sequence[Run], methods: Sequence[str], metric: str, profile: str, not_run: dict[str, str],
+                    title: str = "") -> Plot:  # fmt: skip
+    """Validation error per step of some methods, with what always guessing the middle of the range costs.
+
+    metric: theta_synth_l1, theta_density_l1 or theta_slope_l1. Other arguments as in `figure_1`, data as in `tables.curves`.
+    """
+    data = curves(runs, methods, metric)
     figure, axes = _start(runs, profile, 7.2, 1)
-    _draw_curves(axes[0], data, "step")
-    axes[0].set_xlabel("training step")
-    notes = [f"Lines and bands: {BAND}.", _seeds_note(runs, ABLATION, not_run)]
-    return _finish(figure, axes, data, "Figure 4: convergence of the ablation, granular synthesizer", notes, profile)
+    _draw_curves(axes[0], data, "step", metric)
+    for grid_size in {run.config["grid_size"] for run in runs}:
+        axes[0].axhline(chance_permille(grid_size), color="0.3", linewidth=1.2, linestyle=(0, (1, 3)), label="always guessing 1/2")
+    notes = [f"Lines and bands: {BAND}.", seeds_note(runs, methods, not_run)]
+    title = title or f"Validation {METRICS[metric][0]} while training, granular synthesizer"
+    return _finish(figure, axes, data, title, notes, profile)
+
+
+def figure_4(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
+    """Figure 4: validation error per step of the ablation, with JTFS and P-loss; as `learning_curves`."""
+    title = "Figure 4: convergence of the ablation, granular synthesizer"
+    return learning_curves(runs, ABLATION, "theta_synth_l1", profile, not_run, title)
+
+
+def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, str]) -> Plot:
+    """One metric of every method, seed by seed, beside the paper's mean.
+
+    metric: any of `tables.METRICS`. Other arguments as in `figure_1`. data: method, source ("ours", "paper"), seed (blank for
+    a mean), n_seeds, value, ci95.
+    """
+    values, printed, rows = seed_values(runs), paper_cells(), []
+    figure, axes = _start(runs, profile, 7.2, 1)
+    for height, method in enumerate(METHODS):
+        colour, marker, _ = STYLE[method]
+        if len(seeds := values_by_seed(values, method, metric)):
+            mean, half_width = mean_ci95(seeds)
+            rows += [(method, "ours", seed, 1, value, math.nan) for seed, value in seeds.items()]
+            rows.append((method, "ours", None, len(seeds), mean, half_width))
+            axes[0].plot(seeds, [height - 0.16] * len(seeds), "|", color=colour, markersize=9)
+            axes[0].errorbar(mean, height - 0.16, xerr=0 if math.isnan(half_width) else half_width, fmt=marker, color=colour, capsize=2)
+        if cell := printed.get((method, metric)):
+            rows.append((method, "paper", None, cell.n, cell.mean, cell.half_width or math.nan))
+            axes[0].errorbar(cell.mean, height + 0.16, xerr=cell.half_width, fmt=marker, color=colour, markerfacecolor="white", capsize=2)
+    data = pd.DataFrame(rows, columns=["method", "source", "seed", "n_seeds", "value", "ci95"]).astype({"seed": "Int64"})
+    label, unit = METRICS[metric]
+    axes[0].set_yticks(range(len(METHODS)), METHODS.values(), fontsize=8)
+    axes[0].invert_yaxis()
+    _plain_log("x", axes[0])
+    axes[0].set_xlabel(f"{label} ({unit})" if unit and unit not in label else label)
+    notes = [f"Filled: ours, ticks: its seeds; hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run)]
+    return _finish(figure, axes, data, f"{label[0].upper()}{label[1:]} by seed, granular synthesizer", notes, profile)

@@ -216,7 +216,9 @@ class JTFS(nn.Module):
         shape: samples of the signals. J: the largest wavelet spans about 2^J samples. Q1, Q2: wavelets per octave of the
         first and second order. J_fr, Q_fr: octaves and wavelets per octave along log-frequency. T: samples the
         coefficients are averaged over (None: 2^J; "global": all of them). F: log-frequency bins (n1 steps) they are
-        averaged over (None: 2^J_fr; "global": all of them).
+        averaged over (None: 2^J_fr; "global": all of them). "global" is the plain mean over the padded axis, for every
+        path; scrapl-loss 0.1.0 takes the sum of the samples it keeps (a constant factor for each path), and leaves the
+        low-pass paths n_fr = 0 unaveraged.
 
     Attributes:
         paths: tuple of Path, the second-order paths in kymatio's order; `n_paths` their number P.
@@ -275,12 +277,13 @@ class JTFS(nn.Module):
         self.global_F = self.F == "global"
         n1 = len(self._psi1)
         F = step if self.F is None or self.global_F else _positive_int("F", self.F)
-        if F > step:
-            raise ValueError(f"F = {F} exceeds 2^J_fr = {step} log-frequency bins; lower F, raise J_fr, or F='global'")
-        self.N_fr = ((self.J + 1) * self.Q1 + 8 * F) // step * step
+        bins = (self.J + 1) * self.Q1
+        if F > max(step, bins):
+            raise ValueError(f"F = {F} is longer than {max(step, bins)} log-frequency bins; lower F or use F='global'")
+        self.N_fr = (bins + 8 * min(F, step)) // step * step
         if self.N_fr < n1:
             raise ValueError(f"{n1} first-order wavelets do not fit {self.N_fr} log-frequency bins; raise F or lower Q1")
-        self.log2_F = math.floor(math.log2(F))
+        self.log2_F = min(math.floor(math.log2(F)), self.J_fr)
         self._phi_fr_hat = gauss_1d(self.N_fr, SIGMA0 / F)
         positive = _wavelets(self.J_fr, self.Q_fr)
         lowpass = _Wavelet(0.0, SIGMA0 / step, self.J_fr)

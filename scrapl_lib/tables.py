@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from scrapl_lib import paper
 from scrapl_lib.records import ROOT, Run, write_csv, write_text_atomic
@@ -58,6 +59,39 @@ def pairs_by_seed(values: pd.DataFrame, before: str, after: str, metric: str) ->
     a, b = values_by_seed(values, before, metric), values_by_seed(values, after, metric)
     seeds = a.index.intersection(b.index)
     return a[seeds], b[seeds]
+
+
+def curves(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_synth_l1") -> pd.DataFrame:
+    """Validation values of `metric` of finished runs at the steps all seeds of a method share.
+
+    Columns method, step, wall_s (time in training steps, mean over seeds), n_seeds, mean, ci95 (NaN for one seed).
+    """
+    rows, runs = [], list(runs)
+    for method in methods:
+        histories = [run.history for run in runs if run.method == method and run.ok]
+        if not histories:
+            continue
+        every = pd.concat(h[(h["split"] == "val") & (h["metric"] == metric)] for h in histories)
+        for step, group in every.groupby("step"):
+            if len(group) == len(histories):
+                rows.append((method, step, group["wall_s"].mean(), len(group), *mean_ci95(group["value"])))
+    return pd.DataFrame(rows, columns=["method", "step", "wall_s", "n_seeds", "mean", "ci95"])
+
+
+def seeds_note(runs: Sequence[Run], methods: Iterable[str], not_run: dict[str, str]) -> str:
+    """"Seeds: 5 (JTFS 3). Failed: none. Not run: MS-CLAP (weights unavailable)." for a caption."""
+    methods = list(methods)
+    counts = {m: n for m in methods if (n := sum(run.ok for run in runs if run.method == m))}
+    usual = max(set(counts.values()), key=list(counts.values()).count, default=0)
+    others = ", ".join(f"{paper.METHODS[m]} {n}" for m, n in counts.items() if n != usual)
+    failed = ", ".join(f"{paper.METHODS[run.method]} seed {run.seed}" for run in runs if run.method in methods and not run.ok)
+    absent: dict[str, list[str]] = {}
+    for method in methods:
+        if not any(run.method == method for run in runs):
+            absent.setdefault(not_run.get(method, "no record yet"), []).append(paper.METHODS[method])
+    missing = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in absent.items())
+    notes = [f"Seeds: {usual}{f' ({others})' if others else ''}.", f"Failed: {failed or 'none'}."]
+    return " ".join([*notes, f"Not run: {missing}." if missing else ""]).strip()
 
 
 def row_note(runs: Sequence[Run], method: str, not_run: dict[str, str]) -> str:
@@ -127,13 +161,19 @@ def table_6(values: pd.DataFrame, not_run: dict[str, str]) -> pd.DataFrame:
                                        "paper_ci95", "paper_n", "paper_p", "note"])  # fmt: skip
 
 
-def table_10(config: dict[str, Any]) -> pd.DataFrame:
-    """Table 10, hyperparameters: columns name, ours (from the config of the code that runs), paper. Lists are shown as lists;
-    a name only one side has is blank on the other."""
-    names = [*config, *(name for name in paper.HYPERPARAMETERS if name not in config)]
-    sides = [{name: text if isinstance(text, str) else str(text).replace("(", "[").replace(")", "]")
-              for name, text in side.items()} for side in (config, paper.HYPERPARAMETERS)]  # fmt: skip
-    return pd.DataFrame([(name, *(side.get(name, "") for side in sides)) for name in names], columns=["name", "ours", "paper"])
+def table_10(configs: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Table 10, hyperparameters: columns name, one per config of the code that runs, paper (as printed), and note, which marks
+    the rows where the last config differs from the paper. What a side does not have is blank."""
+    sides = {**configs, "paper": paper.HYPERPARAMETERS}
+    rows = []
+    for name in dict.fromkeys(name for side in sides.values() for name in side):
+        texts = [_text(side[name]) if name in side else "" for side in sides.values()]
+        rows.append((name, *texts, "differs" if len({*texts[-2:], ""}) > 2 else ""))
+    return pd.DataFrame(rows, columns=["name", *sides, "note"])
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("(", "[").replace(")", "]")
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -153,7 +193,10 @@ def measured(mean: float, half_width: float, p_value: float | str = math.nan) ->
 
 
 def show(table: pd.DataFrame) -> pd.DataFrame:
-    """A tidy table as people read it: one row per method, "ours" and "paper" per metric, rounded; others unchanged."""
+    """A tidy table as people read it: one row per method, "ours" and "paper" per metric, rounded; of a report card what one
+    looks for; others unchanged."""
+    if "verdict" in table:
+        return table.drop(columns=["profile", "paper_verdict", "rule"], errors="ignore")
     if "metric" not in table:
         return table
     labels = {**paper.METHODS, **{step: label for step, (label, *_) in STEPS.items()}}
@@ -170,6 +213,16 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
         row["note"] = "; ".join(dict.fromkeys(filter(None, group["note"])))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def styled(table: pd.DataFrame, caption: str = "") -> Styler:
+    """`show` for a notebook: nothing cut off, texts to the left, verdicts coloured, the caption above."""
+    colours = {"holds": "#c8e6c9", "holds in part": "#fff3c4", "does not hold": "#ffcdd2"}
+    shown = show(table)
+    style = shown.style.hide(axis="index").format(escape="html").set_properties(**{"text-align": "left", "vertical-align": "top"})
+    style.set_caption(caption).set_table_styles([{"selector": "th, caption", "props": "text-align: left"}])
+    verdicts = [name for name in shown if name.endswith("verdict")]
+    return style.map(lambda verdict: f"background-color: {colours.get(verdict, '#eeeeee')}; color: black", subset=verdicts)
 
 
 def write_table(table: pd.DataFrame, name: str, profile: str, output: Path = ROOT, caption: str = "") -> list[Path]:

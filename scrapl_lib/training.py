@@ -450,6 +450,12 @@ def states(configs: Iterable[RunConfig], output: Path = ROOT) -> dict[RunConfig,
     return {c: run_state(run_folder(c.profile, c.task, c.method, c.seed, output), config_hash(c.flat)) for c in configs}
 
 
+def runs_on_disk(task: str, profile: str = "quick", output: Path = ROOT) -> list[Run]:
+    """The finished and failed runs of a task's grid; stale ones are left out with a warning. Raises BrokenRecord."""
+    expected = {(c.method, c.seed): config_hash(c.flat) for c in grid(task, profile)}
+    return load_runs(profile, task, expected, output)
+
+
 def ensure_runs(
     tasks: Iterable[str], methods: Iterable[str] | None = None, seeds: Iterable[int] | None = None,
     profile: str = "quick", output: Path = ROOT, device: str | None = None, workers: int | None = None,

@@ -39,7 +39,7 @@ def write(output, method, seed, status="ok", profile="quick", **change):
     ]
     folder = records.run_folder(profile, "granular", method, seed, output)
     records.write_run(
-        folder, status=status, config={"method": method, "seed": seed}, start_utc=records.utc_now(), device="cpu", threads=1,
+        folder, status=status, config={"method": method, "seed": seed, "grid_size": 16, "n_samples": 8192}, start_utc=records.utc_now(), device="cpu", threads=1,
         history=pd.DataFrame(history, columns=records.COLUMNS["history.csv"]),
         test=pd.DataFrame([(m, v, "") for m, v in test.items()], columns=records.COLUMNS["test.csv"]).astype({"value": float}),
         train_step_ms={"median": k * ms, "q25": ms, "q75": ms, "n": 100},

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import nbformat
 import papermill
@@ -61,6 +62,7 @@ def test_success_converts_parameters_and_hands_over_profile_and_output(tmp_path)
     expected = {"profile": "smoke", "output": str(tmp_path / "a{b} c"), "steps": 1000, "rate": 2.0, "live": False}
     assert printed(done) == f"{expected}\n{sys.executable}\n"
     assert not (tmp_path / "a{b} c/executed/failed").exists()
+    assert sorted(file.name for file in done.parent.iterdir()) == [".tiny.lock", "tiny.ipynb"]
 
 
 @pytest.mark.parametrize(
@@ -117,18 +119,23 @@ except NotebookFailed as error:
     raise SystemExit(error.exit_status)
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (child.exists() and child.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     pid = int(child.read_text())
-    process.send_signal(number)
-    text, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "notebook tiny failed at code cell 3 of 3" in text and f"stopped by {number.name}" in text
-    assert failed_copy(tmp_path)[1][-1] == "failed" and not (tmp_path / "executed/quick/tiny.ipynb").exists()
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive(pid)
+    try:
+        process.send_signal(number)
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert "notebook tiny failed at code cell 3 of 3" in text and f"stopped by {number.name}" in text
+        assert failed_copy(tmp_path)[1][-1] == "failed" and not (tmp_path / "executed/quick/tiny.ipynb").exists()
+        while alive(pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not alive(pid)
+    finally:
+        process.kill()
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def alive(pid):
@@ -250,7 +257,7 @@ def test_setup_wants_the_parameters_cell_run(tmp_path):
 def test_setup_in_a_kernel_judges_parameter_cells_only(tmp_path):
     path = notebook(tmp_path)
     later = {**VALUES, "batch": 4, "runs": [1]}
-    used = ["", PARAMETERS, set_up(path), "batch = 4\nruns = [1]", "%time", "import os\nseeds = 5\nsteps = len('a')"]
+    used = ["", PARAMETERS, set_up(path), "batch = 4\nruns = [1]", "%time", "seeds = 5\nsteps = len('a')"]
     assert vars(setup({**later, "In": used}, path)) == VALUES  # the set-up cell run again after the whole notebook
     with pytest.raises(ValueError, match="'step': did you mean 'steps'"):
         setup({**later, "In": ["", PARAMETERS + "step: int = 4  # misspelt in the cell itself", set_up(path)]}, path)

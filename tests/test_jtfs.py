@@ -1,11 +1,496 @@
-"""The transform against the official values, a literal double loop, and its own properties."""
+"""The transform against official values, against a literal double loop, and by its own properties."""
 
+import functools
 import math
+import pathlib
+import random
 
 import numpy as np
 import pytest
 import torch
+from kymatio.scattering1d.filter_bank import (
+    compute_params_filterbank,
+    compute_temporal_support,
+    gauss_1d,
+    morlet_1d,
+)
 
-from scrapl_lib.jtfs import JTFS, ALPHA, R_PSI, SIGMA0, modulus
+from scrapl_lib import JTFS
 from scrapl_lib import jtfs as jtfs_module
-from scrapl_lib import JTFSLoss, SCRAPLLoss
+from scrapl_lib.jtfs import check_audio
+
+pytestmark = pytest.mark.filterwarnings("ignore:Signal support is too small")  # kymatio, where T is close to shape
+
+REFERENCE = pathlib.Path(__file__).parent / "reference"
+OFFICIAL = {  # configuration, number of paths; values computed with scrapl-loss 0.1.0
+    "small": (dict(shape=4096, J=8, Q1=4, Q2=1, J_fr=2, Q_fr=1), 42),
+    "granular": (dict(shape=32768, J=12, Q1=8, Q2=2, J_fr=3, Q_fr=2), 315),
+    "tr808": (dict(shape=44100, J=12, Q1=8, Q2=2, J_fr=5, Q_fr=2, T=2048, F=1), 483),
+}
+
+
+@functools.cache
+def reference(name):
+    with np.load(REFERENCE / f"{name}.npz") as file:
+        return dict(file)
+
+
+def noise(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def relative_error(found, expected):
+    """Largest absolute difference, in units of the largest expected value."""
+    found, expected = (np.asarray(torch.as_tensor(a).detach()) for a in (found, expected))
+    assert found.shape == expected.shape and expected.size and np.abs(expected).max() > 0
+    return np.abs(found - expected).max() / np.abs(expected).max()
+
+
+# ---- official values ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_path_table_is_the_official_one(name):
+    config, n_paths = OFFICIAL[name]
+    jtfs, official = JTFS(**config), reference(name)
+    assert jtfs.n_paths == len(jtfs.paths) == len(official["keys"]) == n_paths
+    assert [(p.n2, p.n_fr) for p in jtfs.paths] == [tuple(key) for key in official["keys"]]
+    assert [p.index for p in jtfs.paths] == list(range(n_paths))
+    rate, scale = official["rate_cycles_per_sample"], official["scale_cycles_per_filter"]
+    assert np.abs(np.array([p.rate for p in jtfs.paths]) - rate).max() <= 1e-12
+    assert np.abs(np.array([p.scale for p in jtfs.paths]) - np.abs(scale) * config["Q1"]).max() <= 1e-12
+    assert [p.spin for p in jtfs.paths] == list(np.sign(scale))
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_coefficients_are_the_official_ones(name):
+    """In float32, to 1e-5 of the peak: two orders above what two float32 implementations differ by."""
+    jtfs, official = JTFS(**OFFICIAL[name][0]), reference(name)
+    x = torch.from_numpy(official["x_hat"])[:, None]
+    indices = [int(key[5:]) for key in official if key.startswith("coef_")]
+    assert len(indices) >= 2
+    for index in indices:
+        assert relative_error(jtfs.path(x, index), official[f"coef_{index}"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["small", "granular"])
+def test_shape_of_the_full_transform_is_the_official_one(name):
+    jtfs, official = JTFS(**OFFICIAL[name][0]), reference(name)
+    with torch.no_grad():
+        S = jtfs(torch.from_numpy(official["x"])[:, None])
+    batch, channels, *rest = official["jtfs_shape"]
+    assert channels == 1 and tuple(S.shape) == (batch, *rest)
+    assert S.shape[1] == jtfs.first_order_paths + jtfs.n_paths
+
+
+# ---- an independent route -------------------------------------------------------------------------------------------
+
+
+class Literal:
+    """The transform in NumPy, one convolution at a time; the definition is that of section 3 of the paper's facts.
+
+    Every convolution is circular and over the full length, with a filter sampled in time, and is then decimated by slicing.
+    """
+
+    def __init__(self, shape, J, Q1, Q2, J_fr, Q_fr, T=None, F=None):
+        self.global_T, self.global_F = T == "global", F == "global"
+        T = 2**J if T is None else 2 ** math.ceil(math.log2(shape)) if self.global_T else T
+        F = 2**J_fr if F is None or self.global_F else F
+        self.first, self.second, self.along = (
+            list(zip(*compute_params_filterbank(0.1 / 2**j, Q, 5.0, math.sqrt(0.5)))) for j, Q in ((J, Q1), (J, Q2), (J_fr, Q_fr))
+        )
+        self.along = [(0, 0.1 / 2**J_fr, J_fr), *self.along, *((-xi, sigma, j) for xi, sigma, j in self.along)]
+        border = 3 * compute_temporal_support(gauss_1d(shape, 0.1 / T)[None], criterion_amplitude=1e-3)
+        self.N = 2 ** min(math.ceil(math.log2(shape + 2 * border)), math.floor(math.log2(3 * shape - 2)))
+        self.N_fr = ((J + 1) * Q1 + 8 * min(F, 2**J_fr)) // 2**J_fr * 2**J_fr
+        self.left = (self.N - shape) // 2
+        self.shape = shape
+        self.log2_T = 10**6 if self.global_T else math.floor(math.log2(T))
+        self.log2_F = 10**6 if self.global_F else min(math.floor(math.log2(F)), J_fr)
+        self.phi_T, self.phi_F = np.fft.ifft(gauss_1d(self.N, 0.1 / T)), np.fft.ifft(gauss_1d(self.N_fr, 0.1 / F))
+
+    @staticmethod
+    def convolve(u, h, j_in, j_out):
+        """u, sampled every 2^j_in, * h, sampled at 1; the result is sampled every 2^j_out."""
+        y = np.fft.ifft(np.fft.fft(u) * np.fft.fft(2**j_in * h[:: 2**j_in]))
+        return y[:: 2 ** (j_out - j_in)]
+
+    def over_time(self, u, xi, sigma, j_in, j):
+        return self.convolve(u, np.fft.ifft(morlet_1d(self.N, xi, sigma)), j_in, min(j, self.log2_T))
+
+    def average_over_time(self, u, j_in):
+        return np.array([u.mean()]) if self.global_T else self.convolve(u, self.phi_T, j_in, self.log2_T).real
+
+    def scale_path(self, Y, n_fr):
+        """Y: {n1: (time,)} -> (log-frequency, time)."""
+        xi, sigma, j = self.along[n_fr]
+        j = min(j, self.log2_F)
+        padded = np.zeros((self.N_fr, len(Y[0])), dtype=complex)
+        for n1, y in Y.items():
+            padded[n1] = y
+        columns = []
+        for column in padded.T:
+            u = np.abs(self.convolve(column, np.fft.ifft(morlet_1d(self.N_fr, xi or None, sigma)), 0, j))
+            if self.global_F:
+                u = np.array([u.mean()])
+            elif n_fr:
+                u = self.convolve(u, self.phi_F, j, self.log2_F).real
+            columns.append(u)
+        return np.array(columns).T
+
+    def __call__(self, x):
+        """x (shape,) -> {n_fr: first-order path}, {(n2, n_fr): second-order path}, padded frames kept."""
+        x = np.pad(x, (self.left, self.N - self.shape - self.left), mode="reflect")
+        U1 = {n1: np.abs(self.over_time(x, *w[:2], 0, w[2])) for n1, w in enumerate(self.first)}
+        strides = {n1: min(w[2], self.log2_T) for n1, w in enumerate(self.first)}
+        S1 = {n1: self.average_over_time(u, strides[n1]) for n1, u in U1.items()}
+        first = {n_fr: self.scale_path(S1, n_fr) for n_fr, w in enumerate(self.along) if w[0] >= 0}
+        second = {}
+        for n2, (xi2, sigma2, j2) in enumerate(self.second):
+            Y2 = {n1: self.over_time(u, xi2, sigma2, strides[n1], j2) for n1, u in U1.items() if self.first[n1][2] < j2}
+            for n_fr in range(len(self.along) if Y2 else 0):
+                S = self.scale_path(Y2, n_fr)
+                second[n2, n_fr] = np.array([self.average_over_time(row, min(j2, self.log2_T)) for row in S])
+        return first, second
+
+
+TINY = dict(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1)
+TINY_CONFIGS = {
+    "plain": TINY,
+    "T < 2^J": dict(TINY, T=8),
+    "T = 1": dict(TINY, shape=100, T=1),
+    "T no power of two": dict(TINY, T=23),
+    "T > 2^J, no power of two": dict(TINY, T=100),
+    "T global": dict(TINY, T="global"),
+    "F = 1": dict(TINY, F=1),
+    "F no power of two": dict(TINY, F=3),
+    "F > 2^J_fr": dict(TINY, F=9),
+    "F global": dict(TINY, F="global"),
+    "both global": dict(TINY, T="global", F="global"),
+    "odd shape": dict(TINY, shape=397, T=20, F=1),
+    "several per octave": dict(TINY, shape=300, J=6, Q1=5, Q2=2, J_fr=3, Q_fr=2, T=33, F=2),
+}
+
+
+@pytest.mark.parametrize("case", TINY_CONFIGS)
+def test_equals_a_literal_double_loop(case):
+    """Largest relative difference of any path, in float64.
+
+    Tolerance 1e-6: where the literal loop folds what lies beyond the new Nyquist frequency back, ours drops it, and
+    the correction term of a Morlet wavelet is 2e-7 of its peak there (5 sigma from 0, times 0.044 for one wavelet an octave).
+    """
+    config = TINY_CONFIGS[case]
+    x = noise(1, 1, config["shape"], seed=1)
+    jtfs = JTFS(**config)
+    first, second = Literal(**config)(x[0, 0].numpy())
+    assert list(second) == [(p.n2, p.n_fr) for p in jtfs.paths] and len(second) >= 7
+    assert list(first) == list(range(jtfs.first_order_paths))
+    found_first, bands = jtfs.first_order_and_bands(x)
+    for n_fr, expected in first.items():
+        assert relative_error(found_first[n_fr][0], expected) < 1e-6
+    for path, expected in zip(jtfs.paths, second.values()):
+        assert relative_error(jtfs.path(x, path.index)[0], expected) < 1e-6
+
+
+@pytest.mark.parametrize("case", TINY_CONFIGS)
+def test_a_single_path_is_its_slice_of_the_full_transform(case):
+    """To 1e-12 in float64: the same numbers, summed in another order."""
+    config = TINY_CONFIGS[case]
+    jtfs, x = JTFS(**config), noise(2, 1, config["shape"], seed=2)
+    S = jtfs(x)
+    assert S.shape[:2] == (2, jtfs.first_order_paths + jtfs.n_paths)
+    for path in jtfs.paths:
+        single = jtfs.unpad(jtfs.path(x, path.index))
+        assert relative_error(single, S[:, jtfs.first_order_paths + path.index]) < 1e-12
+
+
+def test_unpad_keeps_the_frames_of_the_signal():
+    """4096 samples, T 256: 16 frames of 32; an impulse lights the frame of its own time."""
+    jtfs = JTFS(4096, 8, 4, 1, 2, 1)
+    times = [128, 2048, 4000]
+    x = torch.zeros(len(times), 1, 4096, dtype=torch.float64)
+    x[torch.arange(len(times)), 0, torch.tensor(times)] = 1
+    padded = jtfs.path(x, 1)
+    kept = jtfs.unpad(padded)
+    assert padded.shape[-1] == 32 and kept.shape[-1] == 16
+    peaks = kept.sum(1).argmax(-1) * 256
+    assert (peaks - torch.tensor(times)).abs().max() <= 128
+
+
+# ---- two ways to compute, one number --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T", [None, 8, 23])
+def test_matrix_and_fft_averages_agree(T, monkeypatch):
+    jtfs, x = JTFS(**dict(TINY, T=T)), noise(2, 1, 512, seed=3).requires_grad_()
+    weights = noise(*jtfs(x).shape, seed=4)
+    results = []
+    for limit in (jtfs_module.MATRIX_LIMIT, 0):
+        monkeypatch.setattr(jtfs_module, "MATRIX_LIMIT", limit)
+        S = jtfs(x)
+        results.append((S, *torch.autograd.grad((S * weights).sum(), x)))
+    assert relative_error(results[1][0], results[0][0]) < 1e-12
+    assert relative_error(results[1][1], results[0][1]) < 1e-10
+
+
+def test_size_of_chunks_does_not_matter(monkeypatch):
+    jtfs, x = JTFS(**dict(TINY, T=200)), noise(2, 1, 512, seed=5).requires_grad_()
+    weights = noise(*jtfs(x).shape, seed=6)
+    results = []
+    for chunk in (10**9, 1):
+        monkeypatch.setattr(jtfs_module, "CHUNK", chunk)
+        bands = jtfs.first_order_and_bands(x)[1]
+        pieces = [len(list(jtfs_module._chunks(band, torch.zeros(5, 5)))) for band in bands.values()]
+        S = jtfs(x)
+        results.append((max(pieces), S, *torch.autograd.grad((S * weights).sum(), x)))
+    assert results[0][0] == 2 and results[1][0] >= 8  # one chunk for each of the two items, or several
+    assert relative_error(results[1][1], results[0][1]) < 1e-12
+    assert relative_error(results[1][2], results[0][2]) < 1e-12
+
+
+def test_the_backward_pass_is_the_plain_formula(monkeypatch):
+    """The hand-written backward pass against autograd through modulus and matrix products."""
+    jtfs, x = JTFS(**TINY), noise(1, 1, 512, seed=7).requires_grad_()
+    weights = noise(*jtfs(x).shape, seed=8)
+    (by_hand,) = torch.autograd.grad((jtfs(x) * weights).sum(), x)
+    plain = lambda Y, psi, phi: (psi @ Y).abs() @ phi  # noqa: E731
+    monkeypatch.setattr(jtfs_module._AveragedModulus, "apply", plain)
+    monkeypatch.setattr(jtfs_module, "modulus", torch.abs)
+    (automatic,) = torch.autograd.grad((jtfs(x) * weights).sum(), x)
+    assert relative_error(by_hand, automatic) < 1e-12
+
+
+@pytest.mark.parametrize("limit", [2**22, 0], ids=["matrix", "fft"])
+@pytest.mark.parametrize("T", [None, "global"])
+def test_finite_differences(T, limit, monkeypatch):
+    """First and second derivatives of whole coefficients with respect to every sample, in float64."""
+    monkeypatch.setattr(jtfs_module, "MATRIX_LIMIT", limit)
+    jtfs, x = JTFS(32, 3, 1, 1, 1, 1, T=T), noise(1, 1, 32, seed=9).requires_grad_()
+    index = jtfs.n_paths - 1
+    assert torch.autograd.gradcheck(lambda x: jtfs.path(x, index), x)
+    assert torch.autograd.gradgradcheck(lambda x: jtfs.path(x, index), x, fast_mode=True)
+
+
+def test_batch_and_dtype():
+    jtfs, x = JTFS(**TINY), noise(3, 1, 512, seed=10)
+    S = jtfs(x)
+    assert S.dtype == torch.float64
+    assert relative_error(torch.cat([jtfs(item[None]) for item in x]), S) < 1e-12
+    single = jtfs(x.float())
+    assert single.dtype == torch.float32 and relative_error(single.double(), S) < 1e-5
+
+
+def test_homogeneous():
+    """S(a x) = a S(x) for a > 0, and silence gives zeros with zero gradient."""
+    jtfs, x = JTFS(**TINY), noise(1, 1, 512, seed=11)
+    assert relative_error(jtfs(1e-3 * x), 1e-3 * jtfs(x)) < 1e-12
+    silence = torch.zeros(1, 1, 512, requires_grad=True)
+    S = jtfs(silence)
+    (grad,) = torch.autograd.grad(S.sum(), silence)
+    assert S.abs().max() == 0 and grad.abs().max() == 0
+
+
+# ---- properties -----------------------------------------------------------------------------------------------------
+
+
+def chirp(n, octaves, centre=0.09):
+    """Rising exponential chirp of that many octaves around `centre` (cycles per sample), in a Hann window: (1, 1, n)."""
+    rate = octaves / n
+    phase = 2 * np.pi * centre / (rate * np.log(2)) * 2 ** (rate * (np.arange(n) - n / 2))
+    return torch.from_numpy(np.sin(phase) * np.hanning(n)).reshape(1, 1, n)
+
+
+def test_time_reversal_swaps_the_spins():
+    """A rising chirp has its energy at spin +1, played backwards at -1, path by path (to 1e-3 of the largest energy: the
+    frames start at the other end of a stride)."""
+    jtfs = JTFS(4096, 8, 8, 1, 3, 1)
+    up, down = (jtfs(x)[0, jtfs.first_order_paths :].square().sum((1, 2)) for x in (chirp(4096, 4), chirp(4096, 4).flip(-1)))
+    spin = torch.tensor([p.spin for p in jtfs.paths])
+    assert up[spin == 1].sum() > 30 * up[spin == -1].sum()
+    assert down[spin == -1].sum() > 30 * down[spin == 1].sum()
+    of = {(p.n2, p.scale, p.spin): p.index for p in jtfs.paths}
+    mirrored = torch.tensor([of[p.n2, p.scale, -p.spin] for p in jtfs.paths])
+    assert (mirrored != torch.arange(jtfs.n_paths)).sum() > 10
+    assert (up - down[mirrored]).abs().max() < 1e-3 * up.max()
+
+
+def test_rate_of_a_path_is_where_it_responds_most():
+    """A tone whose amplitude is modulated at each of 41 rates within 20 % of a path's: the peak is within 1 % of it."""
+    jtfs = JTFS(8192, 8, 1, 1, 1, 1)
+    low_pass = [p for p in jtfs.paths if p.spin == 0 and 1 / 128 < p.rate < 0.06]
+    assert len(low_pass) >= 2
+    t = torch.arange(8192, dtype=torch.float64)
+    for path in low_pass:
+        rates = path.rate * torch.linspace(0.8, 1.2, 41, dtype=torch.float64)[:, None]
+        x = (1 + 0.5 * torch.cos(2 * math.pi * rates * t)) * torch.cos(2 * math.pi * 0.35 * t)
+        S = jtfs.unpad(jtfs.path(x[:, None], path.index))[:, 0, 8:-8].mean(-1)  # n1 = 0 and its neighbours; ends left out
+        assert abs(parabolic_peak(rates[:, 0], S) / path.rate - 1) < 0.01
+
+
+def parabolic_peak(at, values):
+    """Where the parabola through the largest value and its neighbours peaks, on an even grid `at`."""
+    i = int(values.argmax())
+    assert 0 < i < len(values) - 1
+    a, b, c = (float(values[i + k]) for k in (-1, 0, 1))
+    return float(at[i]) + float(at[1] - at[0]) * 0.5 * (a - c) / (a - 2 * b + c)
+
+
+@pytest.fixture(scope="module")
+def scale_responses():
+    """Configuration with 256 log-frequency bins, {(n2, n_fr): response to exp(2 pi i k n1 / 256) for every k}."""
+    jtfs = JTFS(2048, 9, 24, 1, 4, 1, F=2)
+    assert jtfs.N_fr == 256
+    n = torch.arange(256, dtype=torch.float64)
+    ripples = torch.polar(torch.ones(256, 256, dtype=torch.float64), 2 * math.pi * n[:, None] * n / 256)
+    n2 = jtfs.paths[-1].n2
+    paths = jtfs.paths_of(n2)
+    width = jtfs.first_order_and_bands(torch.zeros(1, 1, 2048, dtype=torch.float64))[1][n2].shape[-1]
+    bands = ripples[:, :, None].expand(256, 256, width)  # constant in time: phi_T leaves it as it is
+    responses = jtfs.coefficients(bands, paths)
+    return jtfs, {path.n_fr: S.mean((1, 2)) for path, S in zip(paths, responses)}, paths
+
+
+def test_scale_and_spin_of_a_path_are_where_it_responds_most(scale_responses):
+    jtfs, responses, paths = scale_responses
+    bands = [p for p in paths if p.spin]
+    assert len(bands) >= 8
+    for path in bands:
+        xi = path.spin * path.scale / jtfs.Q1
+        k = torch.arange(256, dtype=torch.float64)
+        frequency = torch.where(k < 128, k, k - 256) / 256
+        order = frequency.argsort()
+        peak = parabolic_peak(frequency[order], responses[path.n_fr][order].log())
+        assert abs(peak - xi) < max(0.01 * abs(xi), 0.1 / 256)  # 1 %, or a tenth of a bin where bins are coarser
+
+
+def test_wavelets_have_zero_mean_and_the_low_pass_has_mean_one(scale_responses):
+    _, responses, paths = scale_responses
+    for path in paths:
+        at_zero, peak = responses[path.n_fr][0], responses[path.n_fr].max()
+        if path.spin:
+            assert at_zero < 1e-10 * peak  # the rows that _scale_filter leaves out are below 1e-10 of the peak
+        else:
+            assert abs(at_zero - 1) < 1e-9 and responses[path.n_fr].argmax() == 0
+
+
+def test_spins_are_mirrored(scale_responses):
+    """To 1e-4 of the peak: kymatio samples a wavelet's spectrum on [-1, 2), which cuts the tails of -xi at 4.6 sigma."""
+    _, responses, paths = scale_responses
+    half = sum(p.spin > 0 for p in paths)
+    for n_fr in range(1, half + 1):
+        up, down = responses[n_fr], responses[n_fr + half]
+        assert (up - down.flip(0).roll(1)).abs().max() < 1e-4 * up.max()
+        assert (up - down).abs().max() > 0.5 * up.max()
+
+
+def test_wavelets_along_time_have_zero_mean():
+    """A constant sound has no energy in any path: reflection keeps it constant."""
+    jtfs = JTFS(**TINY)
+    S = jtfs(torch.ones(1, 1, 512, dtype=torch.float64))
+    assert S.abs().max() < 1e-12
+
+
+# ---- legal and illegal configurations -------------------------------------------------------------------------------
+
+
+def random_configs(n, seed):
+    """n configurations that must work: 2^J <= shape, T <= shape, F no longer than the log-frequency axis."""
+    draw = random.Random(seed)
+    while n:
+        J, Q1, Q2 = draw.randint(3, 7), draw.choice([1, 2, 3, 5, 8]), draw.choice([1, 1, 2, 3])
+        shape = draw.randint(2**J, 2 ** (J + 2))
+        J_fr = draw.randint(1, 3)
+        T = draw.choice([None, "global", 1, draw.randint(2, shape), draw.randint(2, shape)])
+        F = draw.choice([None, "global", 1, draw.randint(1, (J + 1) * Q1)])
+        if 2**J_fr <= 8 * (1 if F == 1 else 2):  # a log-frequency axis rounded down too far is refused, see below
+            n -= 1
+            yield dict(shape=shape, J=J, Q1=Q1, Q2=Q2, J_fr=J_fr, Q_fr=draw.choice([1, 1, 2, 3]), T=T, F=F)
+
+
+@pytest.mark.parametrize("config", random_configs(60, seed=0), ids=lambda c: " ".join(map(str, c.values())))
+def test_any_legal_configuration_works(config):
+    try:
+        jtfs = JTFS(**config)
+    except ValueError as error:
+        assert "no second-order path" in str(error) and config["J"] < 5
+        return
+    x = noise(2, 1, config["shape"], seed=12).requires_grad_()
+    S = jtfs(x)
+    (grad,) = torch.autograd.grad(S.sum(), x)
+    assert torch.isfinite(S).all() and torch.isfinite(grad).all() and grad.abs().max() > 0
+    assert S.shape[:2] == (2, jtfs.first_order_paths + jtfs.n_paths)
+    assert len({(p.n2, p.n_fr) for p in jtfs.paths}) == jtfs.n_paths
+    for index in {0, jtfs.n_paths // 2, jtfs.n_paths - 1}:
+        assert relative_error(jtfs.unpad(jtfs.path(x, index)), S[:, jtfs.first_order_paths + index]) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(shape=0), ValueError, "shape must be at least 1, got 0"),
+        (dict(shape=512.0), TypeError, "shape must be an integer, got 512.0"),
+        (dict(J=0), ValueError, "J must be at least 1, got 0"),
+        (dict(J=10), ValueError, "J = 10 needs signals of at least 2\\^J = 1024 samples, shape is 512; lower J"),
+        (dict(J=5.5), TypeError, "J must be an integer, got 5.5"),
+        (dict(J=True), TypeError, "J must be an integer, got True"),
+        (dict(Q1=0), ValueError, "Q1 must be at least 1, got 0"),
+        (dict(Q1="8"), TypeError, "Q1 must be an integer, got '8'"),
+        (dict(Q2=-1), ValueError, "Q2 must be at least 1, got -1"),
+        (dict(J_fr=0), ValueError, "J_fr must be at least 1"),
+        (dict(Q_fr=None), TypeError, "Q_fr must be an integer, got None"),
+        (dict(T=513), ValueError, "T = 513 is longer than the signal of 512 samples; lower T or use T='global'"),
+        (dict(T=0), ValueError, "T must be at least 1, got 0"),
+        (dict(T=32.0), TypeError, "T must be an integer, got 32.0"),
+        (dict(T="all"), TypeError, "T must be an integer, got 'all'"),
+        (dict(F=13), ValueError, "F = 13 is longer than 12 log-frequency bins; lower F or use F='global'"),
+        (dict(F=0), ValueError, "F must be at least 1, got 0"),
+        (dict(F=1.5), TypeError, "F must be an integer, got 1.5"),
+        (dict(J=1), ValueError, "J = 1, Q1 = 2, Q2 = 1 leave no second-order path; raise J"),
+        (dict(J_fr=5, F=1), ValueError, "wavelets do not fit 0 log-frequency bins; raise F or lower Q1"),
+    ],
+)  # fmt: skip
+def test_wrong_configurations_say_what_is_wrong(change, error, message):
+    with pytest.raises(error, match=message):
+        JTFS(**{**TINY, **change})
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (torch.zeros(512), ValueError, "x must have shape \\(batch, 1, samples\\), mono, got \\(512,\\)"),
+        (torch.zeros(2, 512), ValueError, "got \\(2, 512\\): reshape"),
+        (torch.zeros(1, 2, 512), ValueError, "got \\(1, 2, 512\\).*x.mean\\(1, keepdim=True\\)"),
+        (torch.zeros(0, 1, 512), ValueError, "got \\(0, 1, 512\\)"),
+        (torch.zeros(1, 1, 0), ValueError, "got \\(1, 1, 0\\)"),
+        (torch.zeros(1, 1, 511), ValueError, "x must have 512 samples, got 511: pad or crop it"),
+        (torch.zeros(1, 1, 512, dtype=torch.float16), TypeError, "float32 or float64 tensor, got torch.float16"),
+        (torch.zeros(1, 1, 512, dtype=torch.int64), TypeError, "got torch.int64: convert it"),
+        (np.zeros((1, 1, 512)), TypeError, "got ndarray: convert it with torch.as_tensor"),
+        (torch.full((1, 1, 512), torch.nan), ValueError, "x must be finite, got 512 NaN or infinite values"),
+        (torch.full((1, 1, 512), torch.inf), ValueError, "x must be finite, got 512 NaN or infinite values"),
+    ],
+)  # fmt: skip
+def test_wrong_audio_says_what_is_wrong(x, error, message):
+    jtfs = JTFS(**TINY)
+    for call in (jtfs, lambda x: jtfs.path(x, 0), lambda x: check_audio(x, "x", 512)):
+        with pytest.raises(error, match=message):
+            call(x)
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (35, IndexError, "path_idx = 35 is out of range: this transform has paths 0 .. 20"),
+        (21, IndexError, "path_idx = 21 is out of range"),
+        (-1, IndexError, "path_idx = -1 is out of range"),
+        (1.0, TypeError, "path_idx must be an integer, got 1.0"),
+        (True, TypeError, "path_idx must be an integer, got True"),
+        (None, TypeError, "path_idx must be an integer, got None"),
+    ],
+)  # fmt: skip
+def test_wrong_paths_say_what_is_wrong(index, error, message):
+    jtfs = JTFS(**TINY)
+    assert jtfs.n_paths == 21
+    with pytest.raises(error, match=message):
+        jtfs.path(torch.zeros(1, 1, 512), index)
+    assert jtfs.path(torch.ones(1, 1, 512), np.int64(20)).shape[0] == 1

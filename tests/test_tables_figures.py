@@ -9,6 +9,7 @@ import pytest
 import synthetic_records as synthetic
 
 from scrapl_lib import figures, paper, tables
+from scrapl_lib.experiments import make_config
 from scrapl_lib.records import BrokenRecord
 
 
@@ -100,11 +101,19 @@ def test_table_6_pairs_by_seed(tmp_path):
 
 
 def test_table_10_puts_the_config_beside_the_paper():
-    table = tables.table_10({"J": 10, "lr": 1e-3, "pools": ((2, 2), (2, 2)), "own": True}).set_index("name")
-    assert table.loc["J"].tolist() == ["10", "12"] and table.loc["lr"].tolist() == ["0.001", "1e-05"]
-    assert table.loc["pools", "ours"] == "[[2, 2], [2, 2]]" and table.loc["pools", "paper"].startswith("[[2, 2], [2, 2], ")
-    assert table.loc["gradient_scale", "paper"] == "1e8 (SCRAPL and JTFS)"
-    assert table.loc["own"].tolist() == ["True", ""] and table.loc["epochs"].tolist() == ["", "200"]
+    small = {"J": 10, "lr": 1e-3, "pools": ((2, 2), (2, 2)), "own": True}
+    table = tables.table_10({"quick": small, "full": {"J": 12, "lr": 1e-5, "dropout": 0.25, "own": 1}}).set_index("name")
+    assert list(table.columns) == ["quick", "full", "paper", "note"]
+    assert table.loc["J"].tolist() == ["10", "12", "12", ""] and table.loc["lr"].tolist() == ["0.001", "1e-05", "1e-05", ""]
+    assert table.loc["pools", "quick"] == "[[2, 2], [2, 2]]" and table.loc["pools", "paper"].startswith("[[2, 2], [2, 2], ")
+    assert table.loc["dropout"].tolist() == ["", "0.25", "0.5", "differs"]
+    assert table.loc["own"].tolist() == ["True", "1", "", ""] and table.loc["epochs"].tolist() == ["", "", "200", ""]
+
+
+def test_table_10_the_code_runs_what_is_printed():
+    config = make_config("granular", "scrapl_no_theta_is", 0, "paper")
+    table = tables.table_10({"paper profile": config.flat | config.derived()})
+    assert set(table["note"]) == {""} and set(paper.HYPERPARAMETERS) <= set(table["name"])
 
 
 @pytest.mark.parametrize("value, digits, text", [(42.44, 3, "42.4"), (0.05311, 3, "0.0531"), (10905.6, 3, "10906"), (-710.4, 3, "-710"),
@@ -204,7 +213,7 @@ def test_figure_1_without_p_loss_says_so(tmp_path):
 
 
 def test_curves(runs):
-    data = figures.curves(runs, ["jtfs", "mss_random", "scrapl"])
+    data = tables.curves(runs, ["jtfs", "mss_random", "scrapl"])
     assert data[data["method"] == "jtfs"]["step"].tolist() == list(synthetic.STEPS)
     last = data[(data["method"] == "jtfs") & (data["step"] == 150)].iloc[0]
     level = 63 + 337 / 151
@@ -218,7 +227,23 @@ def test_curves_take_only_steps_that_all_seeds_have(tmp_path, monkeypatch):
     synthetic.write(tmp_path, "jtfs", 0)
     monkeypatch.setattr(synthetic, "STEPS", (0, 50))
     synthetic.write(tmp_path, "jtfs", 1)
-    assert figures.curves(synthetic.load(tmp_path), ["jtfs"])["step"].tolist() == [0, 50]
+    assert tables.curves(synthetic.load(tmp_path), ["jtfs"])["step"].tolist() == [0, 50]
+
+
+def test_learning_curves_show_what_guessing_costs(runs):
+    plot = figures.learning_curves(runs, ["jtfs", "scrapl"], "theta_synth_l1", "quick", synthetic.NOT_RUN)
+    (ax,) = plot.figure.axes
+    assert ax.get_legend_handles_labels()[1] == ["JTFS", "always guessing 1/2"]
+    assert abs(ax.get_lines()[1].get_ydata()[0] - 4 / 17 * 1000) < 1e-9  # a grid of 16 points
+    assert set(plot.data["method"]) == {"jtfs"} and "Not run: SCRAPL" in plot.caption
+
+
+def test_by_seed(runs):
+    plot = figures.by_seed(runs, "theta_slope_l1", "quick", synthetic.NOT_RUN)
+    ours = plot.data[(plot.data["method"] == "jtfs") & (plot.data["source"] == "ours")]
+    assert ours["seed"].dropna().tolist() == [0, 1, 2] and abs(ours["value"].iloc[-1] - 36 * 0.98) < 1e-6
+    assert ours["n_seeds"].iloc[-1] == 3 and plot.data.query("method == 'ms_clap'")["value"].tolist() == [250]
+    assert plot.figure.axes[0].get_xlabel() == "slope L1 (‰)"
 
 
 def test_figure_2_starts_its_time_axis_after_zero(runs):

@@ -1,0 +1,196 @@
+"""What the notebooks share for their live demonstrations: a problem of seconds, gradients path by path, and pictures.
+
+Nothing here is recorded: the demonstrations illustrate, the runs of `training.ensure_runs` are the evidence.
+W is the number of the encoder's weights, P the number of paths.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from .experiments import PROFILES, RunConfig, check_name, make_config
+from .jtfs import JTFS
+from .losses import SCRAPLLoss
+from .optim import PSAGA, PAdam
+from .training import Training
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for colour-blind eyes
+
+# The quick problem made smaller once more: half a second of sound, fewer rates, a narrow encoder.
+_DEMO = {
+    "n_samples": 4096, "n_grains": 8, "grid_size": 8, "n_synth_seeds": 2, "J": 8, "J_fr": 2,
+    "channels": 16, "dense": 16,
+}  # fmt: skip
+
+
+def demo_config(profile: str, method: str, seed: int, **changes: object) -> RunConfig:
+    """Config of the granular problem that the notebooks train live: toy size for "smoke", else seconds to minutes.
+
+    `changes` replace single fields. Raises ValueError for an unknown profile, method or field.
+    """
+    check_name("profile", profile, PROFILES)
+    if profile == "smoke":
+        return make_config("granular", method, seed, "smoke", **changes)
+    return make_config("granular", method, seed, "quick", **(_DEMO | changes))
+
+
+# ---- losses and gradients, path by path ---------------------------------------------------------------------------------
+
+
+def path_losses(loss: SCRAPLLoss, x_hat: Tensor, x: Tensor) -> Tensor:
+    """Every path's loss of every pair at once: audio (batch, 1, samples) twice -> (P, batch).
+
+    Row i averaged over the batch is loss(x_hat, x, path_idx=i), by another route: all paths share what they have in common.
+    Differentiable in x_hat.
+    """
+    jtfs = loss.jtfs
+    with torch.no_grad():
+        _, bands = jtfs.first_order_and_bands(x)
+    _, bands_hat = jtfs.first_order_and_bands(x_hat)
+    rows = []
+    for n2, Y2 in bands.items():
+        paths = jtfs.paths_of(n2)
+        pairs = zip(jtfs.coefficients(bands_hat[n2], paths), jtfs.coefficients(Y2, paths))
+        rows += [torch.linalg.vector_norm((S_hat - S).flatten(1), dim=1) for S_hat, S in pairs]
+    return torch.stack(rows)
+
+
+def reconstruct(training: Training, items: Tensor, seeds: Tensor) -> Tensor:
+    """What encoder and synthesizer make of the data set's `items`, with synthesizer seeds `seeds`: (batch, 1, samples)."""
+    return training.synth(training.encoder(training.features[items]), seeds)
+
+
+def path_gradients(training: Training, items: Tensor, seeds: Tensor) -> Tensor:
+    """Gradient of every path's loss for one batch in the encoder's weights, one backward pass per path: (P, W)."""
+    weights, rows = list(training.encoder.parameters()), []
+    x_hat = reconstruct(training, items, seeds)
+    for path in range(training.loss.n_paths):
+        value = training.loss(x_hat, training.x[items], path_idx=path)
+        rows.append(_flat(torch.autograd.grad(value, weights, retain_graph=True)))
+    return torch.stack(rows)
+
+
+def full_gradient(training: Training, items: Tensor, seeds: Tensor) -> Tensor:
+    """Gradient of the mean of all paths' losses for the same batch, in a single backward pass: (W,)."""
+    values = path_losses(training.loss, reconstruct(training, items, seeds), training.x[items])
+    return _flat(torch.autograd.grad(values.mean(), list(training.encoder.parameters())))
+
+
+# ---- optimizers watched -------------------------------------------------------------------------------------------------
+
+
+def updates_at_rest(optimizer: str, gradients: Tensor, n_steps: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The steps an optimizer would take if its weights stood still: what the draws of paths and batches alone do to it.
+
+    At every step a path and a batch are drawn uniformly and the optimizer (learning rate 1, no weight decay) is given
+    that gradient, wherever it went before.
+
+    Args:
+        optimizer: "adamw", "padam" or "psaga". gradients: (batches, P, W), already scaled (see `RunConfig.gradient_scale`).
+    Returns:
+        updates (n_steps, W), to be subtracted from the weights; the paths drawn (n_steps,).
+    """
+    n_batches, n_paths, n_weights = gradients.shape
+    rng = np.random.default_rng(seed)
+    paths, batches = rng.integers(n_paths, size=n_steps), rng.integers(n_batches, size=n_steps)
+    drawn = SimpleNamespace(n_paths=n_paths, path_idx=None)
+    w = torch.zeros(n_weights, dtype=torch.float64, requires_grad=True)
+    if optimizer == "adamw":
+        rule = torch.optim.AdamW([w], lr=1.0, weight_decay=0.0)
+    else:
+        rule = {"padam": PAdam, "psaga": PSAGA}[optimizer]([w], drawn, lr=1.0, weight_decay=0.0)
+    updates = torch.empty(n_steps, n_weights)
+    for step, (path, batch) in enumerate(zip(paths.tolist(), batches.tolist())):
+        drawn.path_idx = path
+        w.grad = gradients[batch, path].double()
+        before = w.detach().clone()
+        rule.step()
+        updates[step] = before - w.detach()
+    return updates, torch.from_numpy(paths)
+
+
+def watch(training: Training) -> tuple[pd.DataFrame, Tensor]:
+    """Train to the end and keep what the optimizer did.
+
+    Returns:
+        one row per step: step, path (drawn; -1 without paths), and root mean squares over all weights of the gradient,
+        of the first moment and of the root of the second (both bias-corrected; with P-Adam and P-SAGA the drawn path's);
+        the weights before the first and after every step, (steps + 1, W).
+    """
+    rows, weights = [], [_flat(training.encoder.parameters())]
+    b1, b2 = training.config.beta1, training.config.beta2
+
+    def after_step(training: Training) -> None:
+        parameters, k = list(training.encoder.parameters()), training.step
+        states = [training.optimizer.state[w] for w in parameters]
+        path, age = -1, k
+        if "tau" in states[0]:  # the loss's own path_idx may be a validation's by now
+            path, age = max(states[0]["tau"], key=states[0]["tau"].get), k / training.loss.n_paths
+            moments = [state["table"][path][:2] for state in states]
+        else:
+            moments = [(state["exp_avg"], state["exp_avg_sq"]) for state in states]
+        m, v = (_flat(tensors) for tensors in zip(*moments))
+        g = _flat(w.grad for w in parameters)
+        m_rms, v_rms = _rms(m) / (1 - b1**age), float((v.mean() / (1 - b2**age)).sqrt())
+        rows.append((k, path, _rms(g), m_rms, v_rms))
+        weights.append(_flat(parameters))
+
+    training.run(after_step)
+    columns = ["step", "path", "gradient_rms", "m_rms", "sqrt_v_rms"]
+    return pd.DataFrame(rows, columns=columns), torch.stack(weights)
+
+
+def noise_to_signal(updates: Tensor) -> float:
+    """Variance of updates (n, W), summed over weights, over the squared length of their mean; about n at most."""
+    return float(updates.var(dim=0).sum() / updates.mean(dim=0).square().sum())
+
+
+def _flat(tensors) -> Tensor:
+    return torch.cat([t.detach().flatten() for t in tensors])
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+# ---- pictures -----------------------------------------------------------------------------------------------------------
+
+
+def draw_spectrogram(ax: Axes, x: Tensor, sample_rate_hz: float, window: int = 512) -> None:
+    """Spectrogram of x (any shape with one signal in it): decibels below its loudest point, octaves upwards."""
+    x = x.detach().flatten().float()
+    X = torch.stft(x, window, window // 8, window=torch.hann_window(window), return_complex=True).abs()
+    level_db = 20 * torch.log10(X / X.max() + 1e-4)
+    t_s = np.arange(X.shape[1]) * (window // 8) / sample_rate_hz
+    f_hz = np.arange(1, X.shape[0]) * sample_rate_hz / window
+    ax.pcolormesh(t_s, f_hz, level_db[1:].numpy(), vmin=-60, vmax=0, cmap="magma", shading="nearest", rasterized=True)
+    ax.set(yscale="log", xlabel="time (s)", ylabel="frequency (Hz)", ylim=(max(100, f_hz[0]), sample_rate_hz / 2))
+    ax.set_yticks([f for f in (125, 250, 500, 1000, 2000, 4000) if ax.get_ylim()[0] <= f <= sample_rate_hz / 2])
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.minorticks_off()
+
+
+def draw_paths(ax: Axes, jtfs: JTFS, values: np.ndarray, sample_rate_hz: float, cmap: str = "cividis", **options):
+    """Every path as a dot at (rate in Hz, spin x scale in cycles per octave), coloured by `values` (P,).
+
+    Returns the dots, for a colour bar. Low-pass paths (spin 0) lie on the middle line.
+    """
+    rate_hz = [path.rate * sample_rate_hz for path in jtfs.paths]
+    scale = [path.spin * path.scale for path in jtfs.paths]
+    dots = ax.scatter(rate_hz, scale, c=values, cmap=cmap, edgecolors="0.4", linewidths=0.5, **({"s": 70} | options))
+    scales = sorted({path.scale for path in jtfs.paths if path.spin})
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("symlog", base=2, linthresh=scales[0], linscale=1)
+    labelled = scales[:: -(-len(scales) // 4)]
+    ax.set_yticks([-s for s in labelled] + [0.0] + labelled)
+    ax.set(xlabel="rate (Hz)", ylabel="spin × scale (cycles per octave)", ylim=(-1.4 * scales[-1], 1.4 * scales[-1]))
+    for axis, format in ((ax.xaxis, "{:.3g}"), (ax.yaxis, "{:+.2g}")):
+        axis.set_major_formatter(lambda value, _, format=format: format.format(value))
+    ax.minorticks_off()
+    return dots
