@@ -180,7 +180,7 @@ def _wavelets(J: int, Q: int) -> list[_Wavelet]:
     return [_Wavelet(*w) for w in zip(xis, sigmas, js, strict=True)]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=8)  # psi_n2 is folded for several strides in a row
 def _morlet(N: int, xi: float, sigma: float) -> np.ndarray:
     return morlet_1d(N, xi, sigma)
 

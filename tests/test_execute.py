@@ -125,7 +125,7 @@ except NotebookFailed as error:
     pid = int(child.read_text())
     try:
         process.send_signal(number)
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=180)
         assert process.returncode == 128 + number
         assert "notebook tiny failed at code cell 3 of 3" in text and f"stopped by {number.name}" in text
         assert failed_copy(tmp_path)[1][-1] == "failed" and not (tmp_path / "executed/quick/tiny.ipynb").exists()
@@ -147,19 +147,38 @@ def alive(pid):
         return False
 
 
-def test_of_two_runs_on_one_output_one_computes_and_the_other_waits(tmp_path, capfd):
-    counter = tmp_path / "counter"
-    path = notebook(tmp_path, f"import time\nopen({str(counter)!r}, 'a').write('x')\ntime.sleep(2)")
-    results = []
-    threads = [threading.Thread(target=lambda: results.append(run_notebook(path, output=tmp_path))) for _ in range(2)]
+@pytest.mark.parametrize("first_fails, computed", [(False, 1), (True, 2)])
+def test_of_two_runs_on_one_output_one_computes_and_the_other_waits(
+    tmp_path, monkeypatch, capfd, first_fails, computed
+):
+    path, calls, results = notebook(tmp_path), [], []
+    done = tmp_path / "executed/quick/tiny.ipynb"
+
+    def slow(_path, values, done, _failed):
+        calls.append(values)
+        time.sleep(0.5)
+        if fails and len(calls) == 1:
+            raise NotebookFailed("tiny", "a cell", "a reason", done, 1)
+        done.write_text("{}")
+
+    def run():
+        with suppress(NotebookFailed):
+            results.append(run_notebook(path, output=tmp_path))
+
+    monkeypatch.setattr("scrapl_lib.execute._execute", slow)
+    fails = False
+    run_notebook(path, output=tmp_path)  # an earlier success is none of a waiter's business
+    calls.clear()
+    fails = first_fails
+    threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
-    assert results == [tmp_path / "executed/quick/tiny.ipynb"] * 2 and counter.read_text() == "x"
+        thread.join(timeout=60)
+    assert len(calls) == computed and results == [done] * (3 - computed)
     assert "another process executes it" in capfd.readouterr().err
     run_notebook(path, output=tmp_path)  # a later call computes again
-    assert counter.read_text() == "xx"
+    assert len(calls) == computed + 1
 
 
 def test_set_up_refuses_what_papermill_only_warns_of(tmp_path):
