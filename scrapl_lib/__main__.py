@@ -20,13 +20,14 @@ def _seeds(text: str) -> list[int]:
     """"0-4" or "0,3,7" or both -> list of seeds."""
     seeds: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
+        first, dash, last = part.partition("-")
         try:
-            seeds += range(int(first), int(last or first) + 1)
+            found = range(int(first), int(last if dash else first) + 1)
         except ValueError:
             raise argparse.ArgumentTypeError(f"seeds are numbers and ranges such as 0-4 or 0,2,5; got {text!r}") from None
-    if not seeds:
-        raise argparse.ArgumentTypeError(f"the range {text!r} is empty; write the smaller number first")
+        if not found:
+            raise argparse.ArgumentTypeError(f"the range {part!r} is empty; write the smaller number first")
+        seeds += found
     return list(dict.fromkeys(seeds))
 
 
@@ -38,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
         progress = checkpoint_folder(config, args.output) / "progress.json"
         train(config, args.output, args.device, write_progress(progress))
         return 0
-    wanted = [config for task in tasks for config in grid(task, args.profile, methods, args.seeds)]
+    wanted = {config for task in tasks for config in grid(task, args.profile, methods, args.seeds)}
     runs = ensure_runs(tasks, methods, args.seeds, args.profile, args.output, args.device, args.workers)
     failed = [run for run in runs if not run.ok]
     print(f"{len(runs) - len(failed)} of {len(wanted)} runs finished, {len(failed)} failed, in {args.output / 'results'}")
@@ -117,6 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return args.function(args)
     except (ValueError, TypeError, BrokenRecord, NotebookFailed) as error:
+        if getattr(args, "worker", False):
+            raise  # its log wants the traceback
         print(f"error: {error}", file=sys.stderr)
         return getattr(error, "exit_status", 2)
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ VARIANTS = ("scrapl", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain")
 LEAST_SEEDS = 3
 ALPHA = 0.01
 VERDICTS = ("holds", "holds in part", "does not hold", "too few seeds", "not run")
-STILL_FALLING = 0.05  # a run that gains more than this share in its last quarter has not finished learning
+STILL_FALLING = 0.05  # a method that gains more than this share from the third to the last quarter has not finished learning
 
 
 def chance_permille(grid_size: int) -> float:
@@ -197,11 +197,11 @@ def _suspected_cause(claim: Claim, runs: Sequence[Run], verdict: str, n: int) ->
         causes.append(f"cost depends on machine and length: {' and '.join(where)} here, a GPU and 32768 samples in the paper")
     learning = []
     for method, curve in curves(runs, itertools.chain(*claim.groups)).groupby("method", sort=False):
-        before = curve.loc[curve["step"] <= 0.75 * curve["step"].max(), "mean"].iloc[-1]
-        gain = 1 - curve["mean"].iloc[-1] / before
+        quarter = 4 * curve["step"] / curve["step"].max()
+        gain = 1 - curve.loc[quarter > 3, "mean"].mean() / curve.loc[(quarter > 2) & (quarter <= 3), "mean"].mean()
         learning += [f"{paper.METHODS[method]} {100 * gain:.0f} %"] if gain > STILL_FALLING else []
     if learning and claim.metric != "train_step_ms":
-        causes.append(f"stopped while learning: gain of the validation θ L1 in the last quarter: {', '.join(learning)}")
+        causes.append(f"stopped while learning: the validation θ L1 fell from the third to the last quarter, {', '.join(learning)}")
     return "; ".join(causes)
 
 

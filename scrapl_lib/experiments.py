@@ -91,6 +91,10 @@ class RunConfig:
             wanted = kind if isinstance(kind, type) else tuple
             if not isinstance(value, wanted) or isinstance(value, bool):
                 raise TypeError(f"{field.name} must be {wanted.__name__}, got {value!r}")
+        check_name("loss", self.loss, dict.fromkeys(loss for loss, _ in METHODS.values()))
+        check_name("optimizer", self.optimizer, dict.fromkeys(optimizer for _, optimizer in METHODS.values()))
+        if self.accumulate > 1 and self.optimizer != "adamw":
+            raise ValueError(f"accumulate must be 1 with {self.optimizer}: every part of a step would draw a path of its own")
 
     @property
     def flat(self) -> dict[str, object]:
@@ -168,8 +172,8 @@ def make_config(task: str, method: str, seed: int, profile: str, **changes: obje
     check_name("task", task, TASKS)
     check_name("method", method, METHODS)
     check_name("profile", profile, PROFILES)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer from 0, got {seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {seed!r}")
     loss, optimizer = METHODS[method]
     config = RunConfig(profile, task, method, seed, loss, optimizer, **_SIZES[profile])
     if loss in SCATTERING:

@@ -342,7 +342,7 @@ class JTFS(nn.Module):
         return self._get(("phi", stride), like, lambda: _circulant(_fold(self._phi_hat, stride), step).real.T)
 
     def _fits_matrix(self, stride: int) -> bool:
-        return (self.N >> stride) * (1 if self.global_T else self.N >> self.log2_T) <= MATRIX_LIMIT
+        return self.global_T or (self.N >> stride) * (self.N >> self.log2_T) <= MATRIX_LIMIT
 
     def _time_average(self, u: Tensor, stride: int) -> Tensor:
         """phi_T over the last axis: (..., N / 2^stride) -> (..., frames)."""

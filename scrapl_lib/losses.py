@@ -56,10 +56,15 @@ class _ScatteringLoss(nn.Module):
         return self.jtfs.n_paths
 
     def _distance(self, S_hat: Tensor, S: Tensor) -> Tensor:
-        """L2 norm of the difference of two items' coefficients, after rho: (batch, ...) twice -> (batch,)."""
+        """L2 norm of the difference of two items' coefficients, after rho: (batch, ...) twice -> (batch,).
+
+        Where they are equal, first and second derivatives are 0 (those of `vector_norm` would be 0 and NaN).
+        """
         if self.log1p:
             S_hat, S = torch.log1p(S_hat / LOG_FLOOR), torch.log1p(S / LOG_FLOOR)
-        return torch.linalg.vector_norm((S_hat - S).flatten(1), dim=1)
+        difference = (S_hat - S).flatten(1)
+        equal = (difference == 0).all(dim=1)
+        return torch.linalg.vector_norm(difference.masked_fill(equal[:, None], 1), dim=1).masked_fill(equal, 0)
 
 
 class SCRAPLLoss(_ScatteringLoss):

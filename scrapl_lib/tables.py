@@ -152,7 +152,9 @@ def table_6(values: pd.DataFrame, not_run: dict[str, str]) -> pd.DataFrame:
             absent = [m for m in (before, after) if m not in set(values["method"])]
             note = "; ".join(f"{paper.METHODS[m]} not run: {not_run.get(m, 'no record yet')}" for m in absent)
             possible = len(pairs_by_seed(values, before, after, "theta_synth_l1")[0])
-            if len(a) < max(possible, 2) and not absent:
+            if not absent and possible < 2:
+                note = f"seeds in common: {possible}, a comparison takes 2"
+            elif len(a) < possible:
                 note = f"{len(a)} of {possible} pairs have {METRICS[metric][0]}"
             name = f"delta_{'test_' if metric == 'theta_synth_l1' else ''}{metric}"
             printed, p_value = (paper.published("table_6", step, name + suffix) for suffix in ("", "_p_value"))

@@ -72,8 +72,11 @@ def check_device(device: str) -> torch.device:
         found = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:<n>") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r} asked for, but this PyTorch sees no CUDA device; use --device cpu, which is slow")
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:<n>")
+    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= n:
+        raise ValueError(f"device {device!r} asked for, but this PyTorch sees {n} CUDA devices; use --device cpu, which is slow")
     return found
 
 
@@ -191,6 +194,8 @@ class Training:
         if not (torch.isfinite(loss) and torch.isfinite(largest)):
             path = getattr(self.loss, "path_idx", None)
             where = f"step {self.step}" + ("" if path is None else f", path {path}")
+            if self.untimed_steps > 1:
+                where = f"one of steps {self.step - self.untimed_steps + 1} to {self.step}"
             raise RunFailed(f"nonfinite at {where}: loss {float(loss)}, largest gradient {float(largest)}")
 
     def _log(self, split: str, metric: str, value: float) -> None:
@@ -245,7 +250,8 @@ class Training:
         rows = [(metric, value, "permille") for metric, value in self._theta_l1(theta_hat, items).items()]
         validated = [(step, value) for step, split, metric, value, _ in self.history if (split, metric) == ("val", "theta_synth_l1")]
         steps, values = zip(*validated, strict=True)
-        rows.append(("val_total_variation", total_variation(values[1:]), "permille"))
+        if self.config.epochs > 1:
+            rows.append(("val_total_variation", total_variation(values[1:]), "permille"))
         if (converged := convergence_step(steps, values)) is not None:
             rows.append(("val_convergence_steps", converged, "steps"))
         chosen = torch.linspace(0, len(items) - 1, min(self.config.n_audio_test, len(items))).round().long()
@@ -287,9 +293,7 @@ class Training:
         return state
 
     def load_state(self, state: dict) -> None:
-        """Take over what `state()` returned. Raises ValueError for another configuration."""
-        if state["config_hash"] != config_hash(self.config.flat):
-            raise ValueError("it was written with another configuration")
+        """Take over what `state()` of a training of the same config returned."""
         self.encoder.load_state_dict(state["encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("step", "step_s", "history", "epoch_losses", "val_theta_l1", "best_loss", "best_weights"):
@@ -307,29 +311,36 @@ Report = Callable[[Training], None]  # called after every step; may raise to sto
 
 
 def save_checkpoint(training: Training, folder: Path) -> None:
-    """Write `step_<n>.pt` and its SHA-256, atomically, and keep the two newest checkpoints."""
+    """Write `step_<n>.pt` and its SHA-256, atomically; keep it and the one before. Those of later steps were refused."""
     buffer = io.BytesIO()
     torch.save(training.state(), buffer)
     data = buffer.getvalue()
     path = folder / f"step_{training.step:08d}.pt"
     write_bytes_atomic(path, data)
     write_text_atomic(path.with_suffix(".sha256"), hashlib.sha256(data).hexdigest())
-    for old in sorted(folder.glob("step_*.pt"))[:-2]:
+    found = sorted(folder.glob("step_*.pt"))
+    kept = [old for old in found if old <= path][-2:]
+    for old in set(found) - set(kept):
         old.unlink()
         old.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 def load_checkpoint(training: Training, folder: Path) -> None:
     """Go on from the newest checkpoint that is whole and of this configuration; say which ones are not."""
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink()
     for path in sorted(folder.glob("step_*.pt"), reverse=True):
         try:
             data, digest = path.read_bytes(), path.with_suffix(".sha256").read_text()
             if hashlib.sha256(data).hexdigest() != digest:
                 raise ValueError("its SHA-256 is not the one written beside it")
-            training.load_state(torch.load(io.BytesIO(data), map_location=training.device, weights_only=True))
+            state = torch.load(io.BytesIO(data), map_location=training.device, weights_only=True)
+            if state["config_hash"] != config_hash(training.config.flat):
+                raise ValueError("it was written with another configuration")
         except (OSError, ValueError) as error:
             print(f"checkpoint {path} is not used: {error}", file=sys.stderr, flush=True)
         else:
+            training.load_state(state)
             print(f"resumed from step {training.step}: {path}", file=sys.stderr, flush=True)
             return
 
@@ -399,11 +410,14 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
 
 
 def write_progress(path: Path) -> Report:
-    """A report that writes step, number of steps, loss and validation error to `path`, twice a second at most."""
-    last_s = 0.0
+    """A report that writes step, number of steps, loss and validation error to `path`, twice a second at most; it ends
+    the worker when the process that started it is gone."""
+    last_s, parent = 0.0, os.getppid()
 
     def report(training: Training) -> None:
         nonlocal last_s
+        if os.getppid() != parent:
+            sys.exit("stopped: the process that started this worker is gone")
         if time.monotonic() - last_s > 0.5:
             last_s = time.monotonic()
             loss = float(training.epoch_losses[-1]) if training.epoch_losses else None
@@ -424,10 +438,10 @@ class _Worker:
         command = [sys.executable, "-m", "scrapl_lib", "run", "--worker", "--task", config.task, "--method", config.method,
                    "--seeds", str(config.seed), "--profile", config.profile, "--device", device, "--output", str(output)]  # fmt: skip
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
-        with open(self.log, "ab") as log:
+        with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT,
-                env=os.environ | KEEP_MEMORY | threads | {"PYTHONPATH": str(ROOT)},
+                env=os.environ | KEEP_MEMORY | threads,
             )  # fmt: skip
 
     def progress(self) -> dict:
@@ -436,9 +450,11 @@ class _Worker:
         except (OSError, ValueError):
             return {"step": 0, "of": 1, "loss": None, "val_l1": None}
 
-    def last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "nothing in its log"
+    def words(self) -> str:
+        """What is in its log."""
+        with contextlib.suppress(FileNotFoundError):  # another process may have finished this run and tidied up
+            return self.log.read_text(errors="replace").strip()
+        return ""
 
 
 def _cost(config: RunConfig) -> float:
@@ -471,8 +487,10 @@ def ensure_runs(
         output: folder that holds results/ and checkpoints/. device: cpu or cuda; None: what the profile wants.
         workers: processes at once; None: one per core on a CPU, one on CUDA.
     Raises:
-        ValueError: unknown names, or a device that is not here; BrokenRecord.
+        ValueError: unknown names, workers below 1, or a device that is not here; BrokenRecord.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
     output = Path(output).absolute()
     seeds = None if seeds is None else list(seeds)
     methods = None if methods is None else list(methods)
@@ -508,10 +526,14 @@ def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int
             for worker in [w for w in running if w.process.poll() is not None]:
                 running.remove(worker)
                 finished += _cost(worker.config)
-                if worker.process.returncode:
+                words, status = worker.words(), worker.process.returncode
+                if status:
                     crashed.append(worker)
-                    bar.write(f"{worker.name} crashed ({worker.last_words()}); log: {worker.log}", file=sys.stderr)
+                    last = words.splitlines()[-1] if words else "nothing in its log"
+                    bar.write(f"{worker.name} crashed (exit status {status}: {last}); log: {worker.log}", file=sys.stderr)
                 else:
+                    if words:
+                        bar.write(f"{worker.name}: {words}", file=sys.stderr)
                     worker.log.unlink(missing_ok=True)
             progress = [(w, w.progress()) for w in running]
             bar.n = min(bar.total, finished + sum(_cost(w.config) * p["step"] / p["of"] for w, p in progress))

@@ -94,7 +94,7 @@ def test_suspected_causes_are_those_that_the_runs_show(tmp_path, monkeypatch):
     row = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim").loc["P-SAGA lowers the θ L1"]
     assert row["verdict"] == "does not hold"
     fall = 1 - (140 + 260 / 4) / (140 + 260 / 3)
-    assert row["suspected_cause"] == ("stopped while learning: gain of the validation θ L1 in the last quarter: "
+    assert row["suspected_cause"] == ("stopped while learning: the validation θ L1 fell from the third to the last quarter, "
                                       f"SCRAPL (P-Adam) {100 * fall:.0f} %")  # fmt: skip
 
 

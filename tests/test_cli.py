@@ -1,0 +1,235 @@
+"""The command line and the worker processes behind it: exit codes, messages, kills, crashes, Ctrl-C."""
+
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import psutil
+import pytest
+import torch
+
+from scrapl_lib import training
+from scrapl_lib.__main__ import _seeds, main
+from scrapl_lib.experiments import METHODS, NOT_RUN, make_config
+from scrapl_lib.records import ROOT, read_run, run_folder
+from scrapl_lib.training import checkpoint_folder, ensure_runs, train
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As workers have: results are the same bits for the same number of threads only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def folder_of(method, seed, output):
+    return run_folder("smoke", "granular", method, seed, output)
+
+
+def run(output, *arguments):
+    return main(["run", "--profile", "smoke", "--output", str(output), *arguments])
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Runs are computed here instead of in workers; returns which."""
+    configs = []
+
+    def run_all(missing, output, device, n_workers):
+        configs.extend((config.method, config.seed) for config in missing)
+        for config in missing:
+            train(config, output, device)
+
+    monkeypatch.setattr(training, "_run_all", run_all)
+    return configs
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, seeds",
+    [("0-4", [0, 1, 2, 3, 4]), ("0,2", [0, 2]), ("3", [3]), ("7,0-2", [7, 0, 1, 2]), ("1,0-2,1", [1, 0, 2])],
+)
+def test_seeds(text, seeds):
+    assert _seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [(text, f"seeds are numbers and ranges such as 0-4 or 0,2,5; got {text!r}") for text in
+     ("", "a", "0,", "1-", "-1", "0-1-2", "1.5", "0..4", "0 1")]
+    + [("4-0", "the range '4-0' is empty; write the smaller number first"), ("1,4-2", "the range '4-2' is empty")],
+)  # fmt: skip
+def test_bad_seeds_are_refused(tmp_path, text, message, capsys):
+    with pytest.raises(SystemExit) as refused:
+        run(tmp_path, "--seeds", text)
+    assert refused.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["run", "--profile", "papr"], "unknown profile 'papr': did you mean 'paper'"),
+        (["run", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
+        (["run", "--method", "p_loss,mss_lin"], "unknown method 'mss_lin': did you mean 'mss_linear'"),
+        (["run", "--method", "scrapl"], f"method 'scrapl' is not run: {NOT_RUN['scrapl']}"),
+        (["run", "--method", "ms_clap"], "method 'ms_clap' is not run: weights unavailable"),
+        (["run", "--seeds", "5000000000"], "seed must be an integer from 0 to 2^32 - 1, got 5000000000"),
+        (["run", "--workers", "0"], "workers must be at least 1, got 0"),
+        (["run", "--device", "gpu", "--profile", "smoke"], "unknown device 'gpu': use cpu, cuda or cuda:<n>"),
+        (["status", "--profile", "quik"], "unknown profile 'quik': did you mean 'quick'"),
+        (["notebook", "-p", "epochs"], "-p takes name=value, got 'epochs'"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch, arguments, message, capsys):
+    monkeypatch.setattr(training, "_run_all", lambda *_: pytest.fail("started"))
+    assert main([*arguments, "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}") and len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize("arguments", [["--profile", "paper"], ["--device", "cuda"]])
+def test_cuda_without_cuda_is_refused(tmp_path, arguments, capsys):
+    assert main(["run", "--output", str(tmp_path), *arguments]) == 2
+    assert "this PyTorch sees 0 CUDA devices; use --device cpu" in capsys.readouterr().err
+
+
+# ---- exit codes and status ------------------------------------------------------------------------------------------
+
+
+def test_status_and_exit_codes(tmp_path, in_this_process, monkeypatch, capsys):
+    def counts():
+        assert main(["status", "--profile", "smoke", "--output", str(tmp_path)]) == 0
+        lines = [line.split(maxsplit=5) for line in capsys.readouterr().out.splitlines()]
+        (header,) = (line for line in lines if line[:1] == ["done"])
+        assert header == ["done", "failed", "stale", "missing", "note"]
+        return {line[0]: [*map(int, line[1:5]), *line[5:]] for line in lines if line and line[0] in METHODS}
+
+    found = counts()
+    assert found["p_loss"] == found["jtfs"] == [0, 0, 0, 2] and len(found) == 12
+    assert found["scrapl"] == [0, 0, 0, 0, f"not run: {NOT_RUN['scrapl']}"]
+
+    assert run(tmp_path, "--method", "p_loss,p_loss", "--task", "granular,granular") == 0
+    assert in_this_process == [("p_loss", 0), ("p_loss", 1)]
+    assert "2 of 2 runs finished, 0 failed, in " in capsys.readouterr().out
+    assert counts()["p_loss"] == [2, 0, 0, 0]
+
+    # a failed run is a result: the command has done what it can
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "_check_finite", Mock(side_effect=training.RunFailed("nonfinite")))
+        assert run(tmp_path, "--method", "mss_linear", "--seeds", "1") == 0
+    assert "0 of 1 runs finished, 1 failed" in (said := capsys.readouterr().out)
+    assert "granular/mss_linear/seed 1: failed:nonfinite" in said
+    assert counts()["mss_linear"] == [0, 1, 0, 1]
+
+    # a stale one is not
+    train(make_config("granular", "mss_random", 0, "smoke", lr=2e-3), tmp_path)
+    assert run(tmp_path, "--method", "mss_random", "--seeds", "0") == 1
+    said = capsys.readouterr()
+    assert "0 of 1 runs finished" in said.out and "stale, not used" in said.err
+    assert counts()["mss_random"] == [0, 0, 1, 1]
+
+    (folder_of("p_loss", 0, tmp_path) / "test.csv").write_text("metric,value,unit\n")
+    for arguments in (["status"], ["run", "--method", "p_loss"]):
+        assert main([*arguments, "--profile", "smoke", "--output", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: broken record ") and "test.csv: expected" in said and "delete the folder" in said
+
+
+# ---- worker processes -----------------------------------------------------------------------------------------------
+
+FAULTY = """
+import functools, os, signal, sys
+sys.path.insert(0, os.getcwd())
+from scrapl_lib import __main__, training
+__main__.train = functools.partial(training.train, checkpoint_every_s=0)
+seed, batch_loss = sys.argv[sys.argv.index("--seeds") + 1], training.Training._batch_loss
+def faulty(self, *args, **options):
+    loss = batch_loss(self, *args, **options)
+    if self.step == 5 and self.encoder.training:
+        if seed == "0":
+            return loss * float("nan")
+        if seed == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("a bug")
+    return loss
+training.Training._batch_loss = faulty
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_or_crashed_worker_costs_its_own_run_only(tmp_path, monkeypatch, capfd):
+    method = "scrapl_no_theta_is"
+    faulty = tmp_path / "faulty.py"
+    faulty.write_text(FAULTY)
+
+    def config(seed):
+        return make_config("granular", method, seed, "smoke")
+
+    def popen(command, **options):
+        assert command[:3] == [sys.executable, "-m", "scrapl_lib"]
+        return subprocess.Popen([sys.executable, str(faulty), *command[3:]], **options)
+
+    def ask():
+        return {run.seed: run for run in ensure_runs(["granular"], [method], range(3), "smoke", tmp_path, workers=1)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
+        runs = ask()
+    assert {seed: run.status.split(",")[0] for seed, run in runs.items()} == {0: "failed:nonfinite at step 5"}
+    said = capfd.readouterr().err
+    logs = {seed: checkpoint_folder(config(seed), tmp_path).with_suffix(".log") for seed in range(3)}
+    assert f"granular/{method}/seed 1 crashed (exit status -9: nothing in its log); log: {logs[1]}" in said
+    assert f"granular/{method}/seed 2 crashed (exit status 1: ValueError: a bug); log: {logs[2]}" in said
+    assert "Traceback" in logs[2].read_text() and logs[1].exists() and not logs[0].exists()
+    named = f"granular/{method}/seed 1, granular/{method}/seed 2"
+    assert f"2 of 3 runs crashed: {named}; the same command tries them again" in said
+
+    failed = folder_of(method, 0, tmp_path) / "run.json"
+    before = failed.read_bytes()
+    runs = ask()
+    assert {seed: run.ok for seed, run in runs.items()} == {0: False, 1: True, 2: True}
+    said = capfd.readouterr().err
+    assert all(f"granular/{method}/seed {seed}: resumed from step 4" in said for seed in (1, 2))
+    assert failed.read_bytes() == before  # not tried again
+    whole = train(config(1), tmp_path / "uninterrupted")
+    assert (runs[1].history.drop(columns="wall_s") == whole.history.drop(columns="wall_s")).all(axis=None)
+    assert len(whole.test) > 5 and runs[1].test.equals(whole.test)
+    assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopping_the_command_ends_its_workers(tmp_path, number, request, capfd):
+    config = make_config("granular", "jtfs", 0, "smoke")  # the slowest: some seconds of training
+    arguments = ["run", "--method", "jtfs", "--seeds", "0", "--profile", "smoke", "--output", str(tmp_path)]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "scrapl_lib", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
+    progress, deadline = checkpoint_folder(config, tmp_path) / "progress.json", time.monotonic() + 120
+    while not progress.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (worker,) = psutil.Process(command.pid).children()
+    command.send_signal(number)
+    said = command.communicate(timeout=60)[1]
+    assert command.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    psutil.wait_procs([worker], timeout=60)
+    assert not worker.is_running()
+    record = folder_of("jtfs", 0, tmp_path)
+    assert not record.exists()
+    if number == signal.SIGINT:
+        assert "stopped; the same command goes on from the checkpoints" in said and "Traceback" not in said
+        request.getfixturevalue("in_this_process")
+        assert main(arguments) == 0
+        assert "1 of 1 runs finished, 0 failed" in capfd.readouterr().out and read_run(record).ok
+    else:
+        log = checkpoint_folder(config, tmp_path).with_suffix(".log")
+        assert "stopped: the process that started this worker is gone" in log.read_text()

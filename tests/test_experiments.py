@@ -1,0 +1,114 @@
+"""The grid of experiments: the paper's hyperparameters as literals, and every name and type it must refuse."""
+
+import pytest
+
+from scrapl_lib.experiments import METHODS, NOT_RUN, PROFILES, grid, make_config, seeds_of
+from scrapl_lib.records import config_hash
+
+PAPER = {  # paper, sections 3, 5, 6 and 7: the granular task
+    "sample_rate_hz": 8192, "n_samples": 32768, "n_grains": 64, "grain_samples": 4096, "slope_hop": 256,
+    "grid_size": 32, "n_synth_seeds": 5,
+    "J": 12, "Q1": 8, "Q2": 2, "J_fr": 3, "Q_fr": 2,
+    "cqt_octaves": 5, "cqt_hop": 256, "channels": 128, "pools": ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
+    "dense": 64, "dropout": 0.5,
+    "epochs": 200, "batch_size": 32, "accumulate": 1,
+    "lr": 1e-5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01,
+}  # fmt: skip
+TRAINED_BY = {  # method: loss, optimizer, gradient scale
+    "p_loss": ("p_loss", "adamw", 1.0),
+    "jtfs": ("jtfs", "adamw", 1e8),
+    "scrapl": ("scrapl", "psaga", 1e8),
+    "scrapl_no_theta_is": ("scrapl", "psaga", 1e8),
+    "scrapl_padam": ("scrapl", "padam", 1e8),
+    "scrapl_plain": ("scrapl", "adamw", 1e8),
+    "mss_linear": ("mss_linear", "adamw", 1.0),
+    "mss_log_linear": ("mss_log_linear", "adamw", 1.0),
+    "mss_revisited": ("mss_revisited", "adamw", 1.0),
+    "mss_random": ("mss_random", "adamw", 1.0),
+    "ms_clap": ("ms_clap", "adamw", 1.0),
+    "panns_wavegram_logmel": ("panns_wavegram_logmel", "adamw", 1.0),
+}
+
+
+@pytest.mark.parametrize("method", TRAINED_BY)
+def test_paper_profile_has_the_hyperparameters_of_the_paper(method):
+    assert list(METHODS) == list(TRAINED_BY)
+    config = make_config("granular", method, 0, "paper")
+    expected = PAPER | ({"batch_size": 6, "accumulate": 5} if method == "jtfs" else {})
+    assert {name: config.flat[name] for name in PAPER} == expected
+    assert (config.loss, config.optimizer, config.gradient_scale) == TRAINED_BY[method]
+    assert config.transform() == {"shape": 32768, "J": 12, "Q1": 8, "Q2": 2, "J_fr": 3, "Q_fr": 2}
+
+
+def test_paper_profile_has_the_sizes_of_the_paper():
+    config = make_config("granular", "scrapl_no_theta_is", 0, "paper")
+    encoder, data = config.encoder(), config.data()
+    assert sum(w.numel() for w in encoder.parameters()) == 604_106 and len(list(encoder.parameters())) == 28
+    assert len(data) == 5120 and config.n_audio_test >= len(data.test)  # audio distances over the whole test fold
+    assert config.epochs * len(data.batches("train", config.batch_size)) == 19_200
+    jtfs = make_config("granular", "jtfs", 0, "paper")
+    assert all(len(batch) == 30 for batch in data.batches("train", jtfs.batch_size * jtfs.accumulate))
+    assert seeds_of("p_loss", "paper") == list(range(20)) and seeds_of("jtfs", "paper") == [0]
+
+
+def test_quick_profile_keeps_proportions_and_asks_for_enough_seeds():
+    config = make_config("granular", "p_loss", 0, "quick")
+    assert config.grain_samples / config.slope_hop == 4096 / 256  # the slope stays as audible
+    assert len(seeds_of("p_loss", "quick")) >= 5 and len(seeds_of("jtfs", "quick")) >= 3
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_grid_holds_every_method_that_can_be_run(profile):
+    found = {(c.method, c.seed) for c in grid("granular", profile)}
+    assert found == {(m, s) for m in METHODS if m not in NOT_RUN for s in seeds_of(m, profile)}
+    assert {m for m, _ in found} == {"p_loss", "jtfs", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain",
+                                     "mss_linear", "mss_log_linear", "mss_revisited", "mss_random"}  # fmt: skip
+    some = grid("granular", profile, ["jtfs", "p_loss"], [3, 1])
+    assert [(c.method, c.seed) for c in some] == [("jtfs", 3), ("jtfs", 1), ("p_loss", 3), ("p_loss", 1)]
+
+
+def test_configs_are_told_apart_by_their_hash():
+    base = make_config("granular", "p_loss", 0, "smoke")
+    others = [make_config("granular", "p_loss", 1, "smoke"), make_config("granular", "jtfs", 0, "smoke"),
+              make_config("granular", "p_loss", 0, "quick"), make_config("granular", "p_loss", 0, "smoke", lr=2e-3)]  # fmt: skip
+    assert len({config_hash(config.flat) for config in [base, *others]}) == 5
+    assert config_hash(base.flat) == config_hash(make_config("granular", "p_loss", 0, "smoke").flat)
+
+
+@pytest.mark.parametrize(
+    "names, changes, error, message",
+    [
+        (("granula", "p_loss", 0, "smoke"), {}, ValueError, "unknown task 'granula': did you mean 'granular'"),
+        (("granular", "scrapl_adam", 0, "smoke"), {}, ValueError, "unknown method 'scrapl_adam': did you mean 'scrapl_padam'"),
+        (("granular", "p_loss", 0, "smok"), {}, ValueError, "unknown profile 'smok': did you mean 'smoke'"),
+        (("granular", "p_loss", 0, "zzz"), {}, ValueError, "unknown profile 'zzz': valid are smoke, quick, paper"),
+        (("granular", "p_loss", -1, "smoke"), {}, ValueError, r"seed must be an integer from 0 to 2\^32 - 1, got -1"),
+        (("granular", "p_loss", 2**32, "smoke"), {}, ValueError, "seed must be an integer .* got 4294967296"),
+        (("granular", "p_loss", 1.0, "smoke"), {}, ValueError, "seed must be an integer .* got 1.0"),
+        (("granular", "p_loss", True, "smoke"), {}, ValueError, "seed must be an integer .* got True"),
+        (("granular", "p_loss", 0, "smoke"), {"epoch": 3}, ValueError, "unknown config field 'epoch': did you mean 'epochs'"),
+        (("granular", "p_loss", 0, "smoke"), {"epochs": 2.0}, TypeError, "epochs must be int, got 2.0"),
+        (("granular", "p_loss", 0, "smoke"), {"epochs": True}, TypeError, "epochs must be int, got True"),
+        (("granular", "p_loss", 0, "smoke"), {"lr": "fast"}, TypeError, "lr must be float, got 'fast'"),
+        (("granular", "p_loss", 0, "smoke"), {"pools": [[2, 2]]}, TypeError, "pools must be tuple, got"),
+        (("granular", "p_loss", 0, "smoke"), {"loss": "mss_log"}, ValueError, "unknown loss 'mss_log': did you mean 'mss_log_linear'"),
+        (("granular", "p_loss", 0, "smoke"), {"optimizer": "adam"}, ValueError, "unknown optimizer 'adam': did you mean 'padam'"),
+        (("granular", "scrapl_padam", 0, "smoke"), {"accumulate": 2}, ValueError, "accumulate must be 1 with padam"),
+    ],
+)  # fmt: skip
+def test_config_refuses(names, changes, error, message):
+    with pytest.raises(error, match=message):
+        make_config(*names, **changes)
+
+
+@pytest.mark.parametrize("method, reason", NOT_RUN.items())
+def test_a_method_that_cannot_be_run_says_why(method, reason):
+    assert seeds_of(method, "paper") == []
+    with pytest.raises(ValueError, match=f"method {method!r} is not run: {reason}"):
+        grid("granular", "smoke", [method])
+
+
+@pytest.mark.parametrize("task, profile, methods", [("x", "smoke", None), ("granular", "x", None), ("granular", "smoke", ["x"])])
+def test_grid_refuses_unknown_names(task, profile, methods):
+    with pytest.raises(ValueError, match="unknown (task|profile|method) 'x'"):
+        grid(task, profile, methods)

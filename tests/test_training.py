@@ -1,0 +1,524 @@
+"""One run: what it computes, that a stopped one ends as if it had not been, and everything that may be wrong on disk."""
+
+import functools
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from scrapl_lib import training
+from scrapl_lib.experiments import METHODS, NOT_RUN, make_config
+from scrapl_lib.records import COLUMNS, ROOT, BrokenRecord, config_hash, read_run, run_folder, run_state
+from scrapl_lib.training import Training, check_device, checkpoint_folder, ensure_runs, save_checkpoint, states, train
+
+CPU = torch.device("cpu")
+RUNNABLE = [method for method in METHODS if method not in NOT_RUN]
+EPOCH, LAST = 3, 9  # steps of an epoch and of a run in the smoke profile
+PARAMETER_ERRORS = ["theta_synth_l1", "theta_density_l1", "theta_slope_l1"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As workers have: results are the same bits for the same number of threads only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def smoke(method="scrapl_no_theta_is", seed=0, **changes):
+    return make_config("granular", method, seed, "smoke", **changes)
+
+
+def folder_of(config, output):
+    return run_folder(config.profile, config.task, config.method, config.seed, output)
+
+
+class Stop(Exception):
+    pass
+
+
+def run_with_stops(config, output, stops=()):
+    """Train, stopped by an exception at each of the steps and resumed in a new Training, checkpoints after every step.
+
+    Returns what the record does not round or hold (exact history without wall_s, best weights), the bytes of test.csv, and
+    the steps taken, one by one."""
+    stops, steps, last = list(stops), [], []
+
+    def report(run):
+        steps.append(run.step)
+        last[:] = [run]
+        if run.step in stops:
+            stops.remove(run.step)
+            raise Stop
+
+    while True:
+        try:
+            train(config, output, report=report, checkpoint_every_s=0)
+        except Stop:
+            continue
+        history = [row[:4] for row in last[0].history]
+        return history, last[0].best_weights, (folder_of(config, output) / "test.csv").read_bytes(), steps
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return functools.cache(lambda config: run_with_stops(config, tmp_path_factory.mktemp("uninterrupted")))
+
+
+def assert_same_result(found, expected):
+    (history, weights, test, _), (history_0, weights_0, test_0, _) = found, expected
+    assert len(history) == 4 * 4 + 3 and history == history_0
+    assert len(weights) > 10 and weights.keys() == weights_0.keys()
+    assert all(torch.equal(weights[name], weights_0[name]) for name in weights)
+    assert len(test.splitlines()) > 5 and test == test_0
+
+
+# ---- stopped and resumed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["mss_random", "scrapl_plain", "scrapl_padam", "scrapl_no_theta_is"])
+def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, uninterrupted, method, capsys):
+    config = smoke(method, dropout=0.5)
+    # before any checkpoint, mid-epoch, right after a validation, right after the checkpoint that follows one, at the end
+    stops = [1, 2, EPOCH, EPOCH + 1, LAST - 1, LAST]
+    found = run_with_stops(config, tmp_path, stops)
+    assert_same_result(found, uninterrupted(config))
+    assert found[3] == sorted([*range(1, LAST + 1), *stops])  # each took up where its last checkpoint was
+    assert capsys.readouterr().err.count("resumed from step") == len(stops) - 1
+    run = read_run(folder_of(config, tmp_path))
+    assert not run.history.duplicated(["step", "split", "metric"]).any()
+    assert run.history["wall_s"].is_monotonic_increasing and run.info["train_step_ms"]["n"] == LAST - 1
+    assert not checkpoint_folder(config, tmp_path).exists()
+
+
+def test_a_run_killed_while_tested_is_not_trained_again(tmp_path, uninterrupted, monkeypatch):
+    config, test, stops = smoke(dropout=0.5), Training.test, [Stop]
+
+    def stopped_once(self):
+        if stops:
+            raise stops.pop()
+        return test(self)
+
+    monkeypatch.setattr(Training, "test", stopped_once)
+    with pytest.raises(Stop):
+        train(config, tmp_path, checkpoint_every_s=0)
+    assert run_state(folder_of(config, tmp_path), config_hash(config.flat)) == "missing"
+    train(config, tmp_path, report=lambda run: pytest.fail("trained again"))
+    assert (folder_of(config, tmp_path) / "test.csv").read_bytes() == uninterrupted(config)[2]
+
+
+# ---- damaged checkpoints --------------------------------------------------------------------------------------------
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def one_byte_flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def without_hash(path):
+    path.with_suffix(".sha256").unlink()
+
+
+def of_another_configuration(path):
+    other = Training(smoke(lr=2e-3), CPU)
+    other._train_step(other.data.train[:4])
+    other.step = int(path.stem.removeprefix("step_"))
+    save_checkpoint(other, path.parent)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that stopped at step 6: checkpoints of steps 4 and 5."""
+    output = tmp_path_factory.mktemp("stopped")
+
+    def report(run):
+        if run.step == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(smoke(), output, report=report, checkpoint_every_s=0)
+    files = {path.name: path.read_bytes() for path in checkpoint_folder(smoke(), output).iterdir()}
+    assert sorted(files) == [f"step_0000000{step}.{kind}" for step in (4, 5) for kind in ("pt", "sha256")]
+    return files
+
+
+@pytest.mark.parametrize("n_damaged", [1, 2])
+@pytest.mark.parametrize("damage", [truncated, empty, one_byte_flipped, without_hash, of_another_configuration])
+def test_a_damaged_checkpoint_is_said_and_not_used(tmp_path, stopped, uninterrupted, damage, n_damaged, capsys):
+    folder = checkpoint_folder(smoke(), tmp_path)
+    folder.mkdir(parents=True)
+    for name, data in stopped.items():
+        (folder / name).write_bytes(data)
+    damaged = sorted(folder.glob("*.pt"))[-n_damaged:]
+    for path in damaged:
+        damage(path)
+    found = run_with_stops(smoke(), tmp_path)
+    assert_same_result(found, uninterrupted(smoke()))
+    said = capsys.readouterr().err
+    assert all(f"checkpoint {path} is not used: " in said for path in damaged)
+    assert said.count("is not used") == n_damaged and said.count("resumed from step 4") == 2 - n_damaged
+    assert found[3][0] == (5 if n_damaged == 1 else 1)
+
+
+def test_new_checkpoints_outlive_refused_ones_and_leftovers_go(tmp_path):
+    folder = checkpoint_folder(smoke(), tmp_path)
+    folder.mkdir(parents=True)
+    (folder / ".step_00000001.pt.0123.tmp").write_bytes(b"killed while writing")
+    for step in (7, 8):
+        (folder / f"step_0000000{step}.pt").write_bytes(b"not a checkpoint")
+
+    def report(run):
+        if run.step == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(smoke(), tmp_path, report=report, checkpoint_every_s=0)
+    assert sorted(path.name for path in folder.glob("*step*")) == [
+        f"step_0000000{step}.{kind}" for step in (2, 3) for kind in ("pt", "sha256")
+    ]
+
+
+# ---- runs that cannot go on -----------------------------------------------------------------------------------------
+
+
+def break_step_5(monkeypatch, change, drawn):
+    """Have `change(loss, training)` take the place of the training loss at step 5; its path goes into `drawn`."""
+    true = Training._batch_loss
+
+    def batch_loss(self, *args, **options):
+        loss = true(self, *args, **options)
+        if self.step == 5 and self.encoder.training:
+            drawn.append(self.loss.path_idx)
+            return change(loss, self)
+        return loss
+
+    monkeypatch.setattr(Training, "_batch_loss", batch_loss)
+
+
+def infinite_slope(loss, run):
+    w = next(run.encoder.parameters())
+    return loss + (w - w.detach()).sum().sqrt()  # + 0, with an infinite gradient
+
+
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (lambda loss, run: loss * float("nan"), "loss nan, largest gradient nan"),
+        (infinite_slope, r"loss 0\.\d+, largest gradient inf"),
+    ],
+)
+def test_a_nonfinite_loss_or_gradient_ends_the_run_for_good(tmp_path, monkeypatch, change, found):
+    drawn = []
+    break_step_5(monkeypatch, change, drawn)
+    run = train(smoke(), tmp_path)
+    assert not run.ok and len(drawn) == 1
+    assert re.fullmatch(rf"failed:nonfinite at step 5, path {drawn[0]}: {found}", run.status)
+    assert set(run.history["step"]) == {0, EPOCH} and np.isfinite(run.history["value"]).all() and run.test.empty
+    assert not checkpoint_folder(smoke(), tmp_path).exists()
+    monkeypatch.setattr(training, "Training", lambda *_: pytest.fail("tried again"))
+    assert train(smoke(), tmp_path).status == run.status
+    (again,) = ensure_runs(["granular"], [smoke().method], [0], "smoke", tmp_path)
+    assert again.status == run.status
+
+
+def test_where_only_some_steps_are_looked_at_the_failure_names_them_all():
+    run = Training(smoke(), CPU)
+    run.step, run.untimed_steps, run.loss.path_idx = 40, 20, 7
+    with pytest.raises(training.RunFailed, match="nonfinite at one of steps 21 to 40: loss inf"):
+        run._check_finite(torch.tensor(float("inf")))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room\nfor 2 GiB"), MemoryError()])
+def test_out_of_memory_ends_the_run_for_good(tmp_path, monkeypatch, error):
+    def change(loss, run):
+        raise error
+
+    break_step_5(monkeypatch, change, [])
+    reason = "no room" if str(error) else "MemoryError"
+    assert train(smoke(), tmp_path).status == f"failed:out of memory: {reason}"
+    assert states([smoke()], tmp_path) == {smoke(): "failed"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_asked_for_without_cuda_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_run_all", lambda *_: pytest.fail("started"))
+    message = "device 'cuda' asked for, but this PyTorch sees 0 CUDA devices"
+    for ask in (
+        lambda: ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path, device="cuda"),
+        lambda: ensure_runs(["granular"], ["p_loss"], [0], "paper", tmp_path),  # whose default is cuda
+        lambda: train(smoke("p_loss"), tmp_path, device="cuda"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:x"])
+def test_an_unknown_device_is_refused(device):
+    with pytest.raises(ValueError, match=f"unknown device '{device}': use cpu, cuda or cuda:<n>"):
+        check_device(device)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_senseless_number_of_workers_is_refused(tmp_path, workers):
+    with pytest.raises(ValueError, match=f"workers must be at least 1, got {workers}"):
+        ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path, workers=workers)
+
+
+# ---- records in the way ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What ensure_runs wants computed; it is, in this process."""
+    configs = []
+
+    def run_all(missing, output, device, n_workers):
+        configs.extend((config.method, config.seed) for config in missing)
+        for config in missing:
+            train(config, output, device)
+
+    monkeypatch.setattr(training, "_run_all", run_all)
+    return configs
+
+
+def test_only_what_is_missing_is_computed_and_deleting_a_folder_asks_again(tmp_path, asked):
+    def ask(seeds):
+        runs = ensure_runs(["granular"], ["p_loss"], seeds, "smoke", tmp_path)
+        assert [run.seed for run in runs] == sorted(set(seeds)) and all(run.ok for run in runs)
+        new, asked[:] = list(asked), []
+        return new
+
+    assert ask([0]) == [("p_loss", 0)]
+    assert ask([0, 1, 1]) == [("p_loss", 1)]
+    assert ask([0, 1]) == []
+    for path in folder_of(smoke("p_loss"), tmp_path).iterdir():
+        path.unlink()
+    assert ask([0, 1]) == [("p_loss", 0)]
+
+
+def test_a_stale_record_is_said_not_used_and_not_deleted(tmp_path, asked, capsys):
+    old = train(smoke("p_loss", lr=2e-3), tmp_path)
+    folder = folder_of(smoke("p_loss"), tmp_path)
+    assert states([smoke("p_loss")], tmp_path) == {smoke("p_loss"): "stale"}
+    assert ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path) == [] and asked == []
+    said = capsys.readouterr().err
+    assert f"stale, not used: {folder} was made with another configuration; delete it to run it again" in said
+    with pytest.raises(ValueError, match="holds a record of another configuration: delete that folder"):
+        train(smoke("p_loss"), tmp_path)
+    assert read_run(folder).info == old.info
+
+
+def test_a_broken_record_is_refused(tmp_path, asked):
+    train(smoke("p_loss"), tmp_path)
+    path = folder_of(smoke("p_loss"), tmp_path) / "history.csv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
+    for ask in (
+        lambda: ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path),
+        lambda: train(smoke("p_loss"), tmp_path),
+        lambda: states([smoke("p_loss")], tmp_path),
+    ):
+        with pytest.raises(BrokenRecord, match="history.csv: expected 19 rows .* found 18 rows"):
+            ask()
+    assert asked == []
+
+
+def test_of_two_processes_on_one_run_one_computes_and_the_other_waits(tmp_path):
+    config, other = smoke("p_loss"), []
+    arguments = ["run", "--worker", "--method", "p_loss", "--seeds", "0", "--profile", "smoke", "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "scrapl_lib", *arguments]
+
+    def report(run):
+        if run.step == 2:
+            other.append(subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True))
+            for line in other[0].stderr:
+                if "another process computes" in line and "waiting for it" in line:
+                    return
+            pytest.fail("the second process did not wait")
+
+    train(config, tmp_path, report=report)
+    record = folder_of(config, tmp_path) / "run.json"
+    before = record.read_bytes()
+    assert other[0].wait(timeout=120) == 0
+    assert record.read_bytes() == before and len(list(tmp_path.glob("results/**/run.json"))) == 1
+    assert not checkpoint_folder(config, tmp_path).exists()
+
+
+# ---- what a run computes --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """A smoke run of every method that can be run."""
+    output = tmp_path_factory.mktemp("records")
+    return {method: train(smoke(method), output) for method in RUNNABLE}
+
+
+@pytest.mark.parametrize("method", RUNNABLE)
+def test_a_record_has_every_row(records, method):
+    run = records[method]
+    expected = {(step, "val", metric) for step in range(0, LAST + 1, EPOCH) for metric in [*PARAMETER_ERRORS, "loss"]}
+    expected |= {(step, "train", "loss") for step in range(EPOCH, LAST + 1, EPOCH)}
+    assert list(run.history.columns) == COLUMNS["history.csv"] and len(run.history) == len(expected)
+    assert set(zip(run.history["step"], run.history["split"], run.history["metric"])) == expected
+    assert np.isfinite(run.history[["value", "wall_s"]]).all(axis=None) and (run.history["value"] > 0).all()
+    assert run.history["wall_s"].is_monotonic_increasing and run.history["wall_s"][0] == 0
+    units = dict.fromkeys([*PARAMETER_ERRORS, "val_total_variation"], "permille")
+    units |= {"jtfs_distance": "1", "mss_log_linear_distance": "1"}
+    if (run.history.query("metric == 'theta_synth_l1'")["value"] <= 100).any():
+        units |= {"val_convergence_steps": "steps"}
+    assert dict(zip(run.test["metric"], run.test["unit"])) == units and len(run.test) == len(units)
+    assert (run.test["value"] > 0).all() and run.ok
+    timing = run.info["train_step_ms"]
+    assert timing["n"] == LAST - 1 and 0 < timing["q25"] <= timing["median"] <= timing["q75"]
+    config = smoke(method)
+    assert run.info["config_hash"] == config_hash(config.flat) and run.info["device"] == "cpu"
+    assert run.info["threads"] == 1 and run.info["peak_memory_mb"] > 50
+
+
+@pytest.mark.parametrize("method", RUNNABLE)
+def test_summaries_follow_from_the_history(records, method):
+    run = records[method]
+    val = run.history.query("split == 'val'").pivot(index="step", columns="metric", values="value")
+    mean = (val["theta_density_l1"] + val["theta_slope_l1"]) / 2
+    assert (val["theta_synth_l1"] - mean).abs().max() < 1e-5
+    values = val["theta_synth_l1"].to_list()[1:]  # section 8: from epoch to epoch, over the number of epochs
+    variation = (abs(values[1] - values[0]) + abs(values[2] - values[1])) / 3
+    assert abs(run.value("val_total_variation") - variation) < 1e-5
+
+
+def test_methods_start_from_the_same_weights_and_seeds_do_not(records, tmp_path):
+    def first(run):
+        return tuple(run.history.query("step == 0 and metric in @PARAMETER_ERRORS")["value"])
+
+    assert len({first(run) for run in records.values()}) == 1
+    assert first(train(smoke("p_loss", seed=1), tmp_path)) != first(records["p_loss"])
+
+
+class Listener:
+    """In the synthesizer's place: renders, and keeps the seeds it is asked for."""
+
+    def __init__(self, synth):
+        self.synth, self.parameters, self.seeds = synth, synth.parameters, []
+
+    def __call__(self, theta, seeds):
+        self.seeds.append(seeds)
+        return self.synth(theta, seeds)
+
+
+def listen(method, seed=0):
+    """A finished run: its Training, items and synthesizer seeds of each training batch, all seeds it rendered with."""
+    run = Training(smoke(method, seed), CPU)
+    run.synth, true, batches = Listener(run.synth), run._batch_loss, []
+
+    def batch_loss(items, seeds, **options):
+        if run.encoder.training:
+            batches.append((items.tolist(), seeds.tolist()))
+        return true(items, seeds, **options)
+
+    run._batch_loss = batch_loss
+    run.run()
+    run.test()
+    return run, batches, run.synth.seeds
+
+
+def test_methods_share_data_order_and_reconstructions_never_have_the_seeds_of_the_data():
+    heard = {method: listen(method) for method in ("p_loss", "scrapl_padam", "mss_random")}
+    batches = heard["p_loss"][1]
+    assert len(batches) == LAST and all(other == batches for _, other, _ in heard.values())
+    assert all(theirs != ours for theirs, ours in zip(listen("p_loss", seed=1)[1], batches))
+    epochs = [sum((items for items, _ in batches[start : start + EPOCH]), []) for start in range(0, LAST, EPOCH)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3 and all(len(set(epoch)) == 12 for epoch in epochs)
+
+    run, batches, rendered = heard["scrapl_padam"]
+    train_seeds = [seed for _, seeds in batches for seed in seeds]
+    assert len(set(train_seeds)) == len(train_seeds) == LAST * 4
+    val, test = [tuple(part.tolist()) for part in rendered if set(part.tolist()).isdisjoint(train_seeds)][:-1], rendered[-1]
+    assert len(val) == 4 * 2 and val[:2] * 4 == val  # every validation has the same
+    assert set(torch.cat(rendered).tolist()).isdisjoint(run.data.seed.tolist()) and len(test) == 4
+
+
+@pytest.mark.parametrize("method", ["scrapl_no_theta_is", "mss_random"])
+def test_validation_leaves_the_training_as_it_is(monkeypatch, method):
+    def weights_and_paths():
+        run, paths = Training(smoke(method, dropout=0.5), CPU), []
+        step = run._train_step
+        run._train_step = lambda items: (step(items), paths.append(getattr(run.loss, "path_idx", None)))
+        run.run()
+        return run._weights(), paths, np.random.get_state()[1:3], torch.get_rng_state()
+
+    weights, paths, numpy_state, torch_state = weights_and_paths()
+    monkeypatch.setattr(Training, "_validate", lambda self: None)
+    weights_0, paths_0, numpy_state_0, torch_state_0 = weights_and_paths()
+    assert paths == paths_0 and len(paths) == LAST and (len(set(paths)) > 3) == (method != "mss_random")
+    assert numpy_state[1] == numpy_state_0[1] and (numpy_state[0] == numpy_state_0[0]).all()
+    assert torch.equal(torch_state, torch_state_0)
+    assert weights and all(torch.equal(weights[name], weights_0[name]) for name in weights)
+
+
+def test_the_weights_of_the_lowest_validation_loss_are_tested():
+    run = Training(smoke("p_loss", seed=2, grid_size=6, lr=0.05, epochs=6), CPU)
+    seen = {0: run._weights()}
+    run.run(lambda run: seen.update({run.step: run._weights()}))
+    losses = {step: value for step, split, metric, value, _ in run.history if (split, metric) == ("val", "loss")}
+    best = min(losses, key=losses.get)
+    assert len(losses) == 7 and 0 < best < run.n_steps  # not simply the last
+    tested = run.test().set_index("metric")["value"]
+    assert all(torch.equal(w, seen[best][name]) for name, w in run.encoder.state_dict().items())
+    run.encoder.load_state_dict(seen[best])
+    with torch.no_grad():
+        error = (run.encoder.eval()(run.features[run.data.test]) - run.data.theta[run.data.test]).abs().mean(0) * 1000
+    assert len(error) == 2 and abs(tested[PARAMETER_ERRORS[1:]].to_numpy() - error.numpy()).max() < 1e-3
+
+
+def test_train_loss_is_the_mean_since_the_last_validation():
+    run, losses = Training(smoke("scrapl_plain"), CPU), []
+    true = run._batch_loss
+
+    def batch_loss(*args, **options):
+        loss = true(*args, **options)
+        if run.encoder.training:
+            losses.append(float(loss.detach()))
+        return loss
+
+    run._batch_loss = batch_loss
+    run.run()
+    logged = [value for _, split, metric, value, _ in run.history if (split, metric) == ("train", "loss")]
+    means = [sum(losses[start : start + EPOCH]) / EPOCH for start in range(0, LAST, EPOCH)]
+    assert len(logged) == 3 and max(abs(a - b) / b for a, b in zip(logged, means)) < 1e-6  # float32; true, not scaled
+
+
+def test_the_gradient_is_scaled_for_scattering_methods():
+    def gradient(scale):
+        run = Training(smoke("scrapl_plain", gradient_scale=scale), CPU)
+        run._train_step(run.data.train[:4])
+        return torch.cat([w.grad.flatten() for w in run.encoder.parameters()]).double()
+
+    true, scaled = gradient(1.0), gradient(smoke("scrapl_plain").gradient_scale)
+    assert 0 < true.abs().max() < 1e-3
+    assert (scaled / 1e8 - true).abs().max() < 1e-5 * true.abs().max()  # float32
+
+
+def test_accumulated_parts_make_the_step_of_the_whole_batch():
+    def weights(**changes):
+        run = Training(smoke("mss_linear", epochs=1, **changes), CPU)
+        run.run()
+        assert "val_total_variation" not in set(run.test()["metric"])  # it takes two epochs
+        return run.n_steps, torch.cat([w.flatten() for w in run.encoder.parameters()]).detach()
+
+    (n, whole), (n_parts, parts) = weights(batch_size=4), weights(batch_size=2, accumulate=2)
+    assert n == n_parts == EPOCH
+    assert (whole - parts).abs().max() < 1e-5  # three steps of 1e-3; float32 sums in another order
