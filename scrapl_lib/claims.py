@@ -185,10 +185,10 @@ def groups_of(claim: Claim, cells: dict[tuple[str, str], Cell], least: int = 1) 
     return [[cell for cell in group if cell.n >= least] for group in there]
 
 
-def _suspected_cause(claim: Claim, runs: Sequence[Run], verdict: str, n: int) -> str:
-    """What may stand behind a claim that does not hold, or only in part, as far as its runs show it. n: its fewest seeds."""
-    causes = []
-    if claim.judge in (lowers, raises) and verdict == "holds in part" and n < 20:
+def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run]) -> str:
+    """What may stand behind a claim that does not hold, or only in part, as far as its runs show it. used: its sides."""
+    causes, n = [], min(cell.n for group in used for cell in group)
+    if claim.judge in (lowers, raises) and _paired(used)[0][2] >= ALPHA and n < 20:
         ours, theirs = (stats.t.ppf(1 - ALPHA / 2, count - 1) for count in (n, 20))
         causes.append(f"few seeds: p < {ALPHA} takes |t| > {ours:.1f} with {n}, {theirs:.1f} with the paper's 20")
     if claim.metric == "train_step_ms":
@@ -226,12 +226,12 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str) -> p
             text, verdict = "", "too few seeds" if any_run else "not run"
         for method in itertools.chain(*claim.groups):
             cell, reason = ours.get((method, claim.metric)), tables.row_note(runs, method, not_run)
-            n = cell.n if cell else 0
-            few = f"seeds with a value: {n}" if n < LEAST_SEEDS and any(run.method == method for run in runs) else ""
+            n, tried = cell.n if cell else 0, sum(run.method == method for run in runs)
+            few = f"seeds with a value: {n} of {tried}" if n < LEAST_SEEDS and tried else ""
             if few or reason:
                 left.setdefault("; ".join(filter(None, (few, reason))), []).append(paper.METHODS[method])
         n = sorted({cell.n for group in used for cell in group})
-        cause = _suspected_cause(claim, runs, verdict, n[0]) if verdict in VERDICTS[1:3] else ""
+        cause = _suspected_cause(claim, used, runs) if verdict in VERDICTS[1:3] else ""
         seeds = " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))
         left_out = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left.items())
         rule = " ".join((claim.judge.__doc__ or "").split())

@@ -6,8 +6,11 @@ W is the number of the encoder's weights, P the number of paths.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from types import SimpleNamespace
 
+import ipywidgets
 import numpy as np
 import pandas as pd
 import torch
@@ -22,10 +25,10 @@ from .training import Training
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for colour-blind eyes
 
-# The quick problem made smaller once more: half a second of sound, fewer rates, a narrow encoder.
+# The quick problem made smaller once more: half a second of sound, fewer paths, small batches, a narrower encoder.
 _DEMO = {
-    "n_samples": 4096, "n_grains": 8, "grid_size": 8, "n_synth_seeds": 2, "J": 8, "J_fr": 2,
-    "channels": 16, "dense": 16,
+    "n_samples": 4096, "grid_size": 8, "n_synth_seeds": 2, "J": 8, "J_fr": 2, "channels": 24, "dense": 24,
+    "batch_size": 4, "lr": 2e-3, "epochs": 16,
 }  # fmt: skip
 
 
@@ -38,6 +41,16 @@ def demo_config(profile: str, method: str, seed: int, **changes: object) -> RunC
     if profile == "smoke":
         return make_config("granular", method, seed, "smoke", **changes)
     return make_config("granular", method, seed, "quick", **(_DEMO | changes))
+
+
+def interact(function: Callable, **controls: object) -> None:
+    """`ipywidgets.interact` where a person can move the sliders; nothing when the project's runner executes the notebook.
+
+    Nobody can move a slider in an executed copy, and the messages that widgets exchange with papermill's client while a
+    cell runs were seen to leave both sides waiting for ever.
+    """
+    if "SCRAPL_STATIC" not in os.environ:
+        ipywidgets.interact(function, **controls)
 
 
 # ---- losses and gradients, path by path ---------------------------------------------------------------------------------

@@ -181,6 +181,7 @@ def _execute(path: Path, values: dict[str, Any], done: Path, failed: Path) -> No
         with tempfile.TemporaryDirectory(prefix="nb-", ignore_cleanup_errors=True) as folder:
             connection = os.path.join(folder, "k.json")
             ipc = len(os.fsencode(connection)) < IPC_PATH_LIMIT  # needs no port; else tcp on localhost
+            os.environ["SCRAPL_STATIC"] = "1"  # read by demos.interact, in the kernel
             papermill.execute_notebook(
                 str(path).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
                 str(running).replace("{", "{{").replace("}", "}}"),

@@ -100,11 +100,12 @@ def _finish(figure: Figure, axes: Sequence[Axes], data: pd.DataFrame, title: str
 
 
 def _plain_log(axis_name: str, ax: Axes) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..., more of them within a decade."""
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..., more of them within a decade, fewer over more than two."""
     getattr(ax, f"set_{axis_name}scale")("log")
     axis = getattr(ax, f"{axis_name}axis")
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 7)))
+    subs = (1, 3) if high > 100 * low else (1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 7)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -35,7 +35,7 @@ def write(output, method, seed, status="ok", profile="quick", **change):
     history = [
         (step, "val", metric, k * (last + (400 - last) / (1 + step)), ms / 1000 * step)
         for step in STEPS
-        for metric, last in (("theta_synth_l1", (density + slope) / 2), ("loss", 0.5))
+        for metric, last in (("theta_synth_l1", (density + slope) / 2), ("theta_slope_l1", slope))
     ]
     folder = records.run_folder(profile, "granular", method, seed, output)
     records.write_run(

@@ -62,7 +62,7 @@ def test_few_seeds_are_left_out_by_name(tmp_path):
     card = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim")
     slope = card.loc["MSS losses never learn slope"]
     assert slope["verdict"] == "holds" and slope["ours"] == "MSS linear 243 ± 6.0 (chance 235)"
-    assert "MSS random (seeds with a value: 1)" in slope["left_out"] and "MSS revisited (not run: no record yet)" in slope["left_out"]
+    assert "MSS random (seeds with a value: 1 of 1)" in slope["left_out"] and "MSS revisited (not run: no record yet)" in slope["left_out"]
     assert card.loc["JTFS and every SCRAPL variant learn slope better than any MSS", "verdict"] == "too few seeds"
     assert card.loc["each technique lowers the error: plain, + P-Adam, + P-SAGA", "verdict"] == "not run"
 
@@ -73,7 +73,7 @@ def test_never_converged_is_too_few_seeds(tmp_path):
             synthetic.write(tmp_path, method, seed, val_convergence_steps=None)
     card = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim")
     row = card.loc["P-Adam lowers the steps to 100 ‰"]
-    assert row["verdict"] == "too few seeds" and "SCRAPL (plain), SCRAPL (P-Adam) (seeds with a value: 0)" in row["left_out"] and row["ours"] == ""
+    assert row["verdict"] == "too few seeds" and "SCRAPL (plain), SCRAPL (P-Adam) (seeds with a value: 0 of 5)" in row["left_out"] and row["ours"] == ""
     assert card.loc["P-Adam raises the total variation", "verdict"] == "holds"
 
 
@@ -90,7 +90,7 @@ def test_suspected_causes_are_those_that_the_runs_show(tmp_path, monkeypatch):
     assert factor_2["verdict"] == "holds" and factor_2["suspected_cause"] == ""
     monkeypatch.setattr(synthetic, "STEPS", (0, 1, 2, 3))
     for seed in range(5):
-        synthetic.write(tmp_path, "scrapl_padam", seed, theta_synth_l1=80)
+        synthetic.write(tmp_path, "scrapl_padam", seed, theta_synth_l1=10)
     row = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim").loc["P-SAGA lowers the θ L1"]
     assert row["verdict"] == "does not hold"
     fall = 1 - (140 + 260 / 4) / (140 + 260 / 3)
@@ -141,4 +141,10 @@ def test_rules_at_their_borders(judge, groups, verdict):
 
 def test_report_card_can_be_written(tmp_path):
     _, markdown = tables.write_table(report_card([], {}, "paper"), "report_card", "paper", tmp_path)
-    assert markdown.read_text().startswith("**Report card.**\n") and len(markdown.read_text().splitlines()) == 4 + 18
+    lines = markdown.read_text().splitlines()
+    assert lines[0] == "**Report card.**" and len(lines) == 4 + 18
+    assert lines[2] == "| claim | place | unit | ours | seeds | paper | verdict | suspected_cause | left_out |"
+    green, grey = "background-color: #c8e6c9", "background-color: #eeeeee"
+    for column, there, absent in (("paper_verdict", green, grey), ("verdict", grey, green)):
+        html = tables.styled(report_card([], {}, "paper")[["claim", column]]).to_html()
+        assert there in html and absent not in html

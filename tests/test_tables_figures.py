@@ -83,6 +83,8 @@ def test_table_6_of_the_authors_is_the_printed_one():
     shown = tables.show(table).set_index("method")
     assert shown.loc["+ P-Adam", "θ L1 (‰)"] == shown.loc["+ P-Adam", "paper: θ L1 (‰)"] == "-12.3 ± 17 (p = 0.15)"
     assert shown.loc["+ P-SAGA", "paper: θ L1 (‰)"] == "-13.6 ± 5.6 (p < 0.01)"
+    html = tables.styled(table, "As printed.").to_html()
+    assert "-13.6 ± 5.6 (p &lt; 0.01)" in html and "<caption>As printed.</caption>" in html
 
 
 def test_table_6_pairs_by_seed(tmp_path):
@@ -93,6 +95,10 @@ def test_table_6_pairs_by_seed(tmp_path):
     accuracy = cell(table, "plus_padam", "theta_synth_l1")
     expected = np.mean([synthetic.spread(seed) * (140 - 185) for seed in (0, 2, 3, 4)])
     assert accuracy["n_seeds"] == 4 and abs(accuracy["mean"] - expected) < 1e-6 and 0 < accuracy["p_value"] < 1e-4
+    for seed in (0, 1):
+        synthetic.write(tmp_path, "scrapl_no_theta_is", seed, status="ok" if seed else "failed:killed")
+    one = tables.table_6(tables.seed_values(synthetic.load(tmp_path)), synthetic.NOT_RUN)
+    assert set(one[one["method"] == "plus_psaga"]["note"]) == {"seeds in common: 1, a comparison takes 2"}
     steps = cell(table, "plus_padam", "val_convergence_steps")
     assert steps["n_seeds"] == 3 and steps["note"] == "3 of 4 pairs have steps to 100 ‰"
     absent = cell(table, "plus_theta_is", "theta_synth_l1")
@@ -231,11 +237,12 @@ def test_curves_take_only_steps_that_all_seeds_have(tmp_path, monkeypatch):
 
 
 def test_learning_curves_show_what_guessing_costs(runs):
-    plot = figures.learning_curves(runs, ["jtfs", "scrapl"], "theta_synth_l1", "quick", synthetic.NOT_RUN)
+    plot = figures.learning_curves(runs, ["jtfs", "scrapl"], "theta_slope_l1", "quick", synthetic.NOT_RUN)
     (ax,) = plot.figure.axes
     assert ax.get_legend_handles_labels()[1] == ["JTFS", "always guessing 1/2"]
     assert abs(ax.get_lines()[1].get_ydata()[0] - 4 / 17 * 1000) < 1e-9  # a grid of 16 points
     assert set(plot.data["method"]) == {"jtfs"} and "Not run: SCRAPL" in plot.caption
+    assert abs(plot.data["mean"].iloc[-1] - 0.98 * (36 + 364 / 151)) < 1e-5 and "slope L1" in ax.get_ylabel()
 
 
 def test_by_seed(runs):
@@ -243,7 +250,11 @@ def test_by_seed(runs):
     ours = plot.data[(plot.data["method"] == "jtfs") & (plot.data["source"] == "ours")]
     assert ours["seed"].dropna().tolist() == [0, 1, 2] and abs(ours["value"].iloc[-1] - 36 * 0.98) < 1e-6
     assert ours["n_seeds"].iloc[-1] == 3 and plot.data.query("method == 'ms_clap'")["value"].tolist() == [250]
-    assert plot.figure.axes[0].get_xlabel() == "slope L1 (‰)"
+    ax = plot.figure.axes[0]
+    ticks = [line.get_xdata() for line in ax.get_lines() if line.get_marker() == "|" and line.get_markersize() == 9]
+    assert [len(x) for x in ticks] == [5, 3, 5, 5, 5, 5, 5, 5, 4] and ax.get_xlabel() == "slope L1 (‰)"
+    steps = figures.by_seed(runs, "val_convergence_steps", "quick", synthetic.NOT_RUN)
+    assert steps.figure.axes[0].get_xlabel() == "steps to 100 ‰"
 
 
 def test_figure_2_starts_its_time_axis_after_zero(runs):
