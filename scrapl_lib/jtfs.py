@@ -33,10 +33,13 @@ from kymatio.scattering1d.filter_bank import (
 from kymatio.scattering1d.utils import compute_border_indices, compute_padding
 from torch import Tensor, nn
 
+from .blockfft import BlockFFT, linear
+
 SIGMA0 = 0.1  # bandwidth of the low-pass filter of scale 1, cycles per sample
 ALPHA = 5.0  # a filter is subsampled as far as xi + ALPHA sigma stays below Nyquist
 R_PSI = math.sqrt(0.5)  # where neighbouring wavelets intersect
-CHUNK = 2**17  # complex numbers held at once by the innermost loop: what fits in a core's cache
+CHUNK = 2**17  # complex numbers held at once by the innermost loops on a CPU: what fits in a core's cache
+DEVICE_CHUNK = 2**27  # the same elsewhere, where it only bounds the memory
 MATRIX_LIMIT = 2**22  # largest time-averaging matrix; beyond it an FFT is faster
 
 
@@ -75,20 +78,24 @@ def check_audio(x: Tensor, name: str, n_samples: int | None = None) -> None:
 
 
 class _Modulus(torch.autograd.Function):
-    """|z| with gradient 0 where z = 0; differentiable twice. Three times faster than torch.abs on complex numbers."""
+    """|z| with gradient 0 where z = 0; differentiable twice. Several times faster than torch.abs on complex numbers."""
 
     @staticmethod
     def forward(ctx, z: Tensor) -> Tensor:
-        parts = torch.view_as_real(z)
-        r = parts[..., 0].square()
-        r.addcmul_(parts[..., 1], parts[..., 1]).sqrt_()
+        squares = torch.view_as_real(z).flatten(-2).square()
+        r = (squares[..., 0::2] + squares[..., 1::2]).sqrt_()
         ctx.save_for_backward(z, r)
         return r
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         z, r = ctx.saved_tensors
-        return z * (grad / r.masked_fill(r == 0, 1))
+        return (grad / r.clamp_min(_least(r))).to(z.dtype) * z
+
+
+def _least(r: Tensor) -> float:
+    """What a modulus is divided by at least: below it, it is 0 by underflow, and so is z / least."""
+    return math.sqrt(torch.finfo(r.dtype).tiny)
 
 
 def modulus(z: Tensor) -> Tensor:
@@ -127,10 +134,9 @@ class _AveragedModulus(torch.autograd.Function):
         A, planar = _real_rows(psi), torch.cat([Y.real, Y.imag], dim=1)
         grad_planar = torch.empty_like(planar)
         A_T, phi_T = A.T.contiguous(), phi.T.contiguous()
-        floor = math.sqrt(torch.finfo(phi.dtype).tiny)  # below it r is 0 by underflow, and so is z / floor
         for b, time in _chunks(Y, psi):
             z = (A @ planar[b, :, time]).view(2, len(psi), -1)
-            z *= (grad[b] @ phi_T[:, time]).div_(_modulus_of_rows(z).clamp_min_(floor))
+            z *= (grad[b] @ phi_T[:, time]).div_(_modulus_of_rows(z).clamp_min_(_least(phi)))
             grad_planar[b, :, time] = A_T @ z.view(2 * len(psi), -1)
         return torch.complex(*grad_planar.chunk(2, dim=1)), None, None
 
@@ -205,10 +211,6 @@ def _positive_int(name: str, value: object) -> int:
     return int(value)
 
 
-def _spectrum(u: Tensor) -> Tensor:
-    return torch.fft.rfft(u, norm="forward")
-
-
 class JTFS(nn.Module):
     """Joint time-frequency scattering of mono signals.
 
@@ -244,6 +246,7 @@ class JTFS(nn.Module):
         self._build_frequency()
         self._build_paths()
         self._cache: dict = {}
+        self._starts: dict = {}
 
     # ---- construction -------------------------------------------------------------------------------------------
 
@@ -327,76 +330,147 @@ class JTFS(nn.Module):
     def _stride_fr(self, j: int) -> int:
         return j if self.global_F else min(j, self.log2_F)
 
-    def _window(self, wavelets: list[_Wavelet], stride: int) -> int:
-        """First bin of the window of N / 2^stride bins that holds the bands of all `wavelets`."""
-        middle = (min(w.xi - 8 * w.sigma for w in wavelets) + max(w.xi + 8 * w.sigma for w in wavelets)) / 2
-        width = self.N >> stride
-        return 0 if stride == 0 else round(middle * self.N) - width // 2
+    def _fft(self, stride: int, like: Tensor) -> BlockFFT:
+        """The transforms of signals of stride exponent `stride`."""
+        key = ("fft", stride, like.device, like.dtype)
+        if key not in self._cache:
+            self._cache[key] = BlockFFT(self.N >> stride, like.device, like.dtype)
+        return self._cache[key]
+
+    def _band(self, wavelet: _Wavelet, like: Tensor) -> tuple[int, Tensor]:
+        """First bin (it may be negative) and values (complex, all real) of the run of bins that holds the wavelet: what lies
+        outside is below a hundredth of the rounding error of `like`'s dtype, or beyond the stride's Nyquist frequency."""
+        key = (wavelet, like.dtype)
+        if key not in self._starts:
+            psi = _morlet(self.N, wavelet.xi, wavelet.sigma)
+            middle = round(wavelet.xi * self.N) - self.N // 2
+            inside = np.flatnonzero(np.abs(np.roll(psi, -middle)) > torch.finfo(like.dtype).eps / 100 * psi.max())
+            longest = self.N >> self._stride(wavelet.j)
+            first = max(inside[0], (self.N - longest) // 2)
+            self._starts[key] = first + middle, min(inside[-1] + 1, (self.N + longest) // 2) - first
+        first, length = self._starts[key]
+        return first, self._get(key, like, lambda: np.roll(_morlet(self.N, wavelet.xi, wavelet.sigma), -first)[:length] + 0j)
 
     def _phi_matrix(self, like: Tensor, stride: int) -> Tensor:
-        """phi_T from N / 2^stride samples to frames, a real matrix (N / 2^stride, frames)."""
-        if self.global_T:
-            n = self.N >> stride
-            return self._get(("phi", stride), like, lambda: np.full((n, 1), 1 / n))
-        step = 2 ** (self.log2_T - stride)
-        return self._get(("phi", stride), like, lambda: _circulant(_fold(self._phi_hat, stride), step).real.T)
+        """phi_T from a signal of N / 2^stride samples in rows (see `BlockFFT`) to frames, a real matrix."""
+        n, step = self.N >> stride, 2 ** (self.log2_T - stride)
+
+        def make() -> np.ndarray:
+            if self.global_T:
+                return np.full((n, 1), 1 / n)
+            return _circulant(_fold(self._phi_hat, stride), step).real.T[self._fft(stride, like).order]
+
+        return self._get(("phi", stride), like, make)
 
     def _fits_matrix(self, stride: int) -> bool:
         return self.global_T or (self.N >> stride) * (self.N >> self.log2_T) <= MATRIX_LIMIT
 
-    def _time_average(self, u: Tensor, stride: int) -> Tensor:
-        """phi_T over the last axis: (..., N / 2^stride) -> (..., frames)."""
-        if self._fits_matrix(stride):
-            return u @ self._phi_matrix(u, stride)
-        phi_hat = self._get(("phi_hat", stride), u, lambda: _fold(self._phi_hat, stride)[: (self.N >> stride) // 2 + 1])
-        averaged = torch.fft.irfft(torch.fft.rfft(u) * phi_hat, n=u.shape[-1])
-        return averaged[..., :: 2 ** (self.log2_T - stride)]
+    def _n_average(self, stride: int) -> int:
+        """Samples at which phi_T is applied to a spectrum: twice the frames, where it has died out, if there are as many."""
+        return 2 if self.global_T else min(self.N >> stride, 2 * (self.N >> self.log2_T))
+
+    def _average_of_spectrum(self, U: Tensor, stride: int) -> Tensor:
+        """phi_T over signals given by their half spectra: (..., bins) -> (..., frames)."""
+        if self.global_T:
+            return U[..., :1].real
+        n = self._n_average(stride)
+        phi_hat = self._get(("phi_hat", n), U.real, lambda: _fold(self._phi_hat, int(math.log2(self.N // n)))[: n // 2 + 1])
+        return torch.fft.irfft(U[..., : n // 2 + 1] * phi_hat, n=n, norm="forward")[..., :: n // (self.N >> self.log2_T)]
 
     # ---- the transform ------------------------------------------------------------------------------------------
 
-    def _scalogram(self, x: Tensor, j_end: int | None = None) -> list[Tensor]:
-        """U1 of all wavelets with stride exponent below j_end: one tensor (B, n1 of the group, W) per stride group."""
-        x = nn.functional.pad(x, self._pad, mode="reflect")
-        x_hat = torch.fft.fft(x, norm="forward")
-        groups = []
+    def _half_spectra(self, x: Tensor, n2s: Sequence[int], j_end: int) -> list[Tensor]:
+        """Spectra of U1, from bin 0 as far as the psi_n2 of `n2s` want them: (B, n1 of the group, bins) per stride group, for
+        the groups of stride exponents below j_end.
+
+        Forwards and backwards, one chunk of items and wavelets is done after the other, so that each stays in the cache.
+        """
+        x_hat = torch.fft.fft(nn.functional.pad(x, self._pad, mode="reflect"), norm="forward")[:, 0]
+        chunk = CHUNK if x.device.type == "cpu" else DEVICE_CHUNK
+        groups, chunks = [], []
         for j, start, end in self._groups:
-            if j_end is not None and j >= j_end:
+            if j >= j_end:
                 break
             stride = self._stride(j)
-            wavelets = self._psi1[start:end]
-            low, width = self._window(wavelets, stride), self.N >> stride
-            bins = (low + np.arange(width)) % self.N
-            psi = self._get(("psi1", j), x, lambda w=wavelets, b=bins: np.stack(
-                [_morlet(self.N, v.xi, v.sigma)[b] for v in w]))  # fmt: skip
-            if low < 0:
-                window = torch.cat([x_hat[..., low:], x_hat[..., : low + width]], dim=-1)
-            else:
-                window = x_hat[..., low : low + width]
-            groups.append(modulus(torch.fft.ifft(window * psi, norm="forward")))
-        return groups
+            fft, width = self._fft(stride, x), self.N >> stride
+            n_items = min(len(x), max(1, chunk // width))
+            n_wavelets = max(1, chunk // (width * n_items))
+            items = [slice(item, item + n_items) for item in range(0, len(x), n_items)]
+            wavelets = [range(n1, min(n1 + n_wavelets, end)) for n1 in range(start, end, n_wavelets)]
+            groups.append((fft, self._n_bins(j, n2s, x), wavelets, items))
+            for part in wavelets:
+                bands = [self._band(self._psi1[n1], x) for n1 in part]
+                n_bins = -(-max(len(psi) for _, psi in bands) // fft.M) * fft.M
+                chunks += [(item, bands, n_bins) for item in items]
+        under = max(0, *(-first for _, bands, _ in chunks for first, _ in bands))
+        over = max(0, *(first + len(psi) - self.N for _, bands, _ in chunks for first, psi in bands))
 
-    def _rate_band(self, spectra: list[Tensor], n2: int) -> Tensor:
-        """Y2[n2] from the half spectra of U1: complex (B, n1_end, W), up to a pure tone common to all n1."""
-        wavelet = self._psi2[n2]
-        stride2 = self._stride(wavelet.j)
-        low, width = self._window([wavelet], stride2), self.N >> stride2
-        bands = []
-        for (j1, _, _), half in zip(self._groups, spectra, strict=False):
-            if j1 >= wavelet.j:
-                break
-            stride1 = self._stride(j1)
-            n = self.N >> stride1
-            pieces = []
-            if low < 0:
-                pieces.append(half[..., 1 : 1 - low].conj().flip(-1))
-            pieces.append(half[..., max(low, 0) : min(low + width, n // 2 + 1)])
-            if low + width > n // 2 + 1:
-                pieces.append(half[..., n - low - width + 1 : n - n // 2].conj().flip(-1))
-            window = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
-            psi = self._get(("psi2", n2, stride1), half.real, lambda s=stride1, n=n: _fold(
-                _morlet(self.N, wavelet.xi, wavelet.sigma), s)[(low + np.arange(width)) % n])  # fmt: skip
-            bands.append(window * psi)
-        return torch.fft.ifft(torch.cat(bands, dim=-2), norm="forward")
+        def cut(x_hat: Tensor) -> tuple[Tensor, ...]:
+            x_hat, cuts = torch.cat([x_hat[:, self.N - under :], x_hat, x_hat[:, :over]], dim=-1), []
+            for items, bands, n_bins in chunks:
+                cuts.append(x_hat.new_zeros(len(x_hat[items]), len(bands), n_bins))
+                for i, (first, psi) in enumerate(bands):
+                    torch.mul(x_hat[items, under + first :][:, : len(psi)], psi, out=cuts[-1][:, i, : len(psi)])
+            return tuple(cuts)
+
+        def put_back(*cuts: Tensor) -> Tensor:
+            x_hat = cuts[0].new_zeros(len(x), under + self.N + over)
+            for cut, (items, bands, _) in zip(cuts, chunks, strict=True):
+                for i, (first, psi) in enumerate(bands):
+                    x_hat[items, under + first :][:, : len(psi)].addcmul_(cut[:, i, : len(psi)], psi)
+            x_hat[:, under : under + over] += x_hat[:, under + self.N :]
+            x_hat[:, self.N : self.N + under] += x_hat[:, :under]
+            return x_hat[:, under : under + self.N]
+
+        cuts = iter(linear(cut, put_back, x_hat))
+        return [
+            torch.cat([torch.cat([fft.analysis(modulus(fft.synthesis(next(cuts))), n_bins) for _ in items]) for _ in wavelets], dim=1)
+            for fft, n_bins, wavelets, items in groups
+        ]
+
+    def _n_bins(self, j: int, n2s: Sequence[int], like: Tensor) -> int:
+        """How many bins of the half spectrum of a first-order signal of stride exponent j enter its average and the bands of
+        the psi_n2 of `n2s`."""
+        n_bins = self._n_average(self._stride(j)) // 2 + 1
+        for n2 in n2s:
+            if j < self._psi2[n2].j:
+                first, psi = self._band(self._psi2[n2], like)
+                n_bins = max(n_bins, 1 - first, first + len(psi))
+        return min((self.N >> self._stride(j)) // 2 + 1, n_bins)
+
+    def _rate_bands(self, spectra: list[Tensor], n2s: Sequence[int]) -> list[Tensor]:
+        """Y2[n2] of each n2 from the half spectra of U1: complex (B, n1_end, W) with time in rows, up to a pure tone common to
+        all n1."""
+        parts = []  # of each n2: transforms, first bin and values of psi_n2, bins of the rows, its groups
+        for n2 in n2s:
+            fft = self._fft(self._stride(self._psi2[n2].j), spectra[0].real)
+            first, psi = self._band(self._psi2[n2], spectra[0].real)
+            groups = [(slice(a, b), i) for i, (j1, a, b) in enumerate(self._groups) if j1 < self._psi2[n2].j]
+            parts.append((fft, first, psi, -(-len(psi) // fft.M) * fft.M, groups))
+
+        def cut(*spectra: Tensor) -> tuple[Tensor, ...]:
+            bands = []
+            for _, first, psi, n_bins, groups in parts:
+                band = spectra[0].new_zeros(len(spectra[0]), groups[-1][0].stop, n_bins)
+                negative = max(0, -first)
+                for n1, i in groups:
+                    band[:, n1, negative : len(psi)] = spectra[i][..., first + negative : first + len(psi)]
+                    band[:, n1, :negative] = spectra[i][..., 1 : negative + 1].flip(-1).conj()
+                band[..., : len(psi)] *= psi
+                bands.append(band)
+            return tuple(bands)
+
+        def put_back(*bands: Tensor) -> tuple[Tensor, ...]:
+            totals = [torch.zeros_like(half) for half in spectra]
+            for band, (_, first, psi, _, groups) in zip(bands, parts, strict=True):
+                band, negative = band[..., : len(psi)] * psi, max(0, -first)
+                for n1, i in groups:
+                    totals[i][..., first + negative : first + len(psi)] += band[:, n1, negative:]
+                    totals[i][..., 1 : negative + 1] += band[:, n1, :negative].flip(-1).conj()
+            return tuple(totals)
+
+        bands = linear(cut, put_back, *spectra)
+        return [part[0].synthesis(band).flatten(-2) for part, band in zip(parts, bands, strict=True)]
 
     def _scale_filter(self, like: Tensor, n_fr: int, n1: int) -> tuple[Tensor, Tensor]:
         """psi_n_fr and the averaging along log-frequency for n1 wavelets, as matrices (M, n1) complex and (frames, M) real.
@@ -433,7 +507,9 @@ class JTFS(nn.Module):
         if self._fits_matrix(stride):
             u = _AveragedModulus.apply(Y2, psi, self._phi_matrix(Y2.real, stride))
         else:
-            u = self._time_average(modulus(psi @ Y2), stride)
+            fft = self._fft(stride, Y2.real)
+            U = fft.analysis(modulus(psi @ Y2).unflatten(-1, (fft.R, fft.M)), self._n_average(stride) // 2 + 1)
+            u = self._average_of_spectrum(U, stride)
         rows = u.split([len(psi) for psi, _ in filters], dim=1)
         return [phi @ part for part, (_, phi) in zip(rows, filters, strict=True)]
 
@@ -446,8 +522,8 @@ class JTFS(nn.Module):
         """
         check_audio(x, "x", self.shape)
         path = self.checked_path(index)
-        spectra = [_spectrum(u) for u in self._scalogram(x, self._psi2[path.n2].j)]
-        return self.coefficients(self._rate_band(spectra, path.n2), [path])[0]
+        spectra = self._half_spectra(x, [path.n2], self._psi2[path.n2].j)
+        return self.coefficients(*self._rate_bands(spectra, [path.n2]), [path])[0]
 
     def checked_path(self, index: int) -> Path:
         """The path of that index. Raises: TypeError, IndexError."""
@@ -465,18 +541,18 @@ class JTFS(nn.Module):
         """What all paths share: (batch, 1, shape) -> first-order paths, {n2: Y2[n2]}.
 
         The first-order paths, one per n_fr of spin >= 0, are (batch, log-frequency, frames) with padded frames kept. Y2[n2]
-        is complex (batch, n1, time), up to a pure tone common to all n1.
+        is complex (batch, n1, time), up to a pure tone common to all n1, its samples in the order of `BlockFFT`.
         """
         check_audio(x, "x", self.shape)
-        scalogram = self._scalogram(x)
-        pairs = zip(self._groups, scalogram, strict=True)
-        S1 = torch.cat([self._time_average(u, self._stride(j)) for (j, _, _), u in pairs], dim=1)
+        n2s = [n2 for n2, end in enumerate(self._n1_end) if end]
+        spectra = self._half_spectra(x, n2s, self.J + 1)
+        pairs = zip(self._groups, spectra, strict=True)
+        S1 = torch.cat([self._average_of_spectrum(U, self._stride(j)) for (j, _, _), U in pairs], dim=1)
         first = []
         for n_fr in range(self.first_order_paths):
             psi, phi = self._scale_filter(S1, n_fr, S1.shape[1])
             first.append(phi @ modulus(psi @ S1.to(psi.dtype)))
-        spectra = [_spectrum(u) for u in scalogram]
-        return first, {n2: self._rate_band(spectra, n2) for n2, end in enumerate(self._n1_end) if end}
+        return first, dict(zip(n2s, self._rate_bands(spectra, n2s), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """All coefficients: (batch, 1, shape) -> (batch, first-order paths + P, log-frequency, time), padding dropped.
