@@ -1,4 +1,4 @@
-"""Command line: python -m scrapl_lib run | status | notebook (see --help of each)."""
+"""Command line: python -m scrapl_lib run | importance | status | notebook (see --help of each)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ import pandas as pd
 from tqdm import tqdm
 
 from .execute import NotebookFailed, notebook_names, run_notebook
-from .experiments import METHODS, NOT_RUN, PROFILES, TASKS, check_name, grid, make_config
+from .experiments import METHODS, NOT_RUN, PROFILES, TASKS, check_name, grid, make_config, methods_of
 from .records import ROOT, BrokenRecord
-from .training import checkpoint_folder, default_device, ensure_runs, states, train, write_progress
+from .training import (
+    checkpoint_folder,
+    compute_importance,
+    default_device,
+    ensure_runs,
+    states,
+    train,
+    watch_parent,
+    write_progress,
+)
 
 
-def _seeds(text: str) -> list[int]:
+def _seeds(text: str, what: str = "seeds") -> list[int]:
     """"0-4" or "0,3,7" or both -> list of seeds."""
     seeds: list[int] = []
     for part in text.split(","):
@@ -24,7 +33,7 @@ def _seeds(text: str) -> list[int]:
         try:
             found = range(int(first), int(last if dash else first) + 1)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"seeds are numbers and ranges such as 0-4 or 0,2,5; got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"{what} are numbers and ranges such as 0-4 or 0,2,5; got {text!r}") from None
         if not found:
             raise argparse.ArgumentTypeError(f"the range {part!r} is empty; write the smaller number first")
         seeds += found
@@ -33,7 +42,8 @@ def _seeds(text: str) -> list[int]:
 
 def _run(args: argparse.Namespace) -> int:
     methods = None if args.method is None else args.method.split(",")
-    tasks = args.task.split(",")
+    suited = [task for task in TASKS if set(methods or ()) <= set(methods_of(task))]
+    tasks = args.task.split(",") if args.task else suited or TASKS
     if args.worker:
         config = make_config(tasks[0], methods[0], args.seeds[0], args.profile)
         progress = checkpoint_folder(config, args.output) / "progress.json"
@@ -48,11 +58,20 @@ def _run(args: argparse.Namespace) -> int:
     return 0 if len(runs) == len(wanted) else 1
 
 
+def _importance(args: argparse.Namespace) -> int:
+    for task in args.task.split(","):
+        watch = watch_parent() if args.worker else None
+        state = compute_importance(task, args.profile, args.output, args.device, args.paths, watch)
+        if not args.worker:
+            print(f"path probabilities of {task}, profile {args.profile}: {state}")
+    return 0
+
+
 def _status(args: argparse.Namespace) -> int:
     check_name("profile", args.profile, PROFILES)
     for task in TASKS:
         rows = {}
-        for method in METHODS:
+        for method in methods_of(task):
             found = list(states(grid(task, args.profile, [method]), args.output).values()) if method not in NOT_RUN else []
             counts = {state: found.count(state) for state in ("done", "failed", "stale", "missing")}
             rows[method] = counts | {"note": f"not run: {NOT_RUN[method]}" if method in NOT_RUN else ""}
@@ -93,13 +112,22 @@ def parser() -> argparse.ArgumentParser:
                         help="folder that holds results/, figures/ and checkpoints/ (default: the project)")  # fmt: skip
 
     run = commands.add_parser("run", parents=[common], help="train what is missing of a grid; again to resume")
-    run.add_argument("--task", default=",".join(TASKS), help=f"comma-separated; {', '.join(TASKS)}")
+    run.add_argument("--task", help=f"comma-separated; default those whose tables have the methods. {', '.join(TASKS)}")
     run.add_argument("--method", help=f"comma-separated; default all. {', '.join(METHODS)}")
     run.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the profile")
     run.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
     run.add_argument("--workers", type=int, help="runs at once (default: one per core, one on CUDA)")
     run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     run.set_defaults(function=_run)
+
+    importance = commands.add_parser("importance", parents=[common], help="path probabilities of theta-importance sampling "
+                                     "(run computes what it needs of them); again to resume")  # fmt: skip
+    importance.add_argument("--task", default=",".join(TASKS), help=f"comma-separated; default all. {', '.join(TASKS)}")
+    importance.add_argument("--paths", type=lambda text: _seeds(text, "paths"),
+                            help="0-99 or 0,7: only these. Whoever finds all parts in checkpoints/ puts them together")  # fmt: skip
+    importance.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
+    importance.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    importance.set_defaults(function=_importance)
 
     status = commands.add_parser("status", parents=[common], help="which runs are done, failed, stale or missing")
     status.set_defaults(function=_status)
@@ -113,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
-    if args.command == "run" and args.device is None:
+    if args.command in ("run", "importance") and args.device is None:
         args.device = default_device(args.profile)
     try:
         return args.function(args)

@@ -1,4 +1,5 @@
-"""The report card: each claim of the paper that the granular task can test, and the rule, fixed beforehand, that judges it.
+"""The report card: each claim of the paper that the granular task can test, and the rule, fixed beforehand, that judges it;
+and the same for the chirplet tasks, which show what theta-importance sampling is for.
 
 A judge takes the groups of methods a claim compares and returns (text, verdict); its docstring is the rule as printed.
 """
@@ -118,6 +119,18 @@ def falls_in_order(groups: Groups) -> tuple[str, str]:
     return text, _verdict(all(mean < 0 for mean, *_ in steps), cells[-1].mean < cells[0].mean)
 
 
+def improves(groups: Groups) -> tuple[str, str]:
+    """Holds: the mean paired difference over seeds is negative with p < 0.01 (paired t-test); in part: negative. Where the values
+    by seed are not known (the paper's), holds: the two 95 % intervals lie apart; in part: the means are in this order. The
+    improvement is that of the means, in percent."""
+    (before,), (after,) = groups
+    text = f"{100 * (1 - after.mean / before.mean):.0f} %: {before} → {after}"
+    if before.seeds is None or after.seeds is None:
+        return text, lower((groups[1], groups[0]))[1]
+    change, verdict = lowers(groups)
+    return f"{text}, paired {change}" if change else "", verdict
+
+
 class Claim(NamedTuple):
     """A claim of the paper: where it stands, the sides it compares, in which metric, and who judges it."""
 
@@ -159,6 +172,42 @@ CLAIMS = (
 """What the paper claims of the granular task; of Table 6, where it prints p < 0.01."""
 
 
+_SAID = {"theta_am_l1": "25 to 55 %", "theta_fm_l1": "14 to 80 %"}  # by the text; of steps, 23 to 50 %
+
+
+def chirplet_claims(task: str) -> tuple[Claim, ...]:
+    """What the paper claims of theta-importance sampling on one chirplet task: accuracy and convergence of AM and FM, where it
+    prints both values."""
+    cells, claims = chirplet_paper_cells(task), []
+    for metric in (*tables.TABLE_3_METRICS, *tables.TABLE_7_METRICS[1::2]):
+        if all((method, metric) in cells for method in tables.SAMPLERS):
+            text = f"{paper.CHIRPLETS[task][1]}: θ-IS lowers {METRICS[metric][0]} (text: by {_SAID.get(metric, '23 to 50 %')})"
+            place = "Table 3" if metric in tables.TABLE_3_METRICS else "Table 7"
+            claims.append(Claim(text, place, tuple((method,) for method in tables.SAMPLERS), metric, improves))
+    return tuple(claims)
+
+
+def chirplet_paper_cells(task: str) -> dict[tuple[str, str], Cell]:
+    """The printed numbers of a chirplet task by (method, metric); what never converged is left out."""
+    cells = {}
+    for method in tables.SAMPLERS:
+        for table, metrics in (("table_3", tables.TABLE_3_METRICS), ("table_7", tables.TABLE_7_METRICS[1::2])):
+            for metric in metrics:
+                printed = paper.published(table, method, metric, paper.CHIRPLETS[task][0])
+                if not math.isnan(printed.value):
+                    cells[method, metric] = Cell(paper.METHODS[method], *printed)
+    return cells
+
+
+def chirplet_card(runs: Sequence[Run], not_run: dict[str, str], profile: str) -> pd.DataFrame:
+    """`chirplet_claims` of every task, judged by the runs of the chirplet tasks of one profile; as `report_card`."""
+    cards = []
+    for task in paper.CHIRPLETS:
+        mine = [run for run in runs if run.task == task]
+        cards.append(report_card(mine, not_run, profile, chirplet_claims(task), chirplet_paper_cells(task)))
+    return pd.concat(cards, ignore_index=True)
+
+
 def _cells(values: pd.DataFrame, grid_size: int) -> dict[tuple[str, str], Cell]:
     cells, chance = {}, chance_permille(grid_size)
     for method, metric in values[["method", "metric"]].drop_duplicates().itertuples(index=False):
@@ -188,7 +237,7 @@ def groups_of(claim: Claim, cells: dict[tuple[str, str], Cell], least: int = 1) 
 def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run]) -> str:
     """What may stand behind a claim that does not hold, or only in part, as far as its runs show it. used: its sides."""
     causes, n = [], min(cell.n for group in used for cell in group)
-    if claim.judge in (lowers, raises) and _paired(used)[0][2] >= ALPHA and n < 20:
+    if claim.judge in (lowers, raises, improves) and _paired(used)[0][2] >= ALPHA and n < 20:
         ours, theirs = (stats.t.ppf(1 - ALPHA / 2, count - 1) for count in (n, 20))
         causes.append(f"few seeds: p < {ALPHA} takes |t| > {ours:.1f} with {n}, {theirs:.1f} with the paper's 20")
     if claim.metric == "train_step_ms":
@@ -205,10 +254,11 @@ def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run]) -> str:
     return "; ".join(causes)
 
 
-def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str) -> pd.DataFrame:
-    """Each of `CLAIMS` judged by the runs of one profile of the granular task; write it with `tables.write_table`.
+def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, claims: Sequence[Claim] = CLAIMS,
+                theirs: dict[tuple[str, str], Cell] | None = None) -> pd.DataFrame:  # fmt: skip
+    """Each of `claims` judged by the runs of one profile and task, granular by default; write it with `tables.write_table`.
 
-    runs: as `records.load_runs` gives them. not_run: method -> why it has no runs. Columns claim, place (in the paper),
+    claims, theirs: of another task, with the paper's numbers. runs: as `records.load_runs` gives them. not_run: method -> why it has no runs. Columns claim, place (in the paper),
     profile, unit, ours, seeds ("5" or "3 to 5"), paper, paper_verdict (the same rule on the paper's numbers), verdict,
     suspected_cause (of claims that do not hold or only in part), left_out, rule. The verdict is "holds", "holds in part" or
     "does not hold" by the rule; "too few seeds" when a side of the comparison has no method with 3 seeds that have the
@@ -216,8 +266,8 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str) -> p
     side has no run. left_out names the methods of the claim left out of it for that, and failed seeds, with the reason.
     """
     grid_size = runs[0].config["grid_size"] if runs else 32
-    ours, theirs, rows = _cells(tables.seed_values(runs), grid_size), paper_cells(), []
-    for claim in CLAIMS:
+    ours, theirs, rows = _cells(tables.seed_values(runs), grid_size), paper_cells() if theirs is None else theirs, []
+    for claim in claims:
         used, left = groups_of(claim, ours, LEAST_SEEDS), {}
         if all(used):
             text, verdict = claim.judge(used)

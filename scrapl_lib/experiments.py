@@ -8,13 +8,24 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from types import UnionType
+from typing import get_origin
 
 from .data import ThetaGrid
 from .encoder import Encoder
 from .losses import SCRAPLLoss
-from .synths import GranularSynth
+from .records import IMPORTANCE
+from .synths import ChirpletSynth, GranularSynth
 
-TASKS = ("granular",)
+SLOW_AM, FAST_AM = (0.9899, 1.9799), (3.9598, 7.9196)  # Hz, as run; the paper's text has 2.8 to 8.4 for the fast one
+SLOW_FM, MODERATE_FM, FAST_FM = (0.5, 1.0), (2.0, 4.0), (8.0, 16.0)  # octaves per second; the text has 4 to 12 for the last
+CHIRPLETS = {  # task: ranges of AM and FM rate
+    "chirplet_slow_slow": (SLOW_AM, SLOW_FM),
+    "chirplet_slow_moderate": (SLOW_AM, MODERATE_FM),
+    "chirplet_fast_moderate": (FAST_AM, MODERATE_FM),
+    "chirplet_fast_fast": (FAST_AM, FAST_FM),
+}
+TASKS = ("granular", *CHIRPLETS)
 PROFILES = ("smoke", "quick", "paper")
 # method -> (loss, optimizer), in display order
 METHODS = {
@@ -32,17 +43,19 @@ METHODS = {
     "panns_wavegram_logmel": ("panns_wavegram_logmel", "adamw"),
 }
 NOT_RUN = {
-    "scrapl": "needs theta-importance sampling, which is not built yet",
     "ms_clap": "weights unavailable",
     "panns_wavegram_logmel": "weights unavailable",
 }
 SCATTERING = ("jtfs", "scrapl")
+# what the path probabilities of theta-importance sampling do not depend on
+_TRAINING = ("optimizer", "epochs", "accumulate", "lr", "beta1", "beta2", "eps", "weight_decay", "gradient_scale", "n_audio_test")
+SAMPLERS = ("scrapl_no_theta_is", "scrapl")  # the methods that the paper runs on the chirplet tasks
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides the outcome of a run, but for the machine. Lengths are in samples; the defaults are the
-    paper's granular task."""
+    paper's granular task; what is None does not apply to the task."""
 
     profile: str
     task: str
@@ -53,9 +66,14 @@ class RunConfig:
     # sound
     sample_rate_hz: int = 8192
     n_samples: int = 32768
-    n_grains: int = 64
-    grain_samples: int = 4096
-    slope_hop: int = 256
+    n_grains: int | None = 64
+    grain_samples: int | None = 4096
+    slope_hop: int | None = 256
+    am_hz: tuple[float, float] | None = None
+    fm_oct_per_s: tuple[float, float] | None = None
+    f0_hz: float | None = None
+    bandwidth_oct: float | None = None
+    max_shift: int | None = None
     # data
     grid_size: int = 32
     n_synth_seeds: int = 5
@@ -82,17 +100,20 @@ class RunConfig:
     eps: float = 1e-8
     weight_decay: float = 0.01
     gradient_scale: float = 1.0
+    importance_examples: int | None = None
     # test
     n_audio_test: int = 1024
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, kind = getattr(self, field.name), field.type
-            wanted = kind if isinstance(kind, type) else tuple
-            if not isinstance(value, wanted) or isinstance(value, bool):
-                raise TypeError(f"{field.name} must be {wanted.__name__}, got {value!r}")
+            value, kinds = getattr(self, field.name), field.type.__args__ if isinstance(field.type, UnionType) else (field.type,)
+            kinds = tuple(get_origin(kind) or kind for kind in kinds)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise TypeError(f"{field.name} must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
         check_name("loss", self.loss, dict.fromkeys(loss for loss, _ in METHODS.values()))
         check_name("optimizer", self.optimizer, dict.fromkeys(optimizer for _, optimizer in METHODS.values()))
+        if self.importance_examples is not None and (self.importance_examples < 1 or self.importance_examples % self.batch_size):
+            raise ValueError(f"importance_examples must be a multiple of batch_size = {self.batch_size}, got {self.importance_examples}")
         if self.accumulate > 1 and self.optimizer != "adamw":
             raise ValueError(f"accumulate must be 1 with {self.optimizer}: every part of a step would draw a path of its own")
 
@@ -100,10 +121,14 @@ class RunConfig:
     def flat(self) -> dict[str, object]:
         """The config as the record keeps it; fields that are None do not apply to the run and are left out, so that a new
         kind of run may bring fields of its own without making older records stale."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        unused = _TRAINING if self.method == IMPORTANCE else ()
+        return {name: value for name, value in asdict(self).items() if value is not None and name not in unused}
 
-    def synth(self) -> GranularSynth:
+    def synth(self) -> GranularSynth | ChirpletSynth:
         """The task's synthesizer."""
+        if self.task in CHIRPLETS:
+            return ChirpletSynth(self.am_hz, self.fm_oct_per_s, self.sample_rate_hz, self.n_samples, self.f0_hz,
+                                 self.bandwidth_oct, self.max_shift)  # fmt: skip
         return GranularSynth(self.sample_rate_hz, self.n_samples, self.n_grains, self.grain_samples, self.slope_hop)
 
     def data(self) -> ThetaGrid:
@@ -146,11 +171,23 @@ _SMOKE = {
     "cqt_octaves": 2, "cqt_hop": 64, "channels": 4, "pools": ((2, 2),) * 3, "dense": 8, "dropout": 0.0,
     "epochs": 3, "batch_size": 4, "lr": 1e-3, "n_audio_test": 4,
 }  # fmt: skip
+# What sets the chirplet tasks apart. Rates and seconds are the paper's: the sample rate is eight times lower. The chirp lies an
+# octave lower than the paper's, below the new Nyquist frequency; half the wavelets per octave are then as long as there.
+_CHIRPLET = {
+    "smoke": {"sample_rate_hz": 1024, "f0_hz": 256.0, "max_shift": 160, "J": 5},
+    "quick": {"sample_rate_hz": 1024, "n_samples": 4096, "f0_hz": 256.0, "max_shift": 256, "J": 9, "Q1": 4, "J_fr": 2,
+              "cqt_octaves": 2, "lr": 5e-4},
+    "paper": {"f0_hz": 512.0, "max_shift": 2048, "epochs": 50, "lr": 1e-4},
+}  # fmt: skip
 _SIZES = {"smoke": _SMOKE, "quick": _QUICK, "paper": {}}
+# examples from which theta-importance sampling takes its probabilities, in batches: granular, chirplet
+_IMPORTANCE_EXAMPLES = {"smoke": (8, 4), "quick": (16, 8), "paper": (320, 32)}
 # seeds per profile: (every method but JTFS, JTFS); the paper ran JTFS once
 _SEEDS = {"smoke": (2, 2), "quick": (5, 3), "paper": (20, 1)}
+
+
 # rough cost of a step relative to a SCRAPL step, for the order of runs and the time left of the progress bar
-STEP_COST = {"jtfs": 15.0, "scrapl": 1.0, "p_loss": 0.15}
+STEP_COST = {"jtfs": 15.0, "scrapl": 1.0, "p_loss": 0.15, IMPORTANCE: 1.0}
 OTHER_STEP_COST = 0.3
 
 
@@ -175,14 +212,32 @@ def make_config(task: str, method: str, seed: int, profile: str, **changes: obje
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {seed!r}")
     loss, optimizer = METHODS[method]
-    config = RunConfig(profile, task, method, seed, loss, optimizer, **_SIZES[profile])
+    size = _SIZES[profile]
+    if task in CHIRPLETS:
+        am_hz, fm_oct_per_s = CHIRPLETS[task]
+        size = size | dict.fromkeys(("n_grains", "grain_samples", "slope_hop")) | _CHIRPLET[profile]
+        size |= {"am_hz": am_hz, "fm_oct_per_s": fm_oct_per_s, "bandwidth_oct": 2.0}
+    config = RunConfig(profile, task, method, seed, loss, optimizer, **size)
     if loss in SCATTERING:
         config = replace(config, gradient_scale=1e8)
+    if method == "scrapl":
+        config = replace(config, importance_examples=_IMPORTANCE_EXAMPLES[profile][task in CHIRPLETS])
     if loss == "jtfs" and profile == "paper":
         config = replace(config, batch_size=6, accumulate=5)
     for name in changes:
         check_name("config field", name, (field.name for field in fields(RunConfig)))
     return replace(config, **changes)
+
+
+def importance_config(task: str, profile: str, **changes: object) -> RunConfig:
+    """The path probabilities that the `scrapl` runs of all seeds draw from, as a config: what decides them, and their place
+    among the runs. They come from the initial weights of seed 0; `changes` as in `make_config`."""
+    return replace(make_config(task, "scrapl", 0, profile, **changes), method=IMPORTANCE)
+
+
+def methods_of(task: str) -> tuple[str, ...]:
+    """The methods that the paper runs on a task, in display order; `grid` takes others when they are asked for."""
+    return SAMPLERS[::-1] if check_name("task", task, TASKS) in CHIRPLETS else tuple(METHODS)
 
 
 def seeds_of(method: str, profile: str) -> list[int]:
@@ -201,7 +256,7 @@ def grid(task: str, profile: str, methods: Iterable[str] | None = None, seeds: I
     check_name("task", task, TASKS)
     check_name("profile", profile, PROFILES)
     configs = []
-    for method in METHODS if methods is None else methods:
+    for method in methods_of(task) if methods is None else methods:
         check_name("method", method, METHODS)
         if method in NOT_RUN and methods is not None:
             raise ValueError(f"method {method!r} is not run: {NOT_RUN[method]}")

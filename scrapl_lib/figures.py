@@ -1,4 +1,4 @@
-"""Figures 1 to 4 of the paper, drawn from records only; each comes with the numbers it shows and a caption.
+"""Figures 1 to 6 of the paper, drawn from records only; each comes with the numbers it shows and a caption.
 
     plot = figure_1(runs, "quick", not_run)
     save_figure(*plot[:2], "figure_1", "quick", caption=plot.caption)
@@ -11,21 +11,32 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scrapl_lib.claims import chance_permille, paper_cells
-from scrapl_lib.paper import METHODS
+from scrapl_lib.paper import CHIRPLETS, METHODS
 from scrapl_lib.records import ROOT, Run, write_bytes_atomic, write_csv
 from scrapl_lib.stats import mean_ci95
-from scrapl_lib.tables import ABLATION, METRICS, curves, profile_note, seed_values, seeds_note, values_by_seed
+from scrapl_lib.tables import (
+    ABLATION,
+    METRICS,
+    SAMPLERS,
+    TABLE_3_METRICS,
+    curves,
+    profile_note,
+    seed_values,
+    seeds_note,
+    values_by_seed,
+)
 
 STYLE = {  # method: colour (Okabe & Ito, Tol), marker, line; one for every figure
     "p_loss": ("#000000", "*", "-"),
@@ -77,12 +88,14 @@ def save_figure(
     return paths
 
 
-def _start(runs: Sequence[Run], profile: str, width: float, panels: int) -> tuple[Figure, Sequence[Axes]]:
-    other = sorted({f"{run.profile}/{run.task}" for run in runs} - {f"{profile}/granular"})
+def _start(runs: Sequence[Run], profile: str, width: float, panels: int, tasks: Collection[str] = ("granular",),
+           rows: int = 1) -> tuple[Figure, Sequence[Axes]]:  # fmt: skip
+    wanted = [f"{profile}/{task}" for task in tasks]
+    other = sorted({f"{run.profile}/{run.task}" for run in runs}.difference(wanted))
     if other:
-        raise ValueError(f"runs of {other} given for a figure of {profile}/granular; load them with load_runs")
-    figure = Figure(figsize=(width, 4.2), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
+        raise ValueError(f"runs of {other} given for a figure of {', '.join(wanted)}; load them with load_runs")
+    figure = Figure(figsize=(width, 4.2 if rows == 1 else 2.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, panels, squeeze=False).ravel()
     for ax in axes:
         ax.grid(True, which="major", color="0.9", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
@@ -90,7 +103,7 @@ def _start(runs: Sequence[Run], profile: str, width: float, panels: int) -> tupl
 
 
 def _finish(figure: Figure, axes: Sequence[Axes], data: pd.DataFrame, title: str, notes: Iterable[str], profile: str) -> Plot:
-    handles = {label: handle for handle, label in zip(*axes[0].get_legend_handles_labels())}
+    handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8, frameon=False)
     caption = " ".join([f"{title}.", *filter(None, [profile_note(profile), *notes])])
     figure.suptitle(title + ("" if profile == "paper" else f" [profile {profile}]"), fontsize=10, x=0.01, ha="left")
@@ -250,3 +263,61 @@ def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, s
     axes[0].set_xlabel(f"{label} ({unit})" if unit and unit not in label else label)
     notes = [f"Filled: ours, ticks: its seeds; hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run)]
     return _finish(figure, axes, data, f"{label[0].upper()}{label[1:]} by seed, granular synthesizer", notes, profile)
+
+
+def figure_5(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
+    """Figure 5: validation error of AM (above) and FM (below) per step on the chirplet tasks, with uniform and with
+    theta-importance sampling, and what always guessing the middle costs.
+
+    runs: of the chirplet tasks and this profile. data: task, metric and the columns of `tables.curves`.
+    """
+    figure, axes = _start(runs, profile, 12.0, len(CHIRPLETS), CHIRPLETS, rows=len(TABLE_3_METRICS))
+    parts, notes = [], [f"Lines and bands: {BAND}."]
+    for column, (task, (_, name)) in enumerate(CHIRPLETS.items()):
+        mine = [run for run in runs if run.task == task]
+        for row, metric in enumerate(TABLE_3_METRICS):
+            ax, data = axes[row * len(CHIRPLETS) + column], curves(mine, SAMPLERS, metric)
+            _draw_curves(ax, data, "step", metric)
+            for grid_size in {run.config["grid_size"] for run in mine}:
+                ax.axhline(chance_permille(grid_size), color="0.3", linestyle=(0, (1, 3)), label="always guessing 1/2")
+            ax.set_title("" if row else name, fontsize=9)
+            if data.empty:
+                ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
+            parts.append(data.assign(task=task, metric=metric))
+        notes.append(f"{name[0].upper()}{name[1:]}: {seeds_note(mine, SAMPLERS, not_run)}")
+    return _finish(figure, axes, pd.concat(parts), "Figure 5: convergence on chirplets", notes, profile)
+
+
+def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: str, not_run: dict[str, str]) -> Plot:
+    """Figure 6: probability of each path over the uniform one, in the plane of FM rate and AM rate; the synthesizer's range is
+    the dashed rectangle. Spins +1 and -1 share a centre and are shown by their mean; low-pass paths have no FM rate.
+
+    paths: task -> `tables.modulation_of_paths`. ranges: task -> am_hz and fm_oct_per_s. not_run: task -> why it has no
+    probabilities. data: the rows of `paths` with their task.
+    """
+    figure, axes = _start([], profile, 12.0, len(CHIRPLETS))
+    notes, dots = ["Dots: centres of paths."], None
+    for ax in axes[1:]:
+        ax.sharex(axes[0])
+        ax.sharey(axes[0])
+    for ax, (task, (_, name)) in zip(axes, CHIRPLETS.items()):
+        ax.set_title(name, fontsize=9)
+        (am_low, am_high), (fm_low, fm_high) = ranges[task]["am_hz"], ranges[task]["fm_oct_per_s"]
+        ax.plot([fm_low, fm_high, fm_high, fm_low, fm_low], [am_low, am_low, am_high, am_high, am_low], "--", color="black",
+                label="range of the synthesizer")  # fmt: skip
+        if task in paths:
+            centres = paths[task][paths[task]["spin"] != 0].groupby(["fm_oct_per_s", "am_hz"], as_index=False)["over_uniform"].mean()
+            dots = ax.scatter(centres["fm_oct_per_s"], centres["am_hz"], c=centres["over_uniform"], s=60, cmap="viridis", zorder=3,
+                              norm=LogNorm(0.1, 10), edgecolors="0.4", linewidths=0.5)  # fmt: skip
+            low_pass = paths[task].loc[paths[task]["spin"] == 0, "over_uniform"].mean()
+            notes.append(f"{name[0].upper()}{name[1:]}: low-pass paths, not drawn, have {low_pass:.2g} times the uniform probability.")
+        else:
+            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
+            notes.append(f"{name[0].upper()}{name[1:]}: not run, {not_run.get(task, 'no record yet')}.")
+        ax.set(xlabel="FM rate (octaves/s)", ylabel="AM rate (Hz)")
+    for axis in ("x", "y"):
+        _plain_log(axis, axes[0])
+    if dots is not None:
+        figure.colorbar(dots, ax=list(axes), label="probability over uniform", location="bottom", shrink=0.3, format="{x:g}", extend="both")
+    data = pd.concat([table.assign(task=task) for task, table in paths.items()]) if paths else pd.DataFrame(columns=["task"])
+    return _finish(figure, axes, data, "Figure 6: path probabilities of theta-importance sampling", notes, profile)

@@ -90,11 +90,11 @@ class _Modulus(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         z, r = ctx.saved_tensors
-        return (grad / r.clamp_min(_least(r))).to(z.dtype) * z
+        return (grad / r.masked_fill(r < _least(r), 1)).to(z.dtype) * z
 
 
 def _least(r: Tensor) -> float:
-    """What a modulus is divided by at least: below it, it is 0 by underflow, and so is z / least."""
+    """A modulus below this one is 0 by underflow, or as good as 0."""
     return math.sqrt(torch.finfo(r.dtype).tiny)
 
 

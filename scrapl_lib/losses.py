@@ -80,9 +80,13 @@ class SCRAPLLoss(_ScatteringLoss):
         shape, J, Q1, Q2, J_fr, Q_fr, T, F: see `JTFS`; the defaults are the paper's granular and chirplet configuration.
         log1p: compress coefficients, rho(S) = log(1 + S / 1e-3) (TR-808), instead of the identity.
         seed: of the draws. They come from a generator of the loss's own, on the CPU, whatever the device of the audio.
+        unbiased: multiply a drawn path's distance by 1 / (P probs[path]). Value and gradient then estimate those of the mean
+            over all paths whatever `probs` is, as long as none is 0; without it (the paper) they estimate those of the
+            mean weighted by `probs`. A path asked for by `path_idx` is never weighted.
 
     Attributes:
         n_paths: number of paths P. path_idx: the path of the last call, None before the first. probs: float64 (P,).
+        weight: what the last call multiplied the distance by, 1 unless unbiased.
         generator: the torch.Generator of the draws; its state and `path_idx` are in `state_dict()`.
 
     Raises:
@@ -90,8 +94,10 @@ class SCRAPLLoss(_ScatteringLoss):
     """
 
     def __init__(self, shape: int = 32768, J: int = 12, Q1: int = 8, Q2: int = 2, J_fr: int = 3, Q_fr: int = 2,
-                 T: int | str | None = None, F: int | str | None = None, log1p: bool = False, seed: int = 0) -> None:  # fmt: skip
+                 T: int | str | None = None, F: int | str | None = None, log1p: bool = False, seed: int = 0,
+                 unbiased: bool = False) -> None:  # fmt: skip
         super().__init__(shape, J, Q1, Q2, J_fr, Q_fr, T, F, log1p)
+        self.unbiased, self.weight = unbiased, 1.0
         self.generator = torch.Generator().manual_seed(seed)
         self.path_idx: int | None = None
         self._probs = torch.full((self.n_paths,), 1 / self.n_paths, dtype=torch.float64)
@@ -125,13 +131,16 @@ class SCRAPLLoss(_ScatteringLoss):
     def forward(self, x_hat: Tensor, x: Tensor, path_idx: int | None = None) -> Tensor:
         """x_hat, x (batch, 1, shape) -> scalar. `path_idx` computes that path instead of a drawn one."""
         check_pair(x_hat, x, self.jtfs.shape)
+        self.weight = 1.0
         if path_idx is None:
             self.draw()
+            if self.unbiased:
+                self.weight = 1 / (self.n_paths * float(self._probs[self.path_idx]))
         else:
             self.path_idx = self.jtfs.checked_path(path_idx).index
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             S = self.jtfs.path(x, self.path_idx)
-        return self._distance(self.jtfs.path(x_hat, self.path_idx), S).mean()
+        return self.weight * self._distance(self.jtfs.path(x_hat, self.path_idx), S).mean()
 
     def get_extra_state(self) -> dict:
         return {"generator": self.generator.get_state(), "path_idx": self.path_idx, "probs": self._probs}

@@ -64,6 +64,22 @@ HYPERPARAMETERS = {
 JTFS ran one seed, with batches of 6, 5 of them accumulated."""
 
 
+CHIRPLETS = {  # task: its condition in Tables 3 and 7, its name
+    "chirplet_slow_slow": ("slow_am_slow_fm", "slow AM, slow FM"),
+    "chirplet_slow_moderate": ("slow_am_moderate_fm", "slow AM, moderate FM"),
+    "chirplet_fast_moderate": ("fast_am_moderate_fm", "fast AM, moderate FM"),
+    "chirplet_fast_fast": ("fast_am_fast_fm", "fast AM, fast FM"),
+}
+
+_GRANULAR_ONLY = ("n_grains", "grain_samples", "slope_hop")
+CHIRPLET_HYPERPARAMETERS = {name: value for name, value in HYPERPARAMETERS.items() if name not in _GRANULAR_ONLY} | {
+    "f0_hz": 512.0, "bandwidth_oct": 2.0, "max_shift": 2048, "epochs": 50, "n_steps": 4800, "lr": 1e-4, "importance_examples": 32,
+    "slow AM (Hz)": [0.9899, 1.9799], "fast AM (Hz)": [3.9598, 7.9196],
+    "slow FM (octaves/s)": [0.5, 1.0], "moderate FM (octaves/s)": [2.0, 4.0], "fast FM (octaves/s)": [8.0, 16.0],
+}  # fmt: skip
+"""The chirplet tasks as the authors ran SCRAPL (Table 11 and the configurations of their runs)."""
+
+
 class Published(NamedTuple):
     """A printed number: value (float, or "<0.01" for a p-value so printed), 95 % half-width (NaN: none printed), seeds."""
 

@@ -38,6 +38,15 @@ ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = {"history.csv": ["step", "split", "metric", "value", "wall_s"], "test.csv": ["metric", "value", "unit"]}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "kymatio", "nnAudio", "auraloss")
 PLACE = ("profile", "task", "method", "seed")
+IMPORTANCE = "theta_importance"  # in a method's place: no run, but the path probabilities that runs draw from
+
+
+def command_for(folder: Path) -> str:
+    """The command that computes what belongs into a record's folder."""
+    profile, task, method, seed = folder.parts[-4:]
+    if method == IMPORTANCE:
+        return f"python -m scrapl_lib importance --task {task} --profile {profile}"
+    return f"python -m scrapl_lib run --task {task} --method {method} --seeds {seed.removeprefix('seed_')} --profile {profile}"
 
 
 class BrokenRecord(ValueError):
@@ -45,10 +54,9 @@ class BrokenRecord(ValueError):
 
     def __init__(self, file: Path, expected: str, found: str):
         self.file, self.expected, self.found = file, expected, found
-        profile, task, method, seed = file.parent.parts[-4:]
         super().__init__(
             f"broken record {file}: expected {expected}, found {found}. To mend it, delete the folder {file.parent} and run: "
-            f"python -m scrapl_lib run --task {task} --method {method} --seeds {seed.removeprefix('seed_')} --profile {profile}"
+            f"{command_for(file.parent)}"
         )
 
 
@@ -199,6 +207,17 @@ def write_run(folder: Path, *, status: str, config: dict[str, Any], history: pd.
     start_utc: from `utc_now`. train_step_ms: median, q25, q75 in ms and n, or None. Waits for the folder's flock: do not
     hold one on it. Raises ValueError for another status, columns or folder, a config that contradicts it, NaN in the JSON.
     """
+    tables = {"history.csv": history, "test.csv": test}
+    for name, table in tables.items():
+        if list(table.columns) != COLUMNS[name]:
+            raise ValueError(f"{name} needs the columns {COLUMNS[name]}, got {list(table.columns)}")
+    write_record(folder, tables, status=status, config=config, start_utc=start_utc, device=device, threads=threads,
+                 train_step_ms=train_step_ms)  # fmt: skip
+
+
+def write_record(folder: Path, tables: dict[str, pd.DataFrame], *, status: str, config: dict[str, Any], start_utc: str,
+                 device: Any, threads: int, **more: Any) -> None:  # fmt: skip
+    """`write_run` for CSV files of any names and columns; `more` goes into run.json as it is."""
     folder = Path(folder).absolute()
     place = _place(folder)
     if place != {**place, **{key: config[key] for key in PLACE if key in config}} or not isinstance(place["seed"], int):
@@ -206,14 +225,12 @@ def write_run(folder: Path, *, status: str, config: dict[str, Any], history: pd.
     if status != "ok" and not (status.startswith("failed:") and status.removeprefix("failed:").strip()):
         raise ValueError(f"status must be 'ok' or 'failed:<why>', got {status!r}")
     data, files = {}, {}
-    for name, table in {"history.csv": history, "test.csv": test}.items():
-        if list(table.columns) != COLUMNS[name]:
-            raise ValueError(f"{name} needs the columns {COLUMNS[name]}, got {list(table.columns)}")
+    for name, table in tables.items():
         data[name] = _csv(table)
         files[name] = {"sha256": hashlib.sha256(data[name]).hexdigest(), "rows": len(table)}
     info = {**place, "status": status, "config": config, "config_hash": config_hash(config), "files": files}
     info |= {**provenance(device), "threads": threads, "start_utc": start_utc, "end_utc": utc_now()}
-    info |= {"train_step_ms": train_step_ms}
+    info |= more
     info["record_sha256"] = config_hash(info)
     text = _json(info, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -241,7 +258,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
             raise BrokenRecord(path, f"fields with SHA-256 {claimed}", f"SHA-256 {actual} (edited by hand?)")
         if (there := {key: info.get(key) for key in PLACE}) != _place(folder):
             raise BrokenRecord(path, f"the record of {_place(folder)}, as its folder says", f"that of {there}")
-        for name in COLUMNS:
+        for name in info["files"]:
             path, expected = folder / name, "{rows} rows with SHA-256 {sha256}".format(**info["files"][name])
             if not path.is_file():
                 raise BrokenRecord(path, expected, "no such file")
@@ -252,12 +269,17 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     return info, data
 
 
-def read_run(folder: Path) -> Run:
-    """Read and verify one record. Raises `BrokenRecord` when anything in it is missing or not as it was written."""
+def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """run.json and the bytes of its CSV files, verified. Raises `BrokenRecord` when there is none, or it is not as written."""
     folder = Path(folder).absolute()
     if (record := _read(folder)) is None:
         raise BrokenRecord(folder / "run.json", "a finished or failed run", "no such file")
-    info, data = record
+    return record
+
+
+def read_run(folder: Path) -> Run:
+    """Read and verify one record. Raises `BrokenRecord` when anything in it is missing or not as it was written."""
+    info, data = read_record(folder)
     kinds, frames = {"step": "int64", "value": "float64", "wall_s": "float64"}, {}
     for name, columns in COLUMNS.items():
         kind = {column: kinds.get(column, "str") for column in columns}
@@ -290,7 +312,7 @@ def load_runs(profile: str, task: str, expected: dict[tuple[str, int], str] | No
     runs, stale = [], []
     for file in (Path(output).absolute() / "results" / profile / task).glob("*/*/run.json"):
         key = (file.parts[-3], _place(file.parent)["seed"])
-        if expected is None or key in expected:
+        if (expected is None and key[0] != IMPORTANCE) or key in (expected or ()):
             run = read_run(file.parent)
             current = expected is None or run.info["config_hash"] == expected[key]
             (runs if current else stale).append(run)

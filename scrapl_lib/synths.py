@@ -96,9 +96,7 @@ class GranularSynth:
             f0_hz (batch, n_grains) float64, log-uniform in [f0_min_hz, f0_max_hz);
             onset (batch, n_grains) int64, uniform in [0, n_samples - grain_samples).
         """
-        if seeds.dtype != torch.int64 or seeds.ndim != 1:
-            raise ValueError(f"seeds must be int64 of shape (batch,), got {seeds.dtype} of shape {tuple(seeds.shape)}")
-        u = _uniform(seeds.cpu(), 2 * self.n_grains).view(len(seeds), self.n_grains, 2)
+        u = _uniform(seeds, 2 * self.n_grains).view(len(seeds), self.n_grains, 2)
         f0_hz = self.f0_min_hz * torch.exp2(u[..., 0] * math.log2(self.f0_max_hz / self.f0_min_hz))
         onset = (u[..., 1] * (self.n_samples - self.grain_samples)).long()
         return f0_hz, onset
@@ -164,6 +162,89 @@ class GranularSynth:
         return torch.sigmoid(-2 * (1 - density) * self.n_grains * (position - offset))
 
 
+class ChirpletSynth:
+    """One amplitude-modulated chirp under a Gaussian window, in the middle of the audio but for a random shift.
+
+    theta[:, 0] is the AM rate in Hz, at which the envelope's lobes follow each other; theta[:, 1] the FM rate, at which the
+    chirp glides, in octaves per second. The window's standard deviation is 0.1 bandwidth / FM rate seconds, so that the
+    chirplet covers the same octaves at any FM rate; its height is the FM rate, so that its area is the same, too.
+
+    Args:
+        am_hz, fm_oct_per_s: ranges (min, max), with theta linear in octaves within them.
+        sample_rate_hz: sample rate.
+        n_samples: length of the audio; a shorter one wants rates as much higher, and a shift as much smaller.
+        f0_hz: frequency in the middle of the chirplet.
+        bandwidth_oct: sets the chirplet's length, see above.
+        max_shift: largest shift in samples; what is shifted over an end is lost.
+        window_gradient: whether gradients know that the window, length and height, depends on the FM rate. In the authors' runs
+            it is a constant for them.
+
+    The defaults, with a range of `experiments.CHIRPLETS`, are the paper's. Dtype, device and derivatives as in `GranularSynth`.
+    """
+
+    n_params = 2
+
+    def __init__(
+        self,
+        am_hz: tuple[float, float],
+        fm_oct_per_s: tuple[float, float],
+        sample_rate_hz: float = 8192,
+        n_samples: int = 32768,
+        f0_hz: float = 512.0,
+        bandwidth_oct: float = 2.0,
+        max_shift: int = 2048,
+        window_gradient: bool = False,
+    ) -> None:
+        for name, (low, high) in (("am_hz", am_hz), ("fm_oct_per_s", fm_oct_per_s)):
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be a range (min, max) with 0 < min <= max, got {(low, high)}")
+        if min(sample_rate_hz, f0_hz, bandwidth_oct) <= 0:
+            raise ValueError(
+                f"sample_rate_hz, f0_hz and bandwidth_oct must be positive, got {sample_rate_hz}, {f0_hz} and {bandwidth_oct}"
+            )
+        if not 0 <= max_shift < n_samples:
+            raise ValueError(f"max_shift must be from 0 to n_samples - 1 = {n_samples - 1}, got {max_shift}")
+        self.parameters = (Parameter("am", *am_hz, "Hz", "log2"), Parameter("fm", *fm_oct_per_s, "octaves/s", "log2"))
+        self.sample_rate_hz = sample_rate_hz
+        self.n_samples = n_samples
+        self.f0_hz = f0_hz
+        self.bandwidth_oct = bandwidth_oct
+        self.max_shift = max_shift
+        self.window_gradient = window_gradient
+
+    def draw(self, seeds: Tensor) -> tuple[Tensor]:
+        """The random part, as in `GranularSynth`: seeds (batch,) int64 -> (shift (batch,) int64,), uniform in
+        [-max_shift, max_shift]; positive is later."""
+        u = _uniform(seeds, 1)[:, 0]
+        return ((u * (2 * self.max_shift + 1)).long() - self.max_shift,)
+
+    def render(self, theta: Tensor, shift: Tensor) -> Tensor:
+        """The deterministic part: theta (batch, 2) in [0, 1], float32 or float64, and shift (batch,) int64 as from `draw`
+        -> audio (batch, 1, n_samples) in theta's dtype and on its device."""
+        _check_theta(theta, self.n_params)
+        if shift.dtype != torch.int64 or shift.shape != theta.shape[:1] or shift.abs().max() > self.max_shift:
+            raise ValueError(
+                f"shift must be int64 of shape (batch,) = ({len(theta)},) and in [-{self.max_shift}, {self.max_shift}], "
+                f"got {shift.dtype} of shape {tuple(shift.shape)}: {shift}"
+            )
+        am_hz, fm_oct_per_s = (p.value(theta[:, [u]].double()) for u, p in enumerate(self.parameters))  # (batch, 1) each
+        # position within the chirplet; what would be beyond its ends before the shift stays silent
+        sample = torch.arange(self.n_samples, device=theta.device) - shift.to(theta.device)[:, None]
+        inside = (sample >= 0) & (sample < self.n_samples)
+        t_s = (sample - self.n_samples / 2).double() / self.sample_rate_hz
+        # float64 here: thousands of cycles in float32 would cost half of the digits
+        cycles = self.f0_hz / (fm_oct_per_s * math.log(2)) * (torch.exp2(fm_oct_per_s * t_s) - 1)
+        window_s = t_s + 0.5 / self.sample_rate_hz  # the window's middle lies between two samples, the chirp's on one
+        rate = fm_oct_per_s if self.window_gradient else fm_oct_per_s.detach()
+        window = rate * torch.exp(-0.5 * (window_s * rate / (0.1 * self.bandwidth_oct)) ** 2) * inside
+        carrier, envelope = torch.sin(2 * math.pi * torch.frac(cycles)), torch.sin(math.pi * am_hz * t_s)
+        return (carrier * window * envelope).to(theta.dtype)[:, None]
+
+    def __call__(self, theta: Tensor, seeds: Tensor) -> Tensor:
+        """theta (batch, 2) in [0, 1], seeds (batch,) int64 -> audio (batch, 1, n_samples)."""
+        return self.render(theta, *self.draw(seeds))
+
+
 def _check_theta(theta: Tensor, n_params: int) -> None:
     if theta.ndim != 2 or theta.shape[1] != n_params or theta.dtype not in (torch.float32, torch.float64):
         raise ValueError(
@@ -182,6 +263,9 @@ def _uniform(seeds: Tensor, n: int) -> Tensor:
 
     The seed is hashed first: SplitMix64's own streams of neighbouring seeds could overlap.
     """
+    if seeds.dtype != torch.int64 or seeds.ndim != 1:
+        raise ValueError(f"seeds must be int64 of shape (batch,), got {seeds.dtype} of shape {tuple(seeds.shape)}")
+    seeds = seeds.cpu()
     golden = _signed(0x9E3779B97F4A7C15)
     counter = torch.arange(1, n + 1, dtype=torch.int64) * golden
     bits = _mix64(_mix64(seeds + golden)[:, None] + counter)

@@ -26,6 +26,12 @@ METRICS = {  # metric: label, unit
     "val_convergence_steps": ("steps to 100 ‰", "steps"),
     "jtfs_distance": ("JTFS distance", ""),
     "train_step_ms": ("time per step", "ms"),
+    "theta_am_l1": ("AM L1", "‰"),
+    "theta_fm_l1": ("FM L1", "‰"),
+    "theta_am_convergence_rate": ("AM converged", "%"),
+    "theta_am_convergence_steps": ("AM steps to 100 ‰", "steps"),
+    "theta_fm_convergence_rate": ("FM converged", "%"),
+    "theta_fm_convergence_steps": ("FM steps to 100 ‰", "steps"),
 }
 STEPS = {  # Table 6: technique: label, before, after
     "plus_padam": ("+ P-Adam", "scrapl_plain", "scrapl_padam"),
@@ -33,6 +39,9 @@ STEPS = {  # Table 6: technique: label, before, after
     "plus_theta_is": ("+ θ-IS", "scrapl_no_theta_is", "scrapl"),
 }
 ABLATION = ("scrapl_plain", "scrapl_padam", "scrapl_no_theta_is", "scrapl", "jtfs", "p_loss")
+SAMPLERS = ("scrapl_no_theta_is", "scrapl")
+TABLE_3_METRICS = ("theta_am_l1", "theta_fm_l1")
+TABLE_7_METRICS = tuple(metric for metric in METRICS if "convergence" in metric and metric.startswith("theta_"))
 TABLE_2_METRICS = ("theta_synth_l1", "val_total_variation", "val_convergence_steps")
 
 
@@ -103,18 +112,22 @@ def row_note(runs: Sequence[Run], method: str, not_run: dict[str, str]) -> str:
 
 
 def _table(runs: Sequence[Run], methods: Sequence[str], metrics: Sequence[str], not_run: dict[str, str],
-           table: str, prefix: dict[str, str]) -> pd.DataFrame:  # fmt: skip
+           table: str, prefix: dict[str, str], condition: str | None = None) -> pd.DataFrame:  # fmt: skip
     values, rows = seed_values(runs), []
     for method in methods:
         finished = sum(run.ok for run in runs if run.method == method)
         failed = sum(not run.ok for run in runs if run.method == method)
         for metric in metrics:
-            cell = values_by_seed(values, method, metric)
-            mean, half_width = mean_ci95(cell) if len(cell) else (math.nan, math.nan)
-            printed = paper.published(table, method, prefix.get(metric, "") + metric)
-            lack = f"{finished - len(cell)} of {finished} seeds without {METRICS[metric][0]}" if len(cell) < finished else ""
+            cell = values_by_seed(values, method, metric.replace("_rate", "_steps"))
+            n, lack = len(cell), ""
+            mean, half_width = mean_ci95(cell) if n else (math.nan, math.nan)
+            if metric.endswith("_rate"):
+                n, mean, half_width = finished, 100 * n / finished if finished else math.nan, math.nan
+            elif n < finished:
+                lack = f"{finished - n} of {finished} seeds without {METRICS[metric][0]}"
+            printed = paper.published(table, method, prefix.get(metric, "") + metric, condition)
             note = "; ".join(filter(None, [row_note(runs, method, not_run), lack]))
-            rows.append((method, metric, METRICS[metric][1], len(cell), failed, mean, half_width, *printed, note))
+            rows.append((method, metric, METRICS[metric][1], n, failed, mean, half_width, *printed, note))
     columns = ["method", "metric", "unit", "n_seeds", "n_failed", "mean", "ci95", "paper_mean", "paper_ci95", "paper_n", "note"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -135,6 +148,90 @@ def table_2(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
     Arguments and columns as in `table_1`. Steps are averaged over the seeds that converged, the others are counted in the note.
     """
     return _table(runs, ABLATION, TABLE_2_METRICS, not_run, "table_2", {"theta_synth_l1": "test_"})
+
+
+def _chirplet_table(runs: Sequence[Run], metrics: Sequence[str], not_run: dict[str, str], table: str) -> pd.DataFrame:
+    parts = []
+    for task, (condition, _) in paper.CHIRPLETS.items():
+        part = _table([run for run in runs if run.task == task], SAMPLERS, metrics, not_run, table, {}, condition)
+        part.insert(0, "task", task)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def table_3(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
+    """Table 3, chirplet accuracy: test L1 of AM and FM in per mille with uniform and with theta-importance sampling.
+
+    runs: of the chirplet tasks and one profile. Columns task and those of `table_1`.
+    """
+    return _chirplet_table(runs, TABLE_3_METRICS, not_run, "table_3")
+
+
+def table_7(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
+    """Table 7, chirplet convergence, per parameter: share of seeds in percent that reach a validation L1 of 100 per mille, and
+    their steps. Arguments and columns as in `table_3`."""
+    return _chirplet_table(runs, TABLE_7_METRICS, not_run, "table_7")
+
+
+def theta_is_effect(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
+    """What theta-importance sampling changes on the chirplet tasks: paired differences over seeds (with minus without), 95 % t
+    interval, paired t-test, and the improvement of the mean in percent, beside the one in the paper's Tables 3 and 7.
+
+    The improvement takes the same pairs; steps are compared where both seeds converged, and the note says how many did.
+    Arguments as in `table_3`. Columns task, method, metric, unit, n_seeds, mean, ci95, p_value, improvement,
+    paper_improvement (both in percent, positive is better), note.
+    """
+    rows = []
+    for task, (condition, _) in paper.CHIRPLETS.items():
+        mine = [run for run in runs if run.task == task]
+        values = seed_values(mine)
+        for metric in (*TABLE_3_METRICS, *TABLE_7_METRICS[1::2]):
+            a, b = pairs_by_seed(values, *SAMPLERS, metric)
+            result = paired_comparison(a, b) if len(a) >= 2 else (math.nan,) * 3
+            table = "table_3" if metric in TABLE_3_METRICS else "table_7"
+            before, after = (paper.published(table, method, metric, condition).value for method in SAMPLERS)
+            improvement = 100 * (1 - b.mean() / a.mean()) if a.any() else math.nan
+            finished = [sum(run.method == method and run.ok for run in mine) for method in SAMPLERS]
+            reasons = [f"{paper.METHODS[m]}: {note}" for m in SAMPLERS if (note := row_note(mine, m, not_run))]
+            note = f"{len(a)} of {min(finished)} pairs have {METRICS[metric][0]}" if len(a) < min(finished) else ""
+            rows.append((task, "plus_theta_is", metric, METRICS[metric][1], len(a), *result, improvement,
+                         100 * (1 - after / before), "; ".join(filter(None, [*reasons, note]))))  # fmt: skip
+    return pd.DataFrame(rows, columns=["task", "method", "metric", "unit", "n_seeds", "mean", "ci95", "p_value", "improvement",
+                                       "paper_improvement", "note"])  # fmt: skip
+
+
+def modulation_of_paths(probabilities: pd.DataFrame, config: dict[str, Any]) -> pd.DataFrame:
+    """Where the paths of a chirplet task lie: `probabilities` (columns path_idx, rate, scale, spin, probability, ...) with am_hz
+    = rate, fm_oct_per_s = rate / scale (infinite for the low-pass paths), over_uniform = probability times the number of
+    paths, and inside: whether the path's centre lies in the synthesizer's range, or within 1 % of its border.
+
+    config: of a run, with sample_rate_hz, am_hz and fm_oct_per_s.
+    """
+    rate_hz = probabilities["rate"] * config["sample_rate_hz"]
+    fm_oct_per_s = rate_hz / probabilities["scale"].where(probabilities["spin"] != 0, 0)
+    inside = True
+    for rate, (low, high) in ((rate_hz, config["am_hz"]), (fm_oct_per_s, config["fm_oct_per_s"])):
+        inside &= (rate > low / 1.01) & (rate < high * 1.01)
+    return probabilities.assign(am_hz=rate_hz, fm_oct_per_s=fm_oct_per_s, inside=inside,
+                                over_uniform=probabilities["probability"] * len(probabilities))  # fmt: skip
+
+
+def mass_in_range(paths: dict[str, pd.DataFrame], not_run: dict[str, str]) -> pd.DataFrame:
+    """How much of the probability theta-importance sampling gives to the paths inside each synthesizer's range of AM and FM.
+
+    paths: task -> `modulation_of_paths`. not_run: task -> why it has none. Columns task, n_paths, n_inside, mass (sum of the
+    probabilities of the paths inside), uniform (their share of all paths), ratio, note.
+    """
+    rows = []
+    for task in paper.CHIRPLETS:
+        if task not in paths:
+            rows.append((task, 0, 0, *(math.nan,) * 3, f"not run: {not_run.get(task, 'no record yet')}"))
+            continue
+        inside = paths[task]["inside"]
+        mass, uniform = paths[task].loc[inside, "probability"].sum(), inside.mean()
+        ratio, note = (mass / uniform, "") if uniform else (math.nan, "no path has its centre in the range")
+        rows.append((task, len(inside), int(inside.sum()), mass, uniform, ratio, note))
+    return pd.DataFrame(rows, columns=["task", "n_paths", "n_inside", "mass", "uniform", "ratio", "note"])
 
 
 def table_6(values: pd.DataFrame, not_run: dict[str, str]) -> pd.DataFrame:
@@ -163,10 +260,10 @@ def table_6(values: pd.DataFrame, not_run: dict[str, str]) -> pd.DataFrame:
                                        "paper_ci95", "paper_n", "paper_p", "note"])  # fmt: skip
 
 
-def table_10(configs: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Table 10, hyperparameters: columns name, one per config of the code that runs, paper (as printed), and note, which marks
+def table_10(configs: dict[str, dict[str, Any]], printed: dict[str, Any] = paper.HYPERPARAMETERS) -> pd.DataFrame:
+    """Table 10, hyperparameters, or Table 11 if `printed` is `paper.CHIRPLET_HYPERPARAMETERS`: columns name, one per config of the code that runs, paper (as printed), and note, which marks
     the rows where the last config differs from the paper. What a side does not have is blank."""
-    sides = {**configs, "paper": paper.HYPERPARAMETERS}
+    sides = {**configs, "paper": printed}
     rows = []
     for name in dict.fromkeys(name for side in sides.values() for name in side):
         texts = [_text(side[name]) if name in side else "" for side in sides.values()]
@@ -200,21 +297,29 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
     if "verdict" in table:
         return table.drop(columns=["profile", "paper_verdict", "rule"], errors="ignore")
     if "metric" not in table:
-        return table
+        numbers = table.select_dtypes("float").map(number)
+        return table.assign(**numbers, **_named_tasks(table))
     labels = {**paper.METHODS, **{step: label for step, (label, *_) in STEPS.items()}}
     rows = []
-    for method, group in table.groupby("method", sort=False):
-        failed = group["n_failed"].max() if "n_failed" in group else 0
-        row = {"method": labels[method], "seeds": str(group["n_seeds"].max()) + (f" ({failed} failed)" if failed else "")}
+    for place, group in table.groupby(["task", "method"] if "task" in table else ["method"], sort=False):
+        method, failed = place[-1], group["n_failed"].max() if "n_failed" in group else 0
+        row = {name: values.iloc[0] for name, values in _named_tasks(group).items()} | {"method": labels[method], "seeds": str(group["n_seeds"].max()) + (f" ({failed} failed)" if failed else "")}
         for cell in group.itertuples():
             label, unit = METRICS[cell.metric]
             name = label if unit in label else f"{label} ({unit})"
-            p_value, paper_p = (cell.p_value, cell.paper_p) if "p_value" in group else (math.nan, math.nan)
+            p_value, paper_p = getattr(cell, "p_value", math.nan), getattr(cell, "paper_p", math.nan)
             row[name] = measured(cell.mean, cell.ci95, p_value) or ("not run" if "not run" in cell.note else "none")
-            row[f"paper: {name}"] = measured(cell.paper_mean, cell.paper_ci95, paper_p)
+            if "improvement" in group:
+                row[f"{label} better by (%)"], row["paper: " + label] = number(cell.improvement, 2), number(cell.paper_improvement, 2)
+            else:
+                row[f"paper: {name}"] = measured(cell.paper_mean, cell.paper_ci95, paper_p)
         row["note"] = "; ".join(dict.fromkeys(filter(None, group["note"])))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _named_tasks(table: pd.DataFrame) -> dict[str, pd.Series]:
+    return {"task": table["task"].map(lambda task: paper.CHIRPLETS[task][1])} if "task" in table else {}
 
 
 def styled(table: pd.DataFrame, caption: str = "") -> Styler:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,21 +32,26 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data import meso_seeds
-from .experiments import OTHER_STEP_COST, STEP_COST, RunConfig, grid
+from .experiments import OTHER_STEP_COST, STEP_COST, RunConfig, grid, importance_config
+from .importance import Importance, merge, theta_importance
 from .losses import EmbeddingLoss, JTFSLoss, MSSLoss, SCRAPLLoss, p_loss
 from .measures import audio_distances, convergence_step, theta_l1, total_variation
 from .optim import PSAGA, PAdam
 from .records import (
     COLUMNS,
+    IMPORTANCE,
     ROOT,
     Run,
+    command_for,
     config_hash,
     load_runs,
+    read_record,
     read_run,
     run_folder,
     run_state,
     utc_now,
     write_bytes_atomic,
+    write_record,
     write_run,
     write_text_atomic,
 )
@@ -86,9 +92,12 @@ def checkpoint_folder(config: RunConfig, output: Path = ROOT) -> Path:
 
 
 class Training:
-    """One run in memory. `run()` trains it to its end; `history`, `test()` and `step_ms()` are its results."""
+    """One run in memory. `run()` trains it to its end; `history`, `test()` and `step_ms()` are its results.
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
+    probs: path probabilities (P,), see `path_probabilities`; None: uniform.
+    """
+
+    def __init__(self, config: RunConfig, device: torch.device, probs: Tensor | None = None) -> None:
         self.config, self.device = config, device
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
@@ -97,6 +106,8 @@ class Training:
         self.data = config.data()
         self.theta = self.data.theta.to(device)
         self.loss = self._make_loss()
+        if probs is not None:
+            self.loss.probs = probs
         self.optimizer = self._make_optimizer()
         self.x, self.features = self._render()
         self.step = 0
@@ -248,12 +259,14 @@ class Training:
         items = self.data.test
         theta_hat = self._estimate(items)
         rows = [(metric, value, "permille") for metric, value in self._theta_l1(theta_hat, items).items()]
-        validated = [(step, value) for step, split, metric, value, _ in self.history if (split, metric) == ("val", "theta_synth_l1")]
-        steps, values = zip(*validated, strict=True)
-        if self.config.epochs > 1:
-            rows.append(("val_total_variation", total_variation(values[1:]), "permille"))
-        if (converged := convergence_step(steps, values)) is not None:
-            rows.append(("val_convergence_steps", converged, "steps"))
+        names = {"theta_synth": "val"} | {f"theta_{p.name}": f"theta_{p.name}" for p in self.synth.parameters}
+        for name, shown in names.items():
+            validated = [(row[0], row[3]) for row in self.history if row[1:3] == ("val", f"{name}_l1")]
+            steps, values = zip(*validated, strict=True)
+            if name == "theta_synth" and self.config.epochs > 1:
+                rows.append(("val_total_variation", total_variation(values[1:]), "permille"))
+            if (converged := convergence_step(steps, values)) is not None:
+                rows.append((f"{shown}_convergence_steps", converged, "steps"))
         chosen = torch.linspace(0, len(items) - 1, min(self.config.n_audio_test, len(items))).round().long()
         seeds = meso_seeds(self.config.seed, 0, len(chosen), "test")
         with torch.no_grad():
@@ -364,7 +377,8 @@ def train(config: RunConfig, output: Path = ROOT, device: str = "cpu", report: R
 
     A finished or failed run is returned as it is. `report` is called after every step.
 
-    Raises: ValueError for a missing device or a stale record in the way; BrokenRecord for a broken one.
+    Raises: ValueError for a missing device, a stale record in the way or missing path probabilities; BrokenRecord for a
+    broken record.
     """
     place = check_device(device)
     folder = run_folder(config.profile, config.task, config.method, config.seed, output)
@@ -374,13 +388,14 @@ def train(config: RunConfig, output: Path = ROOT, device: str = "cpu", report: R
         if state == "stale":
             raise ValueError(f"{folder} holds a record of another configuration: delete that folder to run it again")
         if state == "missing":
-            _train(config, folder, checkpoints, place, report, checkpoint_every_s)
+            probs = path_probabilities(config, output) if config.method == "scrapl" else None
+            _train(config, folder, checkpoints, place, report, checkpoint_every_s, probs)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return read_run(folder)
 
 
 def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.device, report: Report | None,
-           checkpoint_every_s: float) -> None:  # fmt: skip
+           checkpoint_every_s: float, probs: Tensor | None) -> None:  # fmt: skip
     start_utc, status, saved_s = utc_now(), "ok", time.monotonic()
     training, test = None, pd.DataFrame([], columns=COLUMNS["test.csv"])
 
@@ -391,7 +406,7 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
             saved_s = time.monotonic()
 
     try:
-        training = Training(config, device)
+        training = Training(config, device, probs)
         load_checkpoint(training, checkpoints)
         training.run(report, after_step)
         test = training.test()
@@ -406,18 +421,136 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
     )  # fmt: skip
 
 
+# ---- path probabilities ---------------------------------------------------------------------------------------------
+
+
+def importance_table(config: RunConfig, output: Path = ROOT) -> pd.DataFrame:
+    """The recorded probabilities from which the `scrapl` run of `config` draws its paths: a row per path, with columns path_idx,
+    n2, n_fr, rate (cycles per sample), scale (cycles per octave), spin, curvature_<parameter>, probability.
+
+    Raises: ValueError if there are none, or made with another configuration, with the command that makes them; BrokenRecord.
+    """
+    wanted = replace(config, method=IMPORTANCE, seed=0)
+    folder = run_folder(wanted.profile, wanted.task, IMPORTANCE, 0, output)
+    if (state := run_state(folder, config_hash(wanted.flat))) != "done":
+        remedy = f"delete {folder}, then run" if state == "stale" else "run"
+        raise ValueError(f"{state} path probabilities of theta-importance sampling in {folder}: {remedy} {command_for(folder)}")
+    return pd.read_csv(io.BytesIO(read_record(folder)[1]["probabilities.csv"]))
+
+
+def recorded_importance(task: str, profile: str, output: Path = ROOT) -> pd.DataFrame | str:
+    """`importance_table` of a task for figures and tables; or, where there is none, why. Raises BrokenRecord."""
+    config = importance_config(task, profile)
+    state = run_state(run_folder(profile, task, IMPORTANCE, 0, output), config_hash(config.flat))
+    words = {"missing": "no record yet", "stale": "its record was made with another configuration"}
+    return words[state] if state in words else importance_table(config, output)
+
+
+def path_probabilities(config: RunConfig, output: Path = ROOT) -> Tensor:
+    """The probabilities in `importance_table`: (P,) float64, which sum to 1."""
+    probs = torch.tensor(importance_table(config, output)["probability"], dtype=torch.float64)
+    return probs / probs.sum()
+
+
+def compute_importance(task: str, profile: str, output: Path = ROOT, device: str = "cpu", paths: list[int] | None = None,
+                       watch: Callable[[], None] | None = None, **changes: object) -> str:  # fmt: skip
+    """Compute and record the path probabilities of a task, as `importance_table` reads them; go on where a stopped call was.
+
+    The encoder has the initial weights of seed 0; batches and synthesizer seeds are those of that run's first steps.
+
+    Args:
+        paths: only these; several calls share the work, and the one that finds all parts there writes the record.
+        watch: called often; may raise to stop. changes: of the config, see `make_config`.
+    Returns:
+        "done", or how many paths are there. Raises ValueError as `train` and `theta_importance` do, and BrokenRecord.
+    """
+    place, config, start_utc = check_device(device), importance_config(task, profile, **changes), utc_now()
+    folder, parts = run_folder(profile, task, IMPORTANCE, 0, output), checkpoint_folder(config, output)
+    n_paths = SCRAPLLoss(**config.transform()).n_paths
+    if paths is not None and not set(paths) <= set(range(n_paths)):
+        raise ValueError(f"paths must be different numbers from 0 to {n_paths - 1}, got {paths}")
+    name = "all" if paths is None else f"{min(paths)}-{max(paths)}"
+    with _alone(parts / name):
+        state = run_state(folder, config_hash(config.flat))
+        if state == "stale":
+            raise ValueError(f"{folder} holds a record of another configuration: delete that folder to compute it again")
+        own = parts / name / "curvature.json"
+        elsewhere = [path for file in _curvatures(parts) if file != own for path in _paths_in(file)]
+        todo = [path for path in (range(n_paths) if paths is None else paths) if path not in elsewhere]
+        if state == "missing" and todo:
+            _curvature(config, place, todo, own, watch)
+    with _alone(parts):
+        if run_state(folder, config_hash(config.flat)) == "missing":
+            files = _curvatures(parts)
+            there = {path for file in files for path in _paths_in(file)}
+            if len(there) < n_paths:
+                return f"{len(there)} of {n_paths} paths"
+            _write_importance(folder, config, merge(files), start_utc, place)
+        shutil.rmtree(parts, ignore_errors=True)
+    return "done"
+
+
+def _curvatures(parts: Path) -> list[Path]:
+    return sorted(parts.glob("*/curvature.json"))
+
+
+def _paths_in(file: Path) -> list[int]:
+    return [int(path) for path in json.loads(file.read_text())["curvature"]]
+
+
+def _curvature(config: RunConfig, device: torch.device, paths: list[int], save: Path, watch: Callable | None) -> None:
+    training = Training(config, device)
+    encoder, synth = training.encoder.eval(), training.synth
+    batches = training.data.batches("train", config.batch_size, 0, config.seed)[: config.importance_examples // config.batch_size]
+
+    def synthesize(step: int) -> Callable[[Tensor], Tensor]:
+        draws = synth.draw(meso_seeds(config.seed, step, config.batch_size))
+
+        def render(theta: Tensor) -> Tensor:
+            if watch is not None:
+                watch()
+            return synth.render(theta, *draws)
+
+        return render
+
+    theta_importance(
+        training.loss, lambda x: encoder(encoder.features(x)), [synthesize(step + 1) for step in range(len(batches))],
+        [training.x[items] for items in batches], encoder.parameters(), paths=paths, save=save,
+        fingerprint=config_hash(config.flat), progress=watch is None,
+    )  # fmt: skip
+
+
+def _write_importance(folder: Path, config: RunConfig, found: Importance, start_utc: str, device: torch.device) -> None:
+    table = pd.DataFrame([asdict(path) for path in SCRAPLLoss(**config.transform()).jtfs.paths]).rename(columns={"index": "path_idx"})
+    for parameter, values in zip(config.synth().parameters, found.curvature.tolist()):
+        table[f"curvature_{parameter.name}"] = values
+    table["probability"] = found.probs.tolist()
+    write_record(folder, {"probabilities.csv": table}, status="ok", config=config.flat, start_utc=start_utc, device=device,
+                 threads=torch.get_num_threads())  # fmt: skip
+
+
 # ---- many runs --------------------------------------------------------------------------------------------------------
+
+
+def watch_parent() -> Callable[[], None]:
+    """A function that ends the worker when the process that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        if os.getppid() != parent:
+            sys.exit("stopped: the process that started this worker is gone")
+
+    return watch
 
 
 def write_progress(path: Path) -> Report:
     """A report that writes step, number of steps, loss and validation error to `path`, twice a second at most; it ends
     the worker when the process that started it is gone."""
-    last_s, parent = 0.0, os.getppid()
+    last_s, watch = 0.0, watch_parent()
 
     def report(training: Training) -> None:
         nonlocal last_s
-        if os.getppid() != parent:
-            sys.exit("stopped: the process that started this worker is gone")
+        watch()
         if time.monotonic() - last_s > 0.5:
             last_s = time.monotonic()
             loss = float(training.epoch_losses[-1]) if training.epoch_losses else None
@@ -435,8 +568,9 @@ class _Worker:
         self.name = f"{config.task}/{config.method}/seed {config.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder.with_suffix(".log")
-        command = [sys.executable, "-m", "scrapl_lib", "run", "--worker", "--task", config.task, "--method", config.method,
-                   "--seeds", str(config.seed), "--profile", config.profile, "--device", device, "--output", str(output)]  # fmt: skip
+        of_run = ["run", "--method", config.method, "--seeds", str(config.seed)]
+        command = [sys.executable, "-m", "scrapl_lib", *(["importance"] if config.method == IMPORTANCE else of_run), "--worker",
+                   "--task", config.task, "--profile", config.profile, "--device", device, "--output", str(output)]  # fmt: skip
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
@@ -446,6 +580,9 @@ class _Worker:
 
     def progress(self) -> dict:
         try:
+            if self.config.method == IMPORTANCE:
+                saved = json.loads((self.folder / "all" / "curvature.json").read_text())
+                return {"step": len(saved["curvature"]), "of": saved["shape"][1], "loss": None, "val_l1": None}
             return json.loads((self.folder / "progress.json").read_text())
         except (OSError, ValueError):
             return {"step": 0, "of": 1, "loss": None, "val_l1": None}
@@ -458,7 +595,7 @@ class _Worker:
 
 
 def _cost(config: RunConfig) -> float:
-    return STEP_COST.get(config.loss, OTHER_STEP_COST)
+    return STEP_COST.get(config.method, STEP_COST.get(config.loss, OTHER_STEP_COST))
 
 
 def states(configs: Iterable[RunConfig], output: Path = ROOT) -> dict[RunConfig, str]:
@@ -478,7 +615,7 @@ def ensure_runs(
 ) -> list[Run]:  # fmt: skip
     """Compute what is missing of a grid, each run in a worker process of one thread, and return what is then on disk.
 
-    A worker that crashes costs its own run: it is named with the last line of its log, the others go on, and the next call
+    The path probabilities that missing `scrapl` runs draw from are computed first, in workers too. A worker that crashes costs its own run: it is named with the last line of its log, the others go on, and the next call
     takes it up from its checkpoint. Runs that failed (status "failed:...") are not tried again, stale ones are named and
     left alone: delete a run's folder to ask for it anew.
 
@@ -504,7 +641,15 @@ def ensure_runs(
         device = device or default_device(profile)
         check_device(device)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        _run_all(missing, output, device, workers or (cores if device == "cpu" else 1))
+        n_workers = workers or (cores if device == "cpu" else 1)
+        needed = dict.fromkeys(replace(c, method=IMPORTANCE, seed=0) for c in missing if c.method == "scrapl")
+        if first := [c for c, state in states(needed, output).items() if state == "missing"]:
+            _run_all(first, output, device, n_workers)
+        lacking = {c.task: state for c, state in states(needed, output).items() if state != "done"}
+        for task, state in lacking.items():
+            print(f"{task}: no scrapl runs, the path probabilities are {state}", file=sys.stderr)
+        if missing := [c for c in missing if c.method != "scrapl" or c.task not in lacking]:
+            _run_all(missing, output, device, n_workers)
     runs = []
     for task in dict.fromkeys(config.task for config in configs):
         expected = {(c.method, c.seed): config_hash(c.flat) for c in configs if c.task == task and found[c] != "stale"}

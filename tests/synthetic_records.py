@@ -1,8 +1,12 @@
 """Records of a made-up outcome, written with `write_run`, for the tests of tables, claims and figures."""
 
 import pandas as pd
+import torch
 
-from scrapl_lib import records
+from scrapl_lib import paper, records, training
+from scrapl_lib.experiments import importance_config
+from scrapl_lib.importance import Importance
+from scrapl_lib.losses import SCRAPLLoss
 
 NOT_RUN = {"scrapl": "needs theta-importance sampling, not built yet", "ms_clap": "weights unavailable",
            "panns_wavegram_logmel": "weights unavailable"}  # fmt: skip
@@ -54,5 +58,34 @@ def write_all(output, methods=OUTCOME):
             write(output, method, seed)
 
 
+def write_chirplet(output, task, method, seed, am, fm, am_steps=100, fm_steps=200, status="ok", profile="quick"):
+    """Write one run of a chirplet task: test errors in per mille, times `spread`; steps None: never converged."""
+    k = spread(seed)
+    test = {"theta_synth_l1": k * (am + fm) / 2, "theta_am_l1": k * am, "theta_fm_l1": k * fm,
+            "theta_am_convergence_steps": am_steps and k * am_steps, "theta_fm_convergence_steps": fm_steps and k * fm_steps}  # fmt: skip
+    history = [(step, "val", metric, k * (last + (400 - last) / (1 + step)), step / 10)
+               for step in STEPS for metric, last in (("theta_am_l1", am), ("theta_fm_l1", fm))]  # fmt: skip
+    records.write_run(
+        records.run_folder(profile, task, method, seed, output), status=status,
+        config={"method": method, "seed": seed, "grid_size": 16, "n_samples": 8192}, start_utc=records.utc_now(), device="cpu", threads=1,
+        history=pd.DataFrame(history, columns=records.COLUMNS["history.csv"]), train_step_ms=None,
+        test=pd.DataFrame([(m, v, "") for m, v in test.items() if v is not None], columns=records.COLUMNS["test.csv"]).astype({"value": float}),
+    )  # fmt: skip
+
+
+def load_chirplets(output, profile="quick"):
+    return [run for task in paper.CHIRPLETS for run in records.load_runs(profile, task, None, output)]
+
+
 def load(output, profile="quick"):
     return records.load_runs(profile, "granular", None, output)
+
+
+def write_importance(output, task="granular", profile="smoke", curvature=None, **changes):
+    """Record path probabilities; by default those of a curvature of 1 + path index. Returns the folder."""
+    config = importance_config(task, profile, **changes)
+    n_paths = SCRAPLLoss(**config.transform()).n_paths
+    folder = records.run_folder(profile, task, records.IMPORTANCE, 0, output)
+    found = Importance(torch.arange(1.0, n_paths + 1).expand(2, -1) if curvature is None else curvature, 0.0, "")
+    training._write_importance(folder, config, found, records.utc_now(), "cpu")
+    return folder

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import synthetic_records as synthetic
 
-from scrapl_lib import claims, tables
+from scrapl_lib import claims, paper, tables
 from scrapl_lib.claims import CLAIMS, Cell, groups_of, paper_cells, report_card, summary
 from scrapl_lib.data import ThetaGrid
 
@@ -128,6 +128,13 @@ def test_an_empty_profile_is_not_run():
     (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[4, 4, 6, 7.8])]], "holds in part"),  # p = 0.065
     (claims.lowers, [[one(0, seeds=[3, 4, 5.1, 6])], [one(0, seeds=[5, 6, 7, 8])]], "does not hold"),
     (claims.lowers, [[one(0, seeds=[3, 4])], [one(0, seeds=[5, 6, 7])]], "too few seeds"),
+    (claims.improves, [[one(6.5, seeds=[5, 6, 7, 8])], [one(4.5, seeds=[3, 4, 5.1, 6])]], "holds"),
+    (claims.improves, [[one(6.5, seeds=[5, 6, 7, 8])], [one(5.6, seeds=[3, 6.5, 5, 8])]], "holds in part"),
+    (claims.improves, [[one(4.5, seeds=[3, 4, 5.1, 6])], [one(6.5, seeds=[5, 6, 7, 8])]], "does not hold"),
+    (claims.improves, [[one(4.5, seeds=[3, 4])], [one(6.5, seeds=[5, 6, 7, 8])]], "too few seeds"),
+    (claims.improves, [[Cell("x", 10, 1, 20)], [Cell("x", 7, 1, 20)]], "holds"),
+    (claims.improves, [[Cell("x", 10, 1, 20)], [Cell("x", 8.5, 1, 20)]], "holds in part"),
+    (claims.improves, [[Cell("x", 10, 1, 20)], [Cell("x", 11, 1, 20)]], "does not hold"),
     (claims.raises, [[one(0, seeds=[3, 4, 5.1, 6])], [one(0, seeds=[5, 6, 7, 8])]], "holds"),
     (claims.raises, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 4, 5.1, 6])]], "does not hold"),
     (claims.falls_in_order, [[one(6, seeds=[6, 6, 6])], [one(5, seeds=[5, 5, 5])], [one(4, seeds=[4, 3, 5])]], "holds"),
@@ -148,3 +155,27 @@ def test_report_card_can_be_written(tmp_path):
     for column, there, absent in (("paper_verdict", green, grey), ("verdict", grey, green)):
         html = tables.styled(report_card([], {}, "paper")[["claim", column]]).to_html()
         assert there in html and absent not in html
+
+
+def test_chirplet_claims_are_those_the_paper_prints():
+    found = {task: claims.chirplet_claims(task) for task in paper.CHIRPLETS}
+    assert [len(of_task) for of_task in found.values()] == [4, 4, 3, 4]  # one uniform cell of Table 7 is blank
+    verdicts = {c.text: c.judge(groups_of(c, claims.chirplet_paper_cells(task)))[1] for task, cs in found.items() for c in cs}
+    in_part = [text for text, verdict in verdicts.items() if verdict != "holds"]
+    assert len(verdicts) == 15 and in_part == ["fast AM, fast FM: θ-IS lowers FM L1 (text: by 14 to 80 %)"]
+
+
+def test_chirplet_card(tmp_path):
+    for seed in range(5):
+        for method, am, steps in (("scrapl_no_theta_is", 100, 400), ("scrapl", 70, 500)):
+            synthetic.write_chirplet(tmp_path, "chirplet_slow_slow", method, seed, am, 80, steps, None)
+    card = claims.chirplet_card(synthetic.load_chirplets(tmp_path), {}, "quick").set_index("claim")
+    assert len(card) == 15 and card["verdict"].value_counts().to_dict() == {"not run": 11, "does not hold": 2, "holds": 1, "too few seeds": 1}
+    row = card.loc["slow AM, slow FM: θ-IS lowers AM L1 (text: by 25 to 55 %)"]
+    assert row["verdict"] == "holds" and row["place"] == "Table 3" and row["seeds"] == "5" and "paired t-test" in row["rule"]
+    assert row["ours"].startswith("30 %: SCRAPL (no θ-IS) 100 ± 2.5 → SCRAPL 70.0 ± 1.7, paired -30.0 ± 1.2 (p = ")
+    assert row["paper"] == "37 %: SCRAPL (no θ-IS) 124 ± 10 → SCRAPL 77.7 ± 6.7" and row["paper_verdict"] == "holds"
+    steps = card.loc["slow AM, slow FM: θ-IS lowers AM steps to 100 ‰ (text: by 23 to 50 %)"]
+    assert steps["verdict"] == "does not hold" and steps["ours"].startswith("-25 %: ")
+    assert card.loc["slow AM, slow FM: θ-IS lowers FM L1 (text: by 14 to 80 %)", "verdict"] == "does not hold"
+    assert "never" not in summary(card.reset_index()) and summary(card.reset_index()).count("- slow AM, slow FM") == 4

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import torch
 
-from scrapl_lib import training
+from scrapl_lib import __main__, training
 from scrapl_lib.__main__ import _seeds, main
-from scrapl_lib.experiments import METHODS, NOT_RUN, make_config
+from scrapl_lib.experiments import METHODS, NOT_RUN, TASKS, make_config
 from scrapl_lib.records import ROOT, read_run, run_folder
 from scrapl_lib.training import checkpoint_folder, ensure_runs, train
 
@@ -78,7 +78,8 @@ def test_bad_seeds_are_refused(tmp_path, text, message, capsys):
         (["run", "--profile", "papr"], "unknown profile 'papr': did you mean 'paper'"),
         (["run", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
         (["run", "--method", "p_loss,mss_lin"], "unknown method 'mss_lin': did you mean 'mss_linear'"),
-        (["run", "--method", "scrapl"], f"method 'scrapl' is not run: {NOT_RUN['scrapl']}"),
+        (["importance", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
+        (["importance", "--profile", "smoke", "--task", "granular", "--paths", "30-35"], "paths must be different numbers from 0 to 34"),
         (["run", "--method", "ms_clap"], "method 'ms_clap' is not run: weights unavailable"),
         (["run", "--seeds", "5000000000"], "seed must be an integer from 0 to 2^32 - 1, got 5000000000"),
         (["run", "--workers", "0"], "workers must be at least 1, got 0"),
@@ -108,14 +109,16 @@ def test_cuda_without_cuda_is_refused(tmp_path, arguments, capsys):
 def test_status_and_exit_codes(tmp_path, in_this_process, monkeypatch, capsys):
     def counts():
         assert main(["status", "--profile", "smoke", "--output", str(tmp_path)]) == 0
-        lines = [line.split(maxsplit=5) for line in capsys.readouterr().out.splitlines()]
+        said = capsys.readouterr().out
+        assert all(f"{task}, profile smoke: runs by method\n" in said for task in TASKS)
+        lines = [line.split(maxsplit=5) for line in said.split("\n\n")[0].splitlines()]
         (header,) = (line for line in lines if line[:1] == ["done"])
         assert header == ["done", "failed", "stale", "missing", "note"]
         return {line[0]: [*map(int, line[1:5]), *line[5:]] for line in lines if line and line[0] in METHODS}
 
     found = counts()
     assert found["p_loss"] == found["jtfs"] == [0, 0, 0, 2] and len(found) == 12
-    assert found["scrapl"] == [0, 0, 0, 0, f"not run: {NOT_RUN['scrapl']}"]
+    assert found["ms_clap"] == [0, 0, 0, 0, f"not run: {NOT_RUN['ms_clap']}"]
 
     assert run(tmp_path, "--method", "p_loss,p_loss", "--task", "granular,granular") == 0
     assert in_this_process == [("p_loss", 0), ("p_loss", 1)]
@@ -142,6 +145,22 @@ def test_status_and_exit_codes(tmp_path, in_this_process, monkeypatch, capsys):
         assert main([*arguments, "--profile", "smoke", "--output", str(tmp_path)]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: broken record ") and "test.csv: expected" in said and "delete the folder" in said
+
+
+def test_importance_in_parts(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def compute(task, profile, output, device, paths, watch):
+        asked.append((task, profile, output, device, paths, watch))
+        return "100 of 315 paths"
+
+    monkeypatch.setattr(__main__, "compute_importance", compute)
+    assert main(["importance", "--task", "granular,chirplet_fast_fast", "--output", str(tmp_path), "--paths", "0-2,7"]) == 0
+    assert asked == [(task, "quick", tmp_path, "cpu", [0, 1, 2, 7], None) for task in ("granular", "chirplet_fast_fast")]
+    assert "path probabilities of granular, profile quick: 100 of 315 paths" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["importance", "--paths", "x"])
+    assert "paths are numbers and ranges such as" in capsys.readouterr().err
 
 
 # ---- worker processes -----------------------------------------------------------------------------------------------
@@ -203,6 +222,33 @@ def test_a_killed_or_crashed_worker_costs_its_own_run_only(tmp_path, monkeypatch
     whole = train(config(1), tmp_path / "uninterrupted")
     assert (runs[1].history.drop(columns="wall_s") == whole.history.drop(columns="wall_s")).all(axis=None)
     assert len(whole.test) > 5 and runs[1].test.equals(whole.test)
+    assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+FAST = """
+import os, sys
+sys.path.insert(0, os.getcwd())
+import torch
+from scrapl_lib import __main__, importance, training
+def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress):
+    assert not progress
+    importance._write(save, torch.ones(2, loss.n_paths, dtype=torch.float64), fingerprint)
+training.theta_importance = fake
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def test_workers_make_the_probabilities_first(tmp_path, monkeypatch, capfd):
+    task, script, started = "chirplet_fast_fast", tmp_path / "fast.py", []
+    script.write_text(FAST)
+
+    def popen(command, **options):
+        started.append(command[3])
+        return subprocess.Popen([sys.executable, str(script), *command[3:]], **options)
+
+    monkeypatch.setattr(training, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
+    (run,) = ensure_runs([task], ["scrapl"], [1], "smoke", tmp_path, workers=1)
+    assert run.ok and started == ["importance", "run"] and "crashed" not in capfd.readouterr().err
     assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 

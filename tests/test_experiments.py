@@ -2,7 +2,7 @@
 
 import pytest
 
-from scrapl_lib.experiments import METHODS, NOT_RUN, PROFILES, grid, make_config, seeds_of
+from scrapl_lib.experiments import CHIRPLETS, METHODS, NOT_RUN, PROFILES, TASKS, grid, make_config, methods_of, seeds_of
 from scrapl_lib.records import config_hash
 
 PAPER = {  # paper, sections 3, 5, 6 and 7: the granular task
@@ -57,11 +57,57 @@ def test_quick_profile_keeps_proportions_and_asks_for_enough_seeds():
     assert len(seeds_of("p_loss", "quick")) >= 5 and len(seeds_of("jtfs", "quick")) >= 3
 
 
+CHIRPLET_RANGES = {  # as run
+    "chirplet_slow_slow": ((0.9899, 1.9799), (0.5, 1.0)),
+    "chirplet_slow_moderate": ((0.9899, 1.9799), (2.0, 4.0)),
+    "chirplet_fast_moderate": ((3.9598, 7.9196), (2.0, 4.0)),
+    "chirplet_fast_fast": ((3.9598, 7.9196), (8.0, 16.0)),
+}
+CHIRPLET = {"f0_hz": 512.0, "bandwidth_oct": 2.0, "max_shift": 2048, "epochs": 50, "lr": 1e-4}
+
+
+@pytest.mark.parametrize("task", CHIRPLETS)
+@pytest.mark.parametrize("method", ["scrapl", "scrapl_no_theta_is"])
+def test_paper_profile_has_the_chirplets_of_the_paper(task, method):
+    assert tuple(CHIRPLET_RANGES) == tuple(CHIRPLETS) == TASKS[1:] and set(methods_of(task)) == {"scrapl", "scrapl_no_theta_is"}
+    config = make_config(task, method, 0, "paper")
+    am_hz, fm_oct_per_s = CHIRPLET_RANGES[task]
+    expected = PAPER | CHIRPLET | {"am_hz": am_hz, "fm_oct_per_s": fm_oct_per_s}
+    for granular in ("n_grains", "grain_samples", "slope_hop"):
+        del expected[granular]
+        assert granular not in config.flat
+    assert {name: config.flat[name] for name in expected} == expected
+    assert (config.loss, config.optimizer, config.gradient_scale) == TRAINED_BY[method]
+    synth, data = config.synth(), config.data()
+    assert [(p.min, p.max) for p in synth.parameters] == [am_hz, fm_oct_per_s]
+    assert (synth.f0_hz, synth.bandwidth_oct, synth.max_shift, synth.n_samples) == (512, 2, 2048, 32768)
+    assert not synth.window_gradient
+    assert len(data) == 5120 and config.epochs * len(data.batches("train", config.batch_size)) == 4_800
+    assert seeds_of(method, "paper") == list(range(20))
+
+
+@pytest.mark.parametrize("task", CHIRPLETS)
+def test_quick_chirplets_keep_rates_and_seconds(task):
+    """At a lower sample rate; wavelets at the chirp's frequency are as long as the paper's."""
+    config, paper = (make_config(task, "scrapl_no_theta_is", 0, name) for name in ("quick", "paper"))
+    assert config.synth().parameters == paper.synth().parameters and config.sample_rate_hz < paper.sample_rate_hz
+    for c in (config, paper):
+        seconds = [n / c.sample_rate_hz for n in (c.n_samples, c.max_shift, 2**c.J)]
+        assert seconds == [4, 0.25, 0.5] and c.f0_hz / c.Q1 == 64 and c.f0_hz < c.sample_rate_hz / 2
+    assert len(seeds_of("scrapl", "quick")) >= 5
+
+
+def test_records_of_the_granular_task_stay_valid():
+    """A field that does not apply is None and left out of the hash; the hashes are those of committed records."""
+    known = {"p_loss": "992bab615f8c03aabcef1e4a50753ce90fbf5a8de739a0c40469dc6c74186755", "scrapl_padam": "6a8ce311b43cc5133ddaca96258a2436832186238c3c33d2514dc463f21a8e42"}
+    assert {method: config_hash(make_config("granular", method, 0, "quick").flat) for method in known} == known
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_grid_holds_every_method_that_can_be_run(profile):
     found = {(c.method, c.seed) for c in grid("granular", profile)}
     assert found == {(m, s) for m in METHODS if m not in NOT_RUN for s in seeds_of(m, profile)}
-    assert {m for m, _ in found} == {"p_loss", "jtfs", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain",
+    assert {m for m, _ in found} == {"p_loss", "jtfs", "scrapl", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain",
                                      "mss_linear", "mss_log_linear", "mss_revisited", "mss_random"}  # fmt: skip
     some = grid("granular", profile, ["jtfs", "p_loss"], [3, 1])
     assert [(c.method, c.seed) for c in some] == [("jtfs", 3), ("jtfs", 1), ("p_loss", 3), ("p_loss", 1)]
@@ -90,6 +136,9 @@ def test_configs_are_told_apart_by_their_hash():
         (("granular", "p_loss", 0, "smoke"), {"epochs": 2.0}, TypeError, "epochs must be int, got 2.0"),
         (("granular", "p_loss", 0, "smoke"), {"epochs": True}, TypeError, "epochs must be int, got True"),
         (("granular", "p_loss", 0, "smoke"), {"lr": "fast"}, TypeError, "lr must be float, got 'fast'"),
+        (("granular", "p_loss", 0, "smoke"), {"n_grains": 2.0}, TypeError, "n_grains must be int or NoneType, got 2.0"),
+        (("granular", "p_loss", 0, "smoke"), {"am_hz": [1.0, 2.0]}, TypeError, r"am_hz must be tuple or NoneType, got \[1.0"),
+        (("chirplet_slow", "p_loss", 0, "smoke"), {}, ValueError, "unknown task 'chirplet_slow': did you mean 'chirplet_slow_slow'"),
         (("granular", "p_loss", 0, "smoke"), {"pools": [[2, 2]]}, TypeError, "pools must be tuple, got"),
         (("granular", "p_loss", 0, "smoke"), {"loss": "mss_log"}, ValueError, "unknown loss 'mss_log': did you mean 'mss_log_linear'"),
         (("granular", "p_loss", 0, "smoke"), {"optimizer": "adam"}, ValueError, "unknown optimizer 'adam': did you mean 'padam'"),

@@ -1,4 +1,4 @@
-"""The granular synthesizer against the official audio, a NumPy closed form and finite differences."""
+"""The synthesizers against the official audio, NumPy closed forms and finite differences."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scrapl_lib.synths import GranularSynth, Parameter, _mix64, _signed
+from scrapl_lib.synths import ChirpletSynth, GranularSynth, Parameter, _mix64, _signed
 
 REFERENCE = Path(__file__).parent / "reference" / "synths.npz"
 SMALL = {"sample_rate_hz": 2048, "n_samples": 2048, "n_grains": 6, "grain_samples": 256, "hop": 16, "f0_max_hz": 512.0}
@@ -196,3 +196,142 @@ def test_bad_draws_are_refused():
         GranularSynth(f0_min_hz=4000.0)
     with pytest.raises(ValueError, match="must be positive"):
         GranularSynth(n_grains=0)
+
+
+# ---- chirplet -------------------------------------------------------------------------------------------------------
+
+RANGES = {"slow_slow": ((0.9899, 1.9799), (0.5, 1)), "slow_moderate": ((0.9899, 1.9799), (2, 4)),
+          "fast_moderate": ((3.9598, 7.9196), (2, 4)), "fast_fast": ((3.9598, 7.9196), (8, 16))}  # fmt: skip
+SMALL_CHIRPLET = {"am_hz": (8.0, 16.0), "fm_oct_per_s": (4.0, 8.0), "sample_rate_hz": 2048, "n_samples": 1024, "max_shift": 64,
+                  "f0_hz": 200.0, "bandwidth_oct": 1.5}  # fmt: skip
+
+
+def chirplet_closed_form(am_hz, fm, theta, shift, sr, n, f0_hz, bandwidth):
+    """One item, float64, from the formulas of the paper (chirplet synthesizer)."""
+    am_hz, fm = (lo * (hi / lo) ** u for u, (lo, hi) in zip(theta, (am_hz, fm)))
+    t = (np.arange(n) - n / 2) / sr
+    phase = f0_hz / (fm * np.log(2)) * (2 ** (fm * t) - 1)
+    window = np.exp(-((np.arange(n) - (n - 1) / 2) ** 2) / (2 * (0.1 * bandwidth * sr / fm) ** 2))
+    x = np.sin(2 * np.pi * phase) * window * fm * np.sin(2 * np.pi * am_hz / 2 * t)
+    audio = np.zeros(n)
+    audio[max(shift, 0) : n + min(shift, 0)] = x[max(-shift, 0) : n - max(shift, 0)]
+    return audio
+
+
+@pytest.mark.parametrize(
+    ("task", "tolerance"),
+    [("slow_slow", 6e-4), ("slow_moderate", 1.6e-4), ("fast_moderate", 1.6e-4), ("fast_fast", 4e-5)],
+)
+def test_chirplet_equals_the_official_audio(task, tolerance):
+    """Every 7th sample, relative to the peak (0.36 to 2.8). What remains is the official code's float32 phase, of up to thousands
+    of cycles and the more of them the slower the FM: the same formulas in float32 torch come to 2e-7 in most items."""
+    reference = np.load(REFERENCE)
+    theta, shift = (torch.from_numpy(reference[f"chirplet_{name}"]) for name in ("theta", "delta"))
+    official = reference[f"chirplet_{task}_audio_every_7th"]
+    audio = ChirpletSynth(*RANGES[task]).render(theta, shift)
+    assert audio.shape == (4, 1, 32768) and audio.dtype == torch.float32
+    peak = np.abs(official).max(axis=1)
+    assert len(peak) == 4 and peak.min() > 0.3
+    assert (np.abs(audio[:, 0, ::7].numpy() - official).max(axis=1) / peak).max() < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_chirplet_equals_closed_form(dtype, tolerance):
+    """At the corners of the theta square, and where a part is shifted over an end; the peak is about 7."""
+    synth = ChirpletSynth(**SMALL_CHIRPLET)
+    theta = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5], [0.3, 0.8]], dtype=dtype)
+    shift = torch.tensor([0, 64, -64, 1, -1, 17])
+    audio = synth.render(theta, shift)[:, 0].double().numpy()
+    for i in range(6):
+        expected = chirplet_closed_form((8, 16), (4, 8), theta[i].double().numpy(), int(shift[i]), 2048, 1024, 200, 1.5)
+        assert np.abs(expected).max() > 0.5
+        assert np.abs(audio[i] - expected).max() < tolerance
+    assert not audio[1, :64].any() and not audio[2, -64:].any()
+
+
+@pytest.mark.parametrize("window_gradient", [False, True])
+def test_chirplet_is_twice_differentiable(window_gradient):
+    """Against finite differences in float64; as run the window is that of the unchanged FM rate, which changes the gradient."""
+    theta_0 = torch.tensor([[0.4, 0.55], [0.5, 0.45]], dtype=torch.float64)
+    full, as_run = (ChirpletSynth(**SMALL_CHIRPLET, window_gradient=w) for w in (True, False))
+    shift = torch.tensor([3, -20])
+    target = full.render(torch.tensor([[0.7, 0.3], [0.2, 0.6]], dtype=torch.float64), shift)
+
+    def windows(theta):
+        t_s = (torch.arange(1024) - shift[:, None, None] - 511.5).double() / 2048
+        fm = full.parameters[1].value(theta[:, 1:, None])
+        return fm * torch.exp(-0.5 * (t_s / (0.15 / fm)) ** 2)
+
+    def loss(theta, synth=full if window_gradient else as_run):
+        return ((synth.render(theta, shift) - target) ** 2).sum()
+
+    def by_hand(theta):  # as run: the window of theta_0 instead of theta's
+        x = full.render(theta, shift)
+        return (((x if window_gradient else x / windows(theta) * windows(theta_0)) - target) ** 2).sum()
+
+    def derivatives(function):
+        theta = theta_0.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(theta), theta, create_graph=True)
+        return gradient.detach(), torch.stack([torch.autograd.grad(g, theta, retain_graph=True)[0] for g in gradient.flatten()])
+
+    def difference(function, u, step=1e-6):
+        nudge = torch.zeros(4, dtype=torch.float64)
+        nudge[u] = step
+        return (function(theta_0 + nudge.view(2, 2)) - function(theta_0 - nudge.view(2, 2))) / (2 * step)
+
+    gradient, hessian = derivatives(loss)
+    numeric = torch.stack([difference(by_hand, u) for u in range(4)]).view(2, 2)
+    assert gradient.abs().min() > 1 and (gradient - numeric).abs().max() < 1e-4 * gradient.abs().max()
+    numeric = torch.stack([difference(lambda theta: derivatives_at(by_hand, theta), u, 1e-5) for u in range(4)])
+    assert hessian.abs().amax((1, 2)).min() > 10 and (hessian - numeric).abs().max() < 1e-4 * hessian.abs().max()
+    if window_gradient:
+        other, _ = derivatives(lambda theta: loss(theta, as_run))
+        assert (other - gradient)[:, 1].abs().min() > 1 and (other - gradient)[:, 0].abs().max() < 1e-9
+
+
+def derivatives_at(function, theta):
+    theta = theta.clone().requires_grad_()
+    return torch.autograd.grad(function(theta), theta)[0]
+
+
+def test_chirplet_shifts_are_uniform_and_an_item_s_own():
+    """Seeds 0 ... 9999: both ends are drawn, chi-square over 9 bins with p > 0.01."""
+    synth = ChirpletSynth(*RANGES["slow_slow"], max_shift=4)
+    (shift,) = synth.draw(torch.arange(10_000))
+    counts = torch.bincount(shift + 4)
+    assert len(counts) == 9 and stats.chisquare(counts.numpy()).pvalue > 0.01
+    assert all(synth.draw(torch.tensor([seed]))[0] == shift[seed] for seed in (0, 7, 9999))
+    theta, seeds = torch.full((3, 2), 0.4), torch.tensor([7, 2**62 + 5, 0])
+    audio = ChirpletSynth(**SMALL_CHIRPLET)(theta, seeds)
+    for i in range(3):
+        assert (ChirpletSynth(**SMALL_CHIRPLET)(theta[[i]], seeds[[i]])[0] - audio[i]).abs().max() < 1e-6
+    assert (audio[0] - audio[1]).abs().max() > 0.1
+
+
+def test_chirplet_parameters_have_their_units():
+    am, fm = ChirpletSynth(*RANGES["fast_moderate"]).parameters
+    assert (am.name, am.unit, am.curve, fm.name, fm.unit, fm.curve) == ("am", "Hz", "log2", "fm", "octaves/s", "log2")
+    middle = torch.tensor(0.5, dtype=torch.float64)
+    assert abs(am.value(middle) - (3.9598 * 7.9196) ** 0.5) < 1e-12 and abs(fm.value(middle) - 8**0.5) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"am_hz": (2.0, 1.0)}, r"am_hz must be a range .* got \(2.0, 1.0\)"),
+        ({"fm_oct_per_s": (0.0, 1.0)}, r"fm_oct_per_s must be a range .* got \(0.0, 1.0\)"),
+        ({"f0_hz": 0.0}, "must be positive"),
+        ({"max_shift": 1024}, "max_shift must be from 0 to n_samples - 1 = 1023, got 1024"),
+    ],
+)
+def test_bad_chirplets_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        ChirpletSynth(**(SMALL_CHIRPLET | change))
+
+
+@pytest.mark.parametrize("shift", [torch.tensor([0, 65]), torch.tensor([0.0, 1.0]), torch.tensor([0]), torch.tensor([[0], [1]])])
+def test_bad_shifts_are_refused(shift):
+    with pytest.raises(ValueError, match=r"shift must be int64 of shape \(batch,\) = \(2,\) and in \[-64, 64\]"):
+        ChirpletSynth(**SMALL_CHIRPLET).render(torch.rand(2, 2), shift)
+    with pytest.raises(ValueError, match="theta must lie in"):
+        ChirpletSynth(**SMALL_CHIRPLET)(torch.full((2, 2), 1.5), torch.arange(2))

@@ -9,7 +9,7 @@ import pytest
 import synthetic_records as synthetic
 
 from scrapl_lib import figures, paper, tables
-from scrapl_lib.experiments import make_config
+from scrapl_lib.experiments import FAST_AM, FAST_FM, MODERATE_FM, SLOW_AM, SLOW_FM, make_config
 from scrapl_lib.records import BrokenRecord
 
 
@@ -285,3 +285,130 @@ def test_a_broken_record_stops_the_figures(output, tmp_path):
     (folder / "history.csv").write_text((folder / "history.csv").read_text().replace("val", "vol", 1))
     with pytest.raises(BrokenRecord, match="history.csv"):
         figures.figure_4(synthetic.load(tmp_path), "quick", {})
+
+
+# ---- chirplets ------------------------------------------------------------------------------------------------------
+
+SLOW, MODERATE = "chirplet_slow_slow", "chirplet_slow_moderate"
+
+
+@pytest.fixture(scope="module")
+def chirplets(tmp_path_factory):
+    """Two of the four tasks; in the first theta-IS takes AM from 100 to 60, a seed never converges in FM, and one failed."""
+    output = tmp_path_factory.mktemp("chirplets")
+    for seed in range(5):
+        synthetic.write_chirplet(output, SLOW, "scrapl_no_theta_is", seed, 100, 80, 500, None if seed == 1 else 400)
+        synthetic.write_chirplet(output, SLOW, "scrapl", seed, 60, 80, 300, 300, status="ok" if seed else "failed:nonfinite")
+    synthetic.write_chirplet(output, MODERATE, "scrapl_no_theta_is", 0, 90, 70, None, None)
+    return synthetic.load_chirplets(output)
+
+
+def chirplet_cell(table, task, method, metric):
+    return cell(table[table["task"] == task], method, metric)
+
+
+def test_table_3(chirplets):
+    table = tables.table_3(chirplets, {"scrapl": "some reason"})
+    assert len(table) == 4 * 2 * 2 and list(dict.fromkeys(table["task"])) == list(paper.CHIRPLETS)
+    before = chirplet_cell(table, SLOW, "scrapl_no_theta_is", "theta_am_l1")
+    assert abs(before["mean"] - 100) < 1e-6 and (before["n_seeds"], before["paper_mean"], before["paper_ci95"]) == (5, 124, 10)
+    after = chirplet_cell(table, SLOW, "scrapl", "theta_am_l1")
+    assert abs(after["mean"] - 60 * 1.01) < 1e-6 and (after["n_seeds"], after["n_failed"], after["paper_mean"]) == (4, 1, 77.7)
+    assert after["note"] == "seed 0 failed:nonfinite"
+    absent = chirplet_cell(table, MODERATE, "scrapl", "theta_fm_l1")
+    assert absent["note"] == "not run: some reason" and math.isnan(absent["mean"]) and absent["paper_mean"] == 44.4
+    shown = tables.show(table).set_index(["task", "method"])
+    assert shown.loc[("slow AM, moderate FM", "SCRAPL"), "FM L1 (‰)"] == "not run"
+    assert shown.loc[("slow AM, slow FM", "SCRAPL (no θ-IS)"), "AM L1 (‰)"] == "100 ± 2.5"
+
+
+def test_table_7_rates_are_shares_of_the_finished_seeds(chirplets):
+    table = tables.table_7(chirplets, {})
+    assert len(table) == 4 * 2 * 4
+    rate = chirplet_cell(table, SLOW, "scrapl_no_theta_is", "theta_fm_convergence_rate")
+    assert rate["mean"] == 80 and rate["n_seeds"] == 5 and math.isnan(rate["ci95"]) and rate["paper_mean"] == 45
+    steps = chirplet_cell(table, SLOW, "scrapl_no_theta_is", "theta_fm_convergence_steps")
+    assert steps["n_seeds"] == 4 and abs(steps["mean"] - 400 * (0.96 + 1 + 1.02 + 1.04) / 4) < 1e-6
+    assert steps["note"] == "1 of 5 seeds without FM steps to 100 ‰"
+    assert chirplet_cell(table, SLOW, "scrapl", "theta_fm_convergence_rate")["mean"] == 100
+    never = chirplet_cell(table, MODERATE, "scrapl_no_theta_is", "theta_am_convergence_rate")
+    assert never["mean"] == 0 and never["n_seeds"] == 1
+    assert math.isnan(chirplet_cell(table, MODERATE, "scrapl", "theta_am_convergence_rate")["mean"])
+
+
+def test_theta_is_effect_is_paired_and_in_percent(chirplets):
+    effect = tables.theta_is_effect(chirplets, {})
+    assert len(effect) == 4 * 4
+    am = chirplet_cell(effect, SLOW, "plus_theta_is", "theta_am_l1")
+    assert am["n_seeds"] == 4 and abs(am["mean"] + 40 * 1.01) < 1e-6 and abs(am["improvement"] - 40) < 1e-6 and am["p_value"] < 1e-4
+    assert abs(am["paper_improvement"] - 100 * (1 - 77.7 / 124)) < 1e-9 and "SCRAPL: seed 0 failed:nonfinite" in am["note"]
+    steps = chirplet_cell(effect, SLOW, "plus_theta_is", "theta_fm_convergence_steps")
+    assert steps["n_seeds"] == 3 and steps["note"].endswith("3 of 4 pairs have FM steps to 100 ‰") and abs(steps["improvement"] - 25) < 1e-6
+    assert math.isnan(chirplet_cell(effect, "chirplet_fast_moderate", "plus_theta_is", "theta_fm_convergence_steps")["paper_improvement"])
+    said = effect[effect["metric"].isin(tables.TABLE_3_METRICS)].groupby("metric")["paper_improvement"].agg(["min", "max"]).round()
+    assert said.to_numpy().tolist() == [[25, 55], [14, 80]]  # as the text says
+    steps = effect[effect["metric"].str.endswith("steps")]["paper_improvement"].round()
+    assert (steps.min(), steps.max()) == (23, 50)
+    shown = tables.show(effect).set_index("task").loc["slow AM, slow FM"]
+    assert shown["AM L1 better by (%)"] == "40" and shown["paper: AM L1"] == "37" and shown["AM L1 (‰)"].startswith("-40.4 ± 1.6 (p = ")
+
+
+CENTRES = pd.DataFrame({  # sample rate 1000: AM 1, 1, 4, 2 Hz; FM 2, infinite, 4, 1.01 octaves/s
+    "path_idx": range(4), "rate": [1e-3, 1e-3, 4e-3, 2e-3], "scale": [0.5, 0.0, 1.0, 2 / 1.01], "spin": [1, 0, -1, -1],
+    "probability": [0.4, 0.3, 0.1, 0.2],
+})  # fmt: skip
+PLANE = {"sample_rate_hz": 1000, "am_hz": (0.9, 1.99), "fm_oct_per_s": (1.02, 2.0)}
+
+
+def test_modulation_of_paths_and_mass_in_the_range():
+    paths = tables.modulation_of_paths(CENTRES, PLANE)
+    assert np.abs(paths["am_hz"] - [1, 1, 4, 2]).max() < 1e-12 and np.isinf(paths["fm_oct_per_s"][1])
+    assert np.abs(paths["fm_oct_per_s"][[0, 2, 3]] - [2, 4, 1.01]).max() < 1e-12
+    assert paths["inside"].tolist() == [True, False, False, True]  # the last lies within 1 % of the border
+    assert np.abs(paths["over_uniform"] - [1.6, 1.2, 0.4, 0.8]).max() < 1e-12
+    table = tables.mass_in_range({SLOW: paths}, {MODERATE: "a reason"}).set_index("task")
+    assert abs(table.loc[SLOW, "mass"] - 0.6) < 1e-12 and table.loc[SLOW, "uniform"] == 0.5 and abs(table.loc[SLOW, "ratio"] - 1.2) < 1e-12
+    assert table.loc[MODERATE, "note"] == "not run: a reason" and (table.loc[SLOW, "n_inside"], table.loc[SLOW, "n_paths"]) == (2, 4)
+    outside = tables.modulation_of_paths(CENTRES, PLANE | {"am_hz": (10, 20)})
+    assert tables.mass_in_range({SLOW: outside}, {})["note"][0] == "no path has its centre in the range"
+
+
+def test_table_11_the_code_runs_what_is_printed():
+    config = make_config(SLOW, "scrapl", 0, "paper")
+    flat = config.flat | config.derived()
+    table = tables.table_10({"paper profile": flat}, paper.CHIRPLET_HYPERPARAMETERS).set_index("name")
+    ranges = [name for name in paper.CHIRPLET_HYPERPARAMETERS if name.split()[0] in ("slow", "moderate", "fast")]
+    assert len(ranges) == 5 and set(table["note"]) == {""} and set(paper.CHIRPLET_HYPERPARAMETERS) - set(ranges) <= set(flat)
+    printed = [paper.CHIRPLET_HYPERPARAMETERS[name] for name in ranges]
+    assert [list(ends) for ends in (SLOW_AM, FAST_AM, SLOW_FM, MODERATE_FM, FAST_FM)] == printed
+
+
+def test_figure_5(chirplets, tmp_path):
+    plot = figures.figure_5(chirplets, "quick", {"scrapl": "some reason"})
+    assert len(plot.figure.axes) == 8 and set(plot.data["task"]) == {SLOW, MODERATE}
+    lines = {ax.get_title() or i: [line.get_label() for line in ax.get_lines()] for i, ax in enumerate(plot.figure.axes)}
+    assert lines["slow AM, slow FM"] == ["SCRAPL (no θ-IS)", "SCRAPL", "always guessing 1/2"] and lines["fast AM, fast FM"] == []
+    assert [text.get_text() for text in plot.figure.axes[-1].texts] == ["not run"]
+    last = plot.data.query("task == @SLOW and metric == 'theta_am_l1' and method == 'scrapl' and step == 150").iloc[0]
+    assert last["n_seeds"] == 4 and abs(last["mean"] - 1.01 * (60 + 340 / 151)) < 1e-5
+    assert "Failed: SCRAPL seed 0" in plot.caption and "Fast AM, fast FM: Seeds: 0" in plot.caption and "(some reason)" in plot.caption
+    with pytest.raises(ValueError, match="quick/granular"):
+        synthetic.write(tmp_path, "jtfs", 0)
+        figures.figure_5(synthetic.load(tmp_path), "quick", {})
+
+
+def test_figure_6(tmp_path):
+    paths = {SLOW: tables.modulation_of_paths(pd.concat([CENTRES, CENTRES.tail(1).assign(spin=1, probability=0.0)]), PLANE)}
+    plot = figures.figure_6(paths, dict.fromkeys(paper.CHIRPLETS, PLANE), "quick", {MODERATE: "a reason"})
+    ax = plot.figure.axes[0]
+    (rectangle,) = ax.get_lines()
+    assert (rectangle.get_xdata().min(), rectangle.get_xdata().max()) == (1.02, 2.0)
+    assert (rectangle.get_ydata().min(), rectangle.get_ydata().max()) == (0.9, 1.99) and rectangle.get_linestyle() == "--"
+    (dots,) = ax.collections
+    found = {tuple(np.round(centre, 6)): value for centre, value in zip(dots.get_offsets().tolist(), dots.get_array().tolist())}
+    expected = {(2.0, 1.0): 0.4 * 5, (4.0, 4.0): 0.1 * 5, (1.01, 2.0): 0.1 * 5}  # the two spins of a centre: their mean
+    assert found.keys() == expected.keys() and all(abs(found[key] - value) < 1e-9 for key, value in expected.items())
+    assert "low-pass paths, not drawn, have 1.5 times" in plot.caption and "Slow AM, moderate FM: not run, a reason." in plot.caption
+    assert plot.figure.axes[1].texts[0].get_text() == "not run" and len(plot.data) == 5
+    assert plot._repr_png_().startswith(b"\x89PNG")
+    assert figures.figure_6({}, dict.fromkeys(paper.CHIRPLETS, PLANE), "paper", {}).data.empty

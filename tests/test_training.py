@@ -1,18 +1,33 @@
 """One run: what it computes, that a stopped one ends as if it had not been, and everything that may be wrong on disk."""
 
 import functools
+import json
 import re
 import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import synthetic_records as synthetic
 import torch
 
-from scrapl_lib import training
-from scrapl_lib.experiments import METHODS, NOT_RUN, make_config
+from scrapl_lib import importance, training
+from scrapl_lib.data import meso_seeds
+from scrapl_lib.experiments import METHODS, NOT_RUN, TASKS, grid, importance_config, make_config
 from scrapl_lib.records import COLUMNS, ROOT, BrokenRecord, config_hash, read_run, run_folder, run_state
-from scrapl_lib.training import Training, check_device, checkpoint_folder, ensure_runs, save_checkpoint, states, train
+from scrapl_lib.training import (
+    Training,
+    check_device,
+    checkpoint_folder,
+    compute_importance,
+    ensure_runs,
+    importance_table,
+    path_probabilities,
+    save_checkpoint,
+    states,
+    train,
+)
 
 CPU = torch.device("cpu")
 RUNNABLE = [method for method in METHODS if method not in NOT_RUN]
@@ -364,6 +379,7 @@ def test_of_two_processes_on_one_run_one_computes_and_the_other_waits(tmp_path):
 def records(tmp_path_factory):
     """A smoke run of every method that can be run."""
     output = tmp_path_factory.mktemp("records")
+    synthetic.write_importance(output)
     return {method: train(smoke(method), output) for method in RUNNABLE}
 
 
@@ -378,10 +394,11 @@ def test_a_record_has_every_row(records, method):
     assert run.history["wall_s"].is_monotonic_increasing and run.history["wall_s"][0] == 0
     units = dict.fromkeys([*PARAMETER_ERRORS, "val_total_variation"], "permille")
     units |= {"jtfs_distance": "1", "mss_log_linear_distance": "1"}
-    if (run.history.query("metric == 'theta_synth_l1'")["value"] <= 100).any():
-        units |= {"val_convergence_steps": "steps"}
+    converged = set(run.history.loc[(run.history["split"] == "val") & (run.history["value"] <= 100), "metric"])
+    shown = {name: name.replace("l1", "convergence_steps") for name in PARAMETER_ERRORS} | {"theta_synth_l1": "val_convergence_steps"}
+    units |= {shown[metric]: "steps" for metric in converged & set(shown)}
     assert dict(zip(run.test["metric"], run.test["unit"])) == units and len(run.test) == len(units)
-    assert (run.test["value"] > 0).all() and run.ok
+    assert (run.test.loc[run.test["unit"] != "steps", "value"] > 0).all() and (run.test["value"] >= 0).all() and run.ok
     timing = run.info["train_step_ms"]
     assert timing["n"] == LAST - 1 and 0 < timing["q25"] <= timing["median"] <= timing["q75"]
     config = smoke(method)
@@ -398,6 +415,19 @@ def test_summaries_follow_from_the_history(records, method):
     values = val["theta_synth_l1"].to_list()[1:]  # section 8: from epoch to epoch, over the number of epochs
     variation = (abs(values[1] - values[0]) + abs(values[2] - values[1])) / 3
     assert abs(run.value("val_total_variation") - variation) < 1e-5
+
+
+def test_convergence_steps_are_each_parameters_own(tmp_path):
+    training = Training(make_config("chirplet_slow_slow", "scrapl_no_theta_is", 0, "smoke"), CPU)
+    curves = {"theta_synth_l1": [200, 150, 99, 90], "theta_am_l1": [300, 200, 100, 80], "theta_fm_l1": [100, 100.1, 98, 100]}
+    training.history = [(10 * i, "val", m, v, 0.0) for m, values in curves.items() for i, v in enumerate(values)]
+    training.history += [(5, "train", m, 1.0, 0.0) for m in curves]
+    found = training.test().set_index("metric")["value"]
+    steps = {"val_convergence_steps": 20, "theta_am_convergence_steps": 20, "theta_fm_convergence_steps": 0}
+    assert {name: found[name] for name in steps} == steps and abs(found["val_total_variation"] - (51 + 9) / 3) < 1e-9
+    assert {"theta_synth_l1", "theta_am_l1", "theta_fm_l1"} < set(found.index)
+    training.history = [(10 * i, "val", m, 101.0, 0.0) for m in curves for i in range(3)]
+    assert not [name for name in training.test()["metric"] if "convergence" in name]
 
 
 def test_methods_start_from_the_same_weights_and_seeds_do_not(records, tmp_path):
@@ -522,3 +552,168 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch():
     (n, whole), (n_parts, parts) = weights(batch_size=4), weights(batch_size=2, accumulate=2)
     assert n == n_parts == EPOCH
     assert (whole - parts).abs().max() < 1e-5  # three steps of 1e-3; float32 sums in another order
+
+
+# ---- path probabilities ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def importances(monkeypatch):
+    """theta_importance without its arithmetic: C = 1 + path for the first parameter, 2 + path for the others. Returns its calls."""
+    calls = []
+
+    def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress):
+        calls.append({"loss": loss, "encode": encode, "synthesize": synthesize, "inputs": inputs, "paths": list(paths),
+                      "params": [w.detach().clone() for w in params], "fingerprint": fingerprint})  # fmt: skip
+        curvature = torch.full((2, loss.n_paths), torch.nan, dtype=torch.float64)
+        for path in paths:
+            synthesize[0](encode(inputs[0]))
+            curvature[:, path] = torch.tensor([1.0 + path, 2.0 + path])
+            importance._write(save, curvature, fingerprint)
+
+    monkeypatch.setattr(training, "theta_importance", fake)
+    return calls
+
+
+TASK = "chirplet_slow_slow"
+N_PATHS = {"granular": 35, TASK: 21}  # of the smoke profile
+
+
+def probabilities_folder(output, task=TASK):
+    return run_folder("smoke", task, "theta_importance", 0, output)
+
+
+@pytest.mark.parametrize("task, n_batches", [("granular", 2), (TASK, 1)])
+def test_importance_is_importances_for_at_the_start_of_training(tmp_path, importances, task, n_batches):
+    assert compute_importance(task, "smoke", tmp_path) == "done"
+    (call,) = importances
+    run = Training(make_config(task, "scrapl", 0, "smoke"), CPU)
+    assert all(torch.equal(a, b) for a, b in zip(call["params"], run.encoder.parameters(), strict=True)) and len(call["params"]) > 10
+    batches = run.data.batches("train", 4, 0, 0)[:n_batches]
+    assert len(call["inputs"]) == len(call["synthesize"]) == n_batches
+    for step, (x, synthesize, items) in enumerate(zip(call["inputs"], call["synthesize"], batches), 1):
+        assert torch.equal(x, run.x[items])
+        assert torch.equal(synthesize(run.theta[items]), run.synth(run.theta[items], meso_seeds(0, step, 4)))
+        run.encoder.eval()
+        assert torch.equal(call["encode"](x), run.encoder(run.features[items])) and call["encode"](x).requires_grad
+    assert call["paths"] == list(range(N_PATHS[task])) and call["loss"].n_paths == N_PATHS[task]
+
+
+def test_importance_record_and_the_runs_that_draw_from_it(tmp_path, importances):
+    compute_importance(TASK, "smoke", tmp_path)
+    folder = probabilities_folder(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == ["probabilities.csv", "run.json"]
+    table = pd.read_csv(folder / "probabilities.csv")
+    assert list(table.columns) == ["path_idx", "n2", "n_fr", "rate", "scale", "spin", "curvature_am", "curvature_fm", "probability"]
+    paths = Training(make_config(TASK, "scrapl_no_theta_is", 0, "smoke"), CPU).loss.jtfs.paths
+    for row, path in zip(table.itertuples(index=False), paths, strict=True):
+        assert (row.path_idx, row.n2, row.n_fr, row.spin) == (path.index, path.n2, path.n_fr, path.spin)
+        assert abs(row.rate - path.rate) < 1e-9 and abs(row.scale - path.scale) < 1e-8
+    i = np.arange(N_PATHS[TASK])
+    expected = ((1 + i) / (1 + i).sum() + (2 + i) / (2 + i).sum()) / 2
+    assert np.abs(table["curvature_am"] - (1 + i)).max() < 1e-12 and np.abs(table["probability"] - expected).max() < 1e-9
+    info = json.loads((folder / "run.json").read_text())
+    config = importance_config(TASK, "smoke")
+    assert info["config_hash"] == config_hash(config.flat) and (info["task"], info["method"], info["seed"]) == (TASK, "theta_importance", 0)
+    assert "lr" not in info["config"] and info["config"]["importance_examples"] == 4
+
+    assert compute_importance(TASK, "smoke", tmp_path) == "done" and len(importances) == 1  # what is there is not computed again
+    probs = path_probabilities(make_config(TASK, "scrapl", 7, "smoke", lr=0.5), tmp_path)  # seeds and learning rates share them
+    assert abs(probs.sum() - 1) < 1e-12 and np.abs(probs.numpy() - expected).max() < 1e-9
+    drawn = []
+    run = train(make_config(TASK, "scrapl", 1, "smoke"), tmp_path, report=lambda run: drawn.append(run))
+    assert run.ok and torch.equal(drawn[0].loss.probs, probs)
+    uniform = train(make_config(TASK, "scrapl_no_theta_is", 1, "smoke"), tmp_path)
+    first = [list(r.history.query("step == 0 and metric != 'loss'")["value"]) for r in (run, uniform)]
+    assert first[0] == first[1] and len(first[0]) == 3  # the same initial weights
+
+
+def test_runs_without_their_probabilities_are_refused(tmp_path):
+    config = make_config(TASK, "scrapl", 1, "smoke")
+    command = f"python -m scrapl_lib importance --task {TASK} --profile smoke"
+    with pytest.raises(ValueError, match=f"missing path probabilities .*: run {command}"):
+        train(config, tmp_path)
+    folder = synthetic.write_importance(tmp_path, TASK)
+    with pytest.raises(ValueError, match=f"stale path probabilities .*: delete {re.escape(str(folder))}, then run {command}"):
+        train(make_config(TASK, "scrapl", 1, "smoke", channels=5), tmp_path)
+    with pytest.raises(ValueError, match="another configuration: delete that folder to compute it again"):
+        compute_importance(TASK, "smoke", tmp_path, channels=5)
+    file = folder / "probabilities.csv"
+    file.write_text(file.read_text().replace(",1,", ",2,", 1))
+    for call in (train, importance_table):
+        with pytest.raises(BrokenRecord, match=f"probabilities.csv: expected 21 rows .* delete the folder .* and run: {command}"):
+            call(config, tmp_path)
+    assert not folder_of(config, tmp_path).exists()
+    with pytest.raises(ValueError, match="importance_examples must be a multiple of batch_size = 4, got 6"):
+        make_config(TASK, "scrapl", 0, "smoke", importance_examples=6)
+
+
+def test_importance_in_parts_and_resumed(tmp_path, importances, capsys):
+    parts = checkpoint_folder(importance_config(TASK, "smoke"), tmp_path)
+    assert compute_importance(TASK, "smoke", tmp_path, paths=list(range(10))) == "10 of 21 paths"
+    assert compute_importance(TASK, "smoke", tmp_path, paths=[10, 12]) == "12 of 21 paths"
+    calls = []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 4:
+            raise Stop
+
+    with pytest.raises(Stop):  # three paths are saved
+        compute_importance(TASK, "smoke", tmp_path, watch=stop)
+    assert len(json.loads((parts / "all" / "curvature.json").read_text())["curvature"]) == 3
+    assert compute_importance(TASK, "smoke", tmp_path) == "done"
+    assert importances[-1]["paths"] == [11, *range(13, 21)]  # not what the parts hold; its own file is theta_importance's to resume
+    assert (importance_table(make_config(TASK, "scrapl", 0, "smoke"), tmp_path)["curvature_am"] == np.arange(1, 22)).all()
+    assert not parts.exists()
+
+
+def test_importance_is_computed_once_before_the_runs(tmp_path, importances, monkeypatch, capsys):
+    done = []
+
+    def run_all(configs, output, device, n_workers):
+        done.append([(config.task, config.method, config.seed) for config in configs])
+        for config in configs:
+            if config.method == "theta_importance":
+                compute_importance(config.task, config.profile, output, device) if config.task != "granular" else None
+            else:
+                train(config, output, device)
+
+    monkeypatch.setattr(training, "_run_all", run_all)
+    runs = ensure_runs(["granular", TASK], ["scrapl", "p_loss"], [0, 3], "smoke", tmp_path)
+    assert sorted(done[0]) == [(TASK, "theta_importance", 0), ("granular", "theta_importance", 0)]
+    both = {(task, "p_loss", seed) for task in ("granular", TASK) for seed in (0, 3)}
+    assert set(done[1]) == both | {(TASK, "scrapl", 0), (TASK, "scrapl", 3)} and len(done) == 2
+    assert "granular: no scrapl runs, the path probabilities are missing" in capsys.readouterr().err
+    assert {(run.task, run.method, run.seed) for run in runs if run.ok} == set(done[1])
+    ensure_runs([TASK], ["scrapl"], [4], "smoke", tmp_path)
+    assert done[2:] == [[(TASK, "scrapl", 4)]] and len(importances) == 1
+
+
+def test_a_resumed_run_draws_from_the_same_probabilities(tmp_path):
+    curvature = torch.zeros(2, N_PATHS["granular"])
+    curvature[:, [3, 20]] = 1
+    synthetic.write_importance(tmp_path, curvature=curvature)
+    synthetic.write_importance(tmp_path / "whole", curvature=curvature)
+    whole, stopped = (run_with_stops(smoke("scrapl"), output, stops) for output, stops in ((tmp_path / "whole", []), (tmp_path, [2, 5])))
+    assert_same_result(stopped, whole)
+
+
+def test_importance_for_real(tmp_path):
+    """The true function on a transform of few paths: probabilities that are positive, and not uniform."""
+    small = {"J": 4, "J_fr": 1, "n_samples": 2560}
+    assert compute_importance("granular", "smoke", tmp_path, **small) == "done"
+    table = importance_table(make_config("granular", "scrapl", 0, "smoke", **small), tmp_path)
+    assert 3 < len(table) < 20 and abs(table["probability"].sum() - 1) < 1e-6
+    assert table["probability"].min() > 0 and table["probability"].max() > 1.5 / len(table)
+    assert (table[["curvature_density", "curvature_slope"]] > 0).all(axis=None)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "paper"])
+def test_every_task_samples_from_whole_batches(profile):
+    for task in TASKS:
+        config = importance_config(task, profile)
+        n = config.importance_examples
+        assert n % config.batch_size == 0 and n <= len(config.data().train) and config in states([config], "/nowhere")
+        assert profile != "paper" or n == (320 if task == "granular" else 32)
+        assert all(c.importance_examples == (n if c.method == "scrapl" else None) for c in grid(task, profile))

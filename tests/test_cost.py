@@ -1,0 +1,119 @@
+"""What measures costs (benchmarks/): fits, crossings, memory, Table 5's rows, and the benchmark's summary."""
+
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scrapl_lib import paper
+from scrapl_lib.experiments import make_config
+from scrapl_lib.records import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+import bench  # noqa: E402
+import costs  # noqa: E402
+
+
+def power_law_data():
+    """On one axis: a takes 3 size^0.5 ms, b 0.3 size, c 5 throughout; memory 2 size of all."""
+    laws = {"a": lambda n: 3 * n**0.5, "b": lambda n: 0.3 * n, "c": lambda n: 5 + 0 * n}
+    sizes = np.array([4.0, 16, 64, 256])
+    return pd.concat(
+        pd.DataFrame({"axis": "batch", "size": sizes, "method": name, "ms": law(sizes), "mib": 2 * sizes}) for name, law in laws.items()
+    )
+
+
+def test_power_laws_are_found():
+    laws = costs.power_laws(power_law_data()).set_index(["method", "quantity"])[["slope", "factor"]]
+    expected = {("a", "ms"): (0.5, 3), ("b", "ms"): (1, 0.3), ("c", "ms"): (0, 5), ("b", "mib"): (1, 2)}
+    for key, (slope, factor) in expected.items():
+        assert abs(laws.loc[key, "slope"] - slope) < 1e-5 and abs(laws.loc[key, "factor"] - factor) < 1e-4
+
+
+def test_crossings_are_where_the_times_are_equal():
+    found = costs.crossings(power_law_data(), "a", ["b", "c"]).set_index("other")
+    assert abs(found.loc["b", "size"] - 100) < 0.1 and abs(found.loc["c", "size"] - 25 / 9) < 0.01
+    assert found["measured"].tolist() == [True, False]  # 2.8 lies below the least size
+    assert abs(found.loc["b", "least_ratio"] - 0.625) < 1e-9 and abs(found.loc["b", "largest_ratio"] - 5) < 1e-9
+
+
+def test_parallel_laws_do_not_cross():
+    data = power_law_data()
+    assert np.isnan(costs.crossings(pd.concat([data, data[data["method"] == "a"].assign(method="d", ms=7)]), "c", ["d"])["size"]).all()
+
+
+def test_memory_is_the_most_held_at_once():
+    """A call that holds 3 MiB, then 5, then 1, beside what was there before."""
+
+    def call(_):
+        held = [torch.zeros(2**18), torch.zeros(2**19)]
+        held[0] = torch.zeros(2**19)[:1] + held[0][:1]
+        held.append(torch.zeros(2**18))
+
+    before = torch.zeros(2**22)
+    assert abs(costs.peak_mib(call, [None], "cpu") - 5) < 0.01 and before.sum() == 0
+
+
+@pytest.mark.parametrize("method", costs.MEASURED)
+def test_every_loss_can_be_called_again(method):
+    call, arguments = costs.calls(method, make_config("granular", "jtfs", 0, "smoke").transform(), 2, "cpu")
+    assert len(arguments) == (35 if method == "scrapl" else 1)
+    for argument in (arguments[0], arguments[-1]) * 2:
+        call(argument)
+    assert costs.peak_mib(call, arguments[:1], "cpu") > 0
+
+
+def test_spread_takes_the_ends():
+    assert costs.spread(range(315), 3) == [0, 157, 314] and costs.spread([7], 5) == [7]
+
+
+def test_table_5_has_every_row_and_says_what_was_not_run(tmp_path):
+    table = costs.table_5(make_config("granular", "jtfs", 0, "smoke"), 1, "cpu", 2, 0.001, tmp_path).set_index("method")
+    assert set(paper.methods_in("table_5")) <= set(table.index) and table.loc["scrapl", "n"] == 2
+    assert (table.loc[list(costs.MEASURED), "ms"] > 0).all()
+    assert table.loc["jtfs", "paper_ms"] == 1730 and abs(table.loc["scrapl", "paper_times_mss"] - 89.8 / 21.775) < 1e-9
+    assert table.loc["ms_clap", "note"] == "not run: weights unavailable" and table.loc["ms_clap", "n"] == 0
+    assert table.loc[["scrapl_official", "jtfs_official"], "note"].unique() == ["not run: make bench"]
+
+
+def pairs(part, ours, official, n2s):
+    rows = [
+        {"path_idx": n2, "n2": n2, "n_fr": 0, "repetition": i, "ours_ms": ours * 2**i, "scrapl_loss_ms": official[n2] * 2**i,
+         "ours_value": 1.0, "scrapl_loss_value": 1.0, "ours_peak_mib": 100.0 + i, "scrapl_loss_peak_mib": 1000.0 + i}
+        for n2 in n2s for i in range(3)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(times_faster=lambda t: t["scrapl_loss_ms"] / t["ours_ms"])
+
+
+def test_summary_takes_each_path_once_and_ratios_pair_by_pair(tmp_path):
+    n2s = range(4, 9)
+    pairs("single_path", 10.0, {n2: 200.0 - 20 * n2 for n2 in n2s}, n2s).to_csv(tmp_path / "single_path.csv", index=False)
+    pairs("jtfs", 5.0, {0: 100.0}, [0]).to_csv(tmp_path / "jtfs.csv", index=False)
+    table = bench.summary(tmp_path).set_index("what")
+    single, lowest, jtfs, memory, update, _ = (table.iloc[i] for i in range(6))
+    assert (single["times"], single["ours"], single["scrapl_loss"], single["n_paths"], single["n_pairs"]) == (8, 20, 160, 5, 15)
+    assert (lowest["times"], lowest["n_paths"]) == (10, 3)
+    assert (jtfs["times"], jtfs["ours"]) == (20, 10)
+    assert (memory["ours"], memory["scrapl_loss"], memory["unit"]) == (102, 1002, "MiB")
+    assert update["note"] == "not run: make bench" and np.isnan(update["times"])
+    assert "| 8.00 (6.00 to 10.0) | 4x | 5x | 5 | 15 |" in bench.as_text(bench.summary(tmp_path))
+
+
+def test_the_benchmark_takes_one_path_of_each_n2():
+    paths, n_warm = bench.cases("single_path", 7)
+    assert len({path.n2 for path in paths}) == len(paths) == 21 and len({path.n_fr for path in paths}) == 15 and n_warm == 1
+    drawn, n_warm = bench.cases("update", 40)
+    assert len(drawn) == 40 and n_warm == 0 and len({path.index for path in drawn}) > 30
+    assert len(bench.cases("step", 1)[0]) == 7
+
+
+def test_our_side_of_the_benchmark_computes(monkeypatch):
+    """Values of every part with a toy transform; the other side needs an environment of its own."""
+    monkeypatch.setattr(bench, "CONFIG", make_config("granular", "jtfs", 0, "smoke").transform())
+    for part in ("single_path", "jtfs"):
+        call = bench.PARTS[part]("ours", 2, 0)(path=3, repetition=0)
+        assert call()() > 0
+    call = bench.update("ours", 1, 2)(path=1)
+    assert 0 < call()() < 1e-5 * 1.1 * 604106**0.5  # a first update is the sign of the gradient
