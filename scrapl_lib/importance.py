@@ -12,8 +12,8 @@ How it is computed. An item's loss depends on w through its own theta_n alone, s
 
     M_u v = sum_n J_{n,u} sum_u' H_n[u, u'] (J_{n,u'} . v)  +  sum_n s_{n,u} (d2 theta_{n,u} / dw2) v.
 
-s and H come from the synthesizer and one path of the transform, without the encoder: one differentiated gradient per
-parameter. The J are shared by all paths, and the first (Gauss-Newton) term has at most rank N. The second term takes
+s and H come from the synthesizer and the transform, without the encoder: first and second derivatives of the audio are
+carried forward through the transform, whose first order all paths share (`SCRAPLLoss.derivatives`). The J are shared by all paths, and the first (Gauss-Newton) term has at most rank N. The second term takes
 one Hessian-vector product of the encoder alone. M_u is not symmetric (its first term is not), so its eigenvalues may be
 negative or complex: C is the magnitude. The power iteration of the paper is replaced by Arnoldi's: from the same products
 M_u v it takes the best eigenvalue of the whole space they span, and it converges for complex pairs and for nearly opposite
@@ -26,12 +26,13 @@ difference of two large numbers (400 times as large on path 100 of the granular 
 Several batches: L is the mean over each batch, and M the sum over batches; C is the eigenvalue of that sum.
 """
 
+import functools
 import hashlib
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from .jets import Jets
 
 Encode = Callable[[Tensor], Tensor]
 Synthesize = Callable[[Tensor], Tensor]
@@ -107,9 +110,10 @@ def theta_importance(
 
     Args:
         loss: SCRAPLLoss, or anything with `n_paths` and loss(x_hat, x, path_idx=p) -> mean over the batch, twice
-            differentiable.
+            differentiable (which takes longer).
         encode: audio (batch, 1, samples) -> theta (batch, U).
-        synthesize: theta (batch, U) -> audio (batch, 1, samples), twice differentiable; one per batch if there are several.
+        synthesize: theta (batch, U) -> audio (batch, 1, samples), twice differentiable by torch's own operations; one per
+            batch if there are several.
         inputs: reference audio, one batch or several.
         params: the weights of `encode`.
         n_iter: largest number of products with M per path and parameter. tol: stop once the eigenvalue changes by less
@@ -157,10 +161,19 @@ def theta_importance(
         curvature = saved.curvature
     kept, slow = getattr(loss, "path_idx", None), []
     todo = [p for p in wanted if curvature[:, p].isnan().any()]
-    bar = tqdm(todo, desc="theta-IS", unit="path", disable=not progress, mininterval=0.5 if sys.stderr.isatty() else 10)
+    shown = {"disable": not progress, "mininterval": 0.5 if sys.stderr.isatty() else 10}
+
+    def derivatives() -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Path, s (N, U) and H (N, U, U) of all batches' items."""
+        for group in [todo] if hasattr(loss, "derivatives") else [[p] for p in todo]:
+            n = len(group) * sum(map(len, inputs))
+            with tqdm(total=n, desc="derivatives", unit="item", leave=False, **shown) as bar:
+                found = [batch.slopes_and_curvatures(loss, group, bar) for batch in batches]
+            for p in group:
+                yield p, *(torch.cat(parts) for parts in zip(*(of_batch[p] for of_batch in found), strict=True))
+
     try:
-        for p in bar:
-            s, H = (torch.cat(parts) for parts in zip(*(batch.slopes_and_curvatures(loss, p) for batch in batches), strict=True))
+        for p, s, H in tqdm(derivatives(), total=len(todo), desc="theta-IS", unit="path", **shown):
             if not (torch.isfinite(s).all() and torch.isfinite(H).all()):
                 raise FloatingPointError(f"path {p}: its derivatives with respect to theta are not finite, look at that path's loss")
             values, converged = zip(
@@ -285,34 +298,53 @@ class _Batch:
         self.audio = audio.detach()
         again = synthesize(self.theta).detach()
         _check_same("synthesize is not deterministic", self.audio, again, "two calls on one theta differ; fix its seeds")
-        # the backward pass is linear in its input y, and its derivative with respect to y is the tangent d audio/d theta_u
-        y = torch.zeros_like(audio, requires_grad=True)
+        # a backward pass is linear in its input y, and its derivative with respect to y is what y is multiplied by
+        U, y = theta.shape[1], torch.zeros_like(audio, requires_grad=True)
         (back,) = torch.autograd.grad(audio, self.theta, y, create_graph=True)
-        self.tangents = [_grad(back[:, u], [y], retain_graph=True)[0] for u in range(theta.shape[1])]
-
-    def slopes_and_curvatures(self, loss: torch.nn.Module, p: int) -> tuple[Tensor, Tensor]:
-        """s (N, U) and H (N, U, U) of path p.
-
-        H = <gradient, d2 audio/dtheta2> + <tangents, Hessian tangents>: synthesizer and transform are differentiated
-        apart, the transform `chunk` items at a time. Each of the two terms may be hundreds of times H.
-        """
-        N, U = self.theta.shape
-        gradient, H = torch.empty_like(self.audio), self.theta.new_empty(N, U, U)
-        for part in torch.arange(N).split(self.chunk):
-            c = slice(int(part[0]), int(part[-1]) + 1)
-            x_hat = self.audio[c].clone().requires_grad_()
-            value = loss(x_hat, self.x[c], path_idx=p)
-            if not isinstance(value, Tensor) or value.ndim:
-                raise ValueError(f"the loss must return a scalar tensor, got {getattr(value, 'shape', value)} for path {p}")
-            (g,) = _grad(value * (len(part) / N), [x_hat], create_graph=True)
-            gradient[c] = g.detach()
-            for u, tangent in enumerate(self.tangents):
-                (Ht,) = _grad(g * tangent[c], [x_hat], retain_graph=True)
-                H[c, u] = torch.stack([(Ht * other[c]).sum(dim=(1, 2)) for other in self.tangents], dim=1)
-        (s,) = torch.autograd.grad(self.synthesize(self.theta), self.theta, gradient, create_graph=True)
+        firsts = [_grad(back[:, u], [y], retain_graph=True)[0] for u in range(U)]
+        seconds = {}
         for u in range(U):
-            H[:, u] += _grad(s[:, u], [self.theta], retain_graph=True)[0]
-        return s.detach(), H
+            (again,) = _grad(back[:, u], [self.theta], create_graph=True)
+            seconds |= {(u, v): _grad(again[:, v], [y], retain_graph=True)[0] for v in range(u, U)}
+        self.jets = Jets(U)
+        self.moving = self.jets.stack(self.audio, firsts, seconds).squeeze(2)
+
+    def slopes_and_curvatures(self, loss: torch.nn.Module, paths: Sequence[int], bar: tqdm) -> dict[int, tuple[Tensor, Tensor]]:
+        """s (N, U) and H (N, U, U) of each path, `chunk` items at a time."""
+        N, U = self.theta.shape
+        found = {p: (self.theta.new_empty(N, U), self.theta.new_empty(N, U, U)) for p in paths}
+        of_loss = loss.derivatives if hasattr(loss, "derivatives") else functools.partial(_derivatives, loss)
+        for start in range(0, N, self.chunk):
+            c = slice(start, start + self.chunk)
+            for p, s, H in of_loss(self.moving[c], self.x[c], self.jets, paths):
+                found[p][0][c], found[p][1][c] = s / N, H / N
+                bar.update(len(s))
+        return found
+
+
+def _derivatives(
+    loss: torch.nn.Module, moving: Tensor, x: Tensor, jets: Jets, paths: Sequence[int]
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """`SCRAPLLoss.derivatives` for any loss(x_hat, x, path_idx=p): its gradient in x_hat is differentiated once more for each
+    parameter, H = <gradient, d2 x_hat / dtheta2> + <tangents, Hessian tangents>."""
+    value, tangents, seconds = moving[:, 0], moving[:, 1 : 1 + jets.U], moving[:, 1 + jets.U :]
+    for p in paths:
+        x_hat = value[:, None].clone().requires_grad_()
+        total = loss(x_hat, x, path_idx=p)
+        if not isinstance(total, Tensor) or total.ndim:
+            raise ValueError(f"the loss must return a scalar tensor, got {getattr(total, 'shape', total)} for path {p}")
+        (g,) = _grad(total * len(x), [x_hat], create_graph=True)
+        s = torch.einsum("bun,bn->bu", tangents, g[:, 0].detach())
+        H = s.new_empty(*s.shape, jets.U)
+        for u in range(jets.U):
+            (curved,) = _grad(g[:, 0] * tangents[:, u], [x_hat], retain_graph=True)
+            H[:, u] = torch.einsum("bvn,bn->bv", tangents, curved[:, 0])
+        for i, (u, v) in enumerate(jets.pairs):
+            bent = (g[:, 0].detach() * seconds[:, i]).sum(dim=1)
+            H[:, u, v] += bent
+            if u != v:
+                H[:, v, u] += bent
+        yield p, s, H
 
 
 # ---- the encoder, and the eigenvalues of M ------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from kymatio.scattering1d.utils import compute_border_indices, compute_padding
 from torch import Tensor, nn
 
 from .blockfft import BlockFFT, linear
+from .jets import Jets
 
 SIGMA0 = 0.1  # bandwidth of the low-pass filter of scale 1, cycles per sample
 ALPHA = 5.0  # a filter is subsampled as far as xi + ALPHA sigma stays below Nyquist
@@ -379,21 +380,21 @@ class JTFS(nn.Module):
 
     # ---- the transform ------------------------------------------------------------------------------------------
 
-    def _half_spectra(self, x: Tensor, n2s: Sequence[int], j_end: int) -> list[Tensor]:
+    def _half_spectra(self, x: Tensor, n2s: Sequence[int], j_end: int, jets: Jets | None = None) -> list[Tensor]:
         """Spectra of U1, from bin 0 as far as the psi_n2 of `n2s` want them: (B, n1 of the group, bins) per stride group, for
-        the groups of stride exponents below j_end.
+        the groups of stride exponents below j_end. With `jets`, the batch holds them item by item.
 
         Forwards and backwards, one chunk of items and wavelets is done after the other, so that each stays in the cache.
         """
         x_hat = torch.fft.fft(nn.functional.pad(x, self._pad, mode="reflect"), norm="forward")[:, 0]
-        chunk = CHUNK if x.device.type == "cpu" else DEVICE_CHUNK
+        chunk, together = CHUNK if x.device.type == "cpu" else DEVICE_CHUNK, jets.K if jets else 1
         groups, chunks = [], []
         for j, start, end in self._groups:
             if j >= j_end:
                 break
             stride = self._stride(j)
             fft, width = self._fft(stride, x), self.N >> stride
-            n_items = min(len(x), max(1, chunk // width))
+            n_items = min(len(x), max(1, chunk // (width * together)) * together)
             n_wavelets = max(1, chunk // (width * n_items))
             items = [slice(item, item + n_items) for item in range(0, len(x), n_items)]
             wavelets = [range(n1, min(n1 + n_wavelets, end)) for n1 in range(start, end, n_wavelets)]
@@ -422,9 +423,12 @@ class JTFS(nn.Module):
             x_hat[:, self.N : self.N + under] += x_hat[:, :under]
             return x_hat[:, under : under + self.N]
 
+        def absolute(z: Tensor) -> Tensor:
+            return modulus(z) if jets is None else jets.modulus(z.unflatten(0, (-1, jets.K)), _least(z.real)).flatten(0, 1)
+
         cuts = iter(linear(cut, put_back, x_hat))
         return [
-            torch.cat([torch.cat([fft.analysis(modulus(fft.synthesis(next(cuts))), n_bins) for _ in items]) for _ in wavelets], dim=1)
+            torch.cat([torch.cat([fft.analysis(absolute(fft.synthesis(next(cuts))), n_bins) for _ in items]) for _ in wavelets], dim=1)
             for fft, n_bins, wavelets, items in groups
         ]
 
@@ -524,6 +528,46 @@ class JTFS(nn.Module):
         path = self.checked_path(index)
         spectra = self._half_spectra(x, [path.n2], self._psi2[path.n2].j)
         return self.coefficients(*self._rate_bands(spectra, [path.n2]), [path])[0]
+
+    @torch.no_grad()
+    def path_jets(self, x: Tensor, jets: Jets, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        """Coefficients of several paths with their derivatives in parameters that the signal depends on.
+
+        x: jets of the signal (batch, K, shape). Yields (path, jets of its coefficients (batch, K, log-frequency, time)), by
+        n2. The first order is shared by all paths.
+
+        Raises: ValueError, TypeError for a wrong shape or values that are not finite; IndexError as in `path`.
+        """
+        paths = [self.checked_path(index) for index in indices]
+        if x.ndim != 3 or x.shape[1] != jets.K:
+            raise ValueError(f"x must be the jets of {jets.U} parameters, (batch, {jets.K}, {self.shape}), got {tuple(x.shape)}")
+        signals = x.flatten(0, 1)[:, None]
+        check_audio(signals, "x", self.shape)
+        n2s = sorted({path.n2 for path in paths})
+        spectra = self._half_spectra(signals, n2s, max(self._psi2[n2].j for n2 in n2s), jets)
+        for n2 in n2s:
+            (Y2,) = self._rate_bands(spectra[: sum(j < self._psi2[n2].j for j, _, _ in self._groups)], [n2])
+            stride = self._stride(self._psi2[n2].j)
+            for path in (path for path in paths if path.n2 == n2):
+                psi, phi = self._scale_filter(Y2.real, path.n_fr, Y2.shape[1])
+                u = self._average_jets(Y2.unflatten(0, (-1, jets.K)), psi, stride, jets)
+                yield path.index, phi @ u
+
+    def _average_jets(self, Y: Tensor, psi: Tensor, stride: int, jets: Jets) -> Tensor:
+        """|psi Y| averaged by phi_T: complex jets (B, K, n1, W) -> (B, K, M, frames)."""
+        least = _least(Y.real)
+        if not self._fits_matrix(stride):
+            fft = self._fft(stride, Y.real)
+            rows = jets.modulus(psi @ Y, least).unflatten(-1, (fft.R, fft.M))
+            return self._average_of_spectrum(fft.analysis(rows, self._n_average(stride) // 2 + 1), stride)
+        phi = self._phi_matrix(Y.real, stride)
+        u = Y.real.new_zeros(*Y.shape[:2], len(psi), phi.shape[1])
+        width = max(64, CHUNK // (jets.K * len(psi)))
+        for b in range(len(Y)):
+            for start in range(0, Y.shape[-1], width):
+                time = slice(start, start + width)
+                u[b] += jets.modulus((psi @ Y[b, ..., time])[None], least)[0] @ phi[time]
+        return u
 
     def checked_path(self, index: int) -> Path:
         """The path of that index. Raises: TypeError, IndexError."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import auraloss
 import torch
 from scipy.signal.windows import flattop
 from torch import Tensor, nn
 
+from .jets import Jets
 from .jtfs import JTFS, check_audio
 
 
@@ -141,6 +142,22 @@ class SCRAPLLoss(_ScatteringLoss):
         with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
             S = self.jtfs.path(x, self.path_idx)
         return self.weight * self._distance(self.jtfs.path(x_hat, self.path_idx), S).mean()
+
+    def derivatives(self, x_hat: Tensor, x: Tensor, jets: Jets, paths: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """First and second derivatives of paths' distances in U parameters that x_hat depends on, without a graph.
+
+        x_hat: jets of the reconstructions (batch, K, shape), see `Jets`. x: (batch, 1, shape). Yields (path, gradient
+        (batch, U), Hessian (batch, U, U)) of each item's own distance. Much cheaper than to differentiate `forward` twice,
+        path by path. Errors as in `JTFS.path_jets`.
+        """
+        still = Jets(0)
+        check_pair(x_hat[:, :1], x, self.jtfs.shape)
+        ours, theirs = self.jtfs.path_jets(x_hat, jets, paths), self.jtfs.path_jets(x, still, paths)
+        for (path, S_hat), (_, S) in zip(ours, theirs, strict=True):
+            if self.log1p:
+                S_hat, S = jets.log1p(S_hat, LOG_FLOOR), still.log1p(S, LOG_FLOOR)
+            S_hat[:, 0] -= S[:, 0]
+            yield path, *jets.distance(S_hat)[1:]
 
     def get_extra_state(self) -> dict:
         return {"generator": self.generator.get_state(), "path_idx": self.path_idx, "probs": self._probs}

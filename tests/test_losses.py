@@ -13,6 +13,8 @@ from torch import nn
 
 from scrapl_lib import JTFSLoss, SCRAPLLoss
 from scrapl_lib import jtfs as jtfs_module
+from scrapl_lib.importance import _derivatives
+from scrapl_lib.jets import Jets
 from scrapl_lib.losses import MSSLoss
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
@@ -508,3 +510,18 @@ def test_wrong_configurations_say_what_is_wrong(Loss):
     ):
         with pytest.raises(error, match=message):
             Loss(**{**TINY, **change})
+
+
+@pytest.mark.parametrize("options", [{}, {"log1p": True}, {"T": "global", "F": "global"}, {"T": 1}], ids=str)
+def test_derivatives_are_those_of_autograd(options):
+    """Gradient and Hessian of every path's distance in two parameters that a sound with a silent end depends on, against two
+    backward passes through `forward`: 1e-10 of the largest entry in float64."""
+    loss = SCRAPLLoss(shape=256, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1, **options)
+    jets, x = Jets(2), torch.randn(3, 1, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    moving = torch.randn(3, jets.K, 256, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    moving[:, :, 180:] = 0
+    found = {path: derivatives for path, *derivatives in loss.derivatives(moving, x, jets, range(loss.n_paths))}
+    assert sorted(found) == list(range(loss.n_paths)) and loss.n_paths >= 7
+    for path, gradient, hessian in _derivatives(loss, moving, x, jets, range(loss.n_paths)):
+        for ours, expected in zip(found[path], (gradient, hessian), strict=True):
+            assert ours.shape == expected.shape and (ours - expected).abs().max() < 1e-10 * expected.abs().max()

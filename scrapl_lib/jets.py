@@ -1,0 +1,70 @@
+"""Second-order Taylor coefficients ("jets") of a function of U parameters, carried forward through a computation.
+
+A jet stacks the value f, its U first derivatives f_u, and its second derivatives f_uv for u <= v along dimension 1, K =
+1 + U + U (U + 1) / 2 in all. A linear map acts on each of them alike; `modulus` and `log1p` follow the chain rule, and
+`distance` ends in numbers. For few parameters and many outputs this is far cheaper than differentiating backwards twice.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Jets:
+    """The layout for `n_params` parameters, and the functions that are not linear."""
+
+    def __init__(self, n_params: int) -> None:
+        self.U = n_params
+        self.pairs = [(u, v) for u in range(n_params) for v in range(u, n_params)]
+        self.K = 1 + n_params + len(self.pairs)
+
+    def stack(self, value: Tensor, firsts: Sequence[Tensor], seconds: dict[tuple[int, int], Tensor]) -> Tensor:
+        """f (B, ...), f_u, {(u, v): f_uv} -> (B, K, ...)."""
+        return torch.stack([value, *firsts, *(seconds[pair] for pair in self.pairs)], dim=1)
+
+    def modulus(self, z: Tensor, least: float) -> Tensor:
+        """|z| of complex jets (B, K, ...); where |z| < least, 1 / |z| counts as 1 (as in the backward passes of `jtfs`)."""
+        value, tangents, seconds = self._split(z)
+        r = value.abs()
+        inverse = 1 / r.masked_fill(r < least, 1)
+        out = torch.empty_like(z, dtype=r.dtype)
+        r_u = out[:, 1 : 1 + self.U]
+        torch.mul(_real_product(value[:, None], tangents), inverse[:, None], out=r_u)
+        out[:, 0] = r
+        for i, (u, v) in enumerate(self.pairs):
+            curved = _real_product(tangents[:, u], tangents[:, v]) + _real_product(value, seconds[:, i]) - r_u[:, u] * r_u[:, v]
+            torch.mul(curved, inverse, out=out[:, 1 + self.U + i])
+        return out
+
+    def log1p(self, s: Tensor, floor: float) -> Tensor:
+        """log(1 + s / floor) of real jets."""
+        value, tangents, seconds = self._split(s)
+        inverse = 1 / (floor + value)
+        first = tangents * inverse[:, None]
+        second = [seconds[:, i] * inverse - first[:, u] * first[:, v] for i, (u, v) in enumerate(self.pairs)]
+        return torch.stack([torch.log1p(value / floor), *first.unbind(1), *second], dim=1)
+
+    def distance(self, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """L2 norm of real jets (B, K, ...): value (B,), gradient (B, U), Hessian (B, U, U); all 0 where the value is 0."""
+        flat = difference.flatten(2)
+        value, tangents, seconds = self._split(flat)
+        norm = value.norm(dim=1)
+        inverse = torch.where(norm > 0, 1 / norm, 0)
+        gradient = torch.einsum("bn,bun->bu", value, tangents) * inverse[:, None]
+        hessian = torch.einsum("bun,bvn->buv", tangents, tangents)
+        along = torch.einsum("bn,bkn->bk", value, seconds)
+        for i, (u, v) in enumerate(self.pairs):
+            hessian[:, u, v] += along[:, i]
+            if u != v:
+                hessian[:, v, u] += along[:, i]
+        hessian = (hessian - gradient[:, :, None] * gradient[:, None]) * inverse[:, None, None]
+        return norm, gradient, hessian
+
+    def _split(self, jet: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return jet[:, 0], jet[:, 1 : 1 + self.U], jet[:, 1 + self.U :]
+
+
+def _real_product(a: Tensor, b: Tensor) -> Tensor:
+    """Re(conj(a) b)."""
+    return a.real * b.real + a.imag * b.imag
