@@ -40,7 +40,7 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 	@echo "Variables (make reproduce PROFILE=paper DEVICE=cuda):"
 	@echo "  PROFILE=quick   quick (two CPU cores), paper (a CUDA GPU) or smoke (toy size, numbers mean nothing)"
-	@echo "  FRESH=1         ignore the committed records (and keep them): everything is made anew, in fresh/"
+	@echo "  FRESH=1         ignore the committed records (and keep them): everything is made anew, in fresh/ (delete it to begin again)"
 	@echo "  DEVICE=         cpu or cuda; by default what the profile says"
 	@echo "  PYTHON=         the interpreter to build .venv with; by default the first fit one found"
 
@@ -55,7 +55,7 @@ reproduce: venv ## run what is missing of the granular task, then all notebooks:
 	$(PY) -m scrapl_lib notebook --profile $(PROFILE) $(OUTPUT)
 
 smoke: ## the same at toy size, from nothing, in minutes
-	rm -rf results/smoke figures/smoke
+	rm -rf results/smoke figures/smoke checkpoints/smoke
 	$(MAKE) reproduce PROFILE=smoke
 
 test: venv ## lint and tests
@@ -65,14 +65,14 @@ test: venv ## lint and tests
 status: venv ## which runs of PROFILE are done, missing, stale or failed
 	$(PY) -m scrapl_lib status --profile $(PROFILE) $(OUTPUT)
 
-bench: venv peers ## time one path against scrapl-loss 0.1.0, interleaved; memory of the full JTFS
-	$(PY) benchmarks/bench_single_path.py
+bench: venv peers ## ratios to scrapl-loss 0.1.0: a path, the full JTFS, an update, a training step (16 GB of memory)
+	$(PY) benchmarks/bench.py
 
 peers: .venv-peers/.installed ## make .venv-peers with the authors' package, which cannot live beside kymatio
 
 .venv-peers/.installed: requirements.lock
 	$(call once,$@,"$$python" -m venv .venv-peers; \
-	.venv-peers/bin/python -m pip install scrapl-loss==0.1.0 torch==2.13.0 "scipy<1.17")
+	.venv-peers/bin/python -m pip install scrapl-loss==0.1.0 torch==2.13.0 "scipy<1.17" $$(grep ^nnaudio== requirements.lock))
 
 lab: venv ## open JupyterLab at the first notebook
 	.venv/bin/jupyter lab notebooks/00_start_here.ipynb

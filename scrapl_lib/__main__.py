@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         args.device = default_device(args.profile)
     try:
         return args.function(args)
-    except (ValueError, TypeError, BrokenRecord, NotebookFailed) as error:
+    except (ValueError, TypeError, FileNotFoundError, BrokenRecord, NotebookFailed) as error:
         if getattr(args, "worker", False):
             raise  # its log wants the traceback
         print(f"error: {error}", file=sys.stderr)

@@ -59,7 +59,8 @@ class BlockFFT:
         self._rows = lru_cache(maxsize=None)(self._make_rows)
 
     def _table(self, values: np.ndarray) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(values)).to(**self._to)
+        with torch.inference_mode(False):  # it outlives the caller's mode
+            return torch.as_tensor(np.ascontiguousarray(values)).to(**self._to)
 
     def _make_rows(self, q: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """e(q r / R) as a matrix (R, len(q)), and its adjoint."""

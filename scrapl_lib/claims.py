@@ -1,4 +1,4 @@
-"""The report card: each claim of the paper that the granular task can test, and the rule, fixed beforehand, that judges it;
+"""The report card: each claim of the paper that the granular task can test, and the rule, fixed beforehand, that judges it (the suspected causes were written with the records in view);
 and the same for the chirplet tasks, which show what theta-importance sampling is for.
 
 A judge takes the groups of methods a claim compares and returns (text, verdict); its docstring is the rule as printed.
@@ -21,6 +21,7 @@ from scrapl_lib.tables import METRICS, TABLE_2_METRICS, curves, measured, number
 
 MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
 VARIANTS = ("scrapl", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain")
+OTHERS = tuple(m for m in paper.METHODS if m != "p_loss" and m in paper.methods_in("table_1") + paper.methods_in("table_2"))
 LEAST_SEEDS = 3
 ALPHA = 0.01
 VERDICTS = ("holds", "holds in part", "does not hold", "too few seeds", "not run")
@@ -67,7 +68,7 @@ def lower(groups: Groups) -> tuple[str, str]:
 
 def within_factor_2(groups: Groups) -> tuple[str, str]:
     """Holds: the mean is at most twice the other side's (of several methods, the mean of their means); in part: so with the
-    95 % intervals taken at their favourable ends."""
+    95 % intervals taken at their favourable ends. Of step times it is the median over seeds."""
     (a,), others = groups
     mean, half_width = (sum(getattr(b, name) for b in others) / len(others) for name in ("mean", "half_width"))
     other = str(others[0]) if len(others) == 1 else f"{number(mean)}, the mean of {len(others)}"
@@ -149,7 +150,7 @@ def _change(step: str, metric: str, judge: Callable) -> Claim:
 
 CLAIMS = (
     Claim("P-loss, the supervised bound, is the most accurate", "Table 1",
-          (("p_loss",), tuple(paper.METHODS)[1:]), "theta_synth_l1", lower),
+          (("p_loss",), OTHERS), "theta_synth_l1", lower),
     *(Claim(f"{paper.METHODS[m]} is within a factor 2 of JTFS in accuracy", "Section 1, Table 1",
             ((m,), ("jtfs",)), "theta_synth_l1", within_factor_2) for m in VARIANTS[:2]),
     *(Claim(f"{paper.METHODS[m]} is within a factor 2 of MSS in time per step", "Section 1, Table 5",
@@ -162,7 +163,7 @@ CLAIMS = (
           (("jtfs", *VARIANTS), MSS), "theta_synth_l1", lower),
     Claim("JTFS and SCRAPL end at a lower JTFS distance than any MSS", "Figure 3",
           (("jtfs", *VARIANTS[:2]), MSS), "jtfs_distance", lower),
-    Claim("each technique lowers the error: plain, + P-Adam, + P-SAGA", "Table 2",
+    Claim("with each technique the mean error is lower: plain, + P-Adam, + P-SAGA", "Table 2",
           tuple((m,) for m in tables.ABLATION[:3]), "theta_synth_l1", falls_in_order),
     _change("plus_padam", "val_total_variation", raises),
     _change("plus_padam", "val_convergence_steps", lowers),
@@ -213,6 +214,8 @@ def _cells(values: pd.DataFrame, grid_size: int) -> dict[tuple[str, str], Cell]:
     for method, metric in values[["method", "metric"]].drop_duplicates().itertuples(index=False):
         if len(seeds := values_by_seed(values, method, metric)):
             mean, half_width = mean_ci95(seeds)
+            if metric == "train_step_ms":  # another program beside a run slows that run alone
+                mean = float(seeds.median())
             half_width = 0.0 if math.isnan(half_width) else half_width
             cells[method, metric] = Cell(paper.METHODS[method], mean, half_width, len(seeds), seeds, chance)
     return cells

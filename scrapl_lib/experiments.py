@@ -259,7 +259,8 @@ def grid(task: str, profile: str, methods: Iterable[str] | None = None, seeds: I
     for method in methods_of(task) if methods is None else methods:
         check_name("method", method, METHODS)
         if method in NOT_RUN and methods is not None:
-            raise ValueError(f"method {method!r} is not run: {NOT_RUN[method]}")
+            raise ValueError(f"method {method!r} is not run: {NOT_RUN[method]}. With `pip install '.[embeddings]'` and a connection "
+                             "EmbeddingLoss gets them; then take the method out of experiments.NOT_RUN")  # fmt: skip
         wanted = seeds_of(method, profile) if seeds is None or method in NOT_RUN else list(seeds)
         configs += [make_config(task, method, seed, profile) for seed in wanted]
     return configs

@@ -131,7 +131,7 @@ def _against_cost(runs: Sequence[Run], metric: str, relative: bool) -> pd.DataFr
         if len(seeds):
             cost = values_by_seed(values, method, "train_step_ms").median()
             rows.append((method, "ours", len(seeds), cost, *mean_ci95(seeds)))
-        if (method, metric) in cells:
+        if (method, metric) in cells and (method, "train_step_ms") in cells:
             cell = cells[method, metric]
             rows.append((method, "paper", cell.n, cells[method, "train_step_ms"].mean, cell.mean, cell.half_width or math.nan))
     data = pd.DataFrame(rows, columns=["method", "source", "n_seeds", "train_step_ms", "value", "ci95"])
@@ -157,7 +157,8 @@ def _scatter(runs: Sequence[Run], profile: str, not_run: dict[str, str], metric:
                          markerfacecolor=colour if ours else "white", elinewidth=1, capsize=2, zorder=3 if ours else 2)  # fmt: skip
     for method in data["method"].unique():
         colour, marker, _ = STYLE[method]
-        axes[0].plot([], [], marker, color=colour, label=METHODS[method])
+        face = colour if "ours" in set(data.loc[data["method"] == method, "source"]) else "white"
+        axes[0].plot([], [], marker, color=colour, markerfacecolor=face, label=METHODS[method])
     axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="hollow: the paper's")
     _plain_log("x", axes[0])
     _plain_log("y", axes[0])

@@ -204,11 +204,11 @@ def _circulant(h_hat: np.ndarray, stride: int) -> np.ndarray:
     return h[(stride * np.arange(M // stride)[:, None] - np.arange(M)[None, :]) % M]
 
 
-def _positive_int(name: str, value: object) -> int:
+def _positive_int(name: str, value: object, or_else: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer{or_else}, got {value!r}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise ValueError(f"{name} must be at least 1{or_else}, got {value}")
     return int(value)
 
 
@@ -257,7 +257,7 @@ class JTFS(nn.Module):
         if self.global_T:
             T = 2 ** math.ceil(math.log2(n))
         else:
-            T = 2**self.J if self.T is None else _positive_int("T", self.T)
+            T = 2**self.J if self.T is None else _positive_int("T", self.T, " (or None, or 'global')")
             if T > n:
                 raise ValueError(f"T = {T} is longer than the signal of {n} samples; lower T or use T='global'")
         border = 3 * compute_temporal_support(gauss_1d(n, SIGMA0 / T).reshape(1, -1), criterion_amplitude=1e-3) \
@@ -280,7 +280,7 @@ class JTFS(nn.Module):
         step = 2**self.J_fr
         self.global_F = self.F == "global"
         n1 = len(self._psi1)
-        F = step if self.F is None or self.global_F else _positive_int("F", self.F)
+        F = step if self.F is None or self.global_F else _positive_int("F", self.F, " (or None, or 'global')")
         bins = (self.J + 1) * self.Q1
         if F > max(step, bins):
             raise ValueError(f"F = {F} is longer than {max(step, bins)} log-frequency bins; lower F or use F='global'")
@@ -319,9 +319,10 @@ class JTFS(nn.Module):
         """The constant called `key`, made once in double precision, cast once per device and dtype of `like`."""
         full_key = (*key, like.device, like.dtype)
         if full_key not in self._cache:
-            value = torch.as_tensor(np.ascontiguousarray(make()))
-            dtype = like.dtype.to_complex() if value.is_complex() else like.dtype
-            self._cache[full_key] = value.to(device=like.device, dtype=dtype)
+            with torch.inference_mode(False):  # it outlives the caller's mode, and may be part of a graph later
+                value = torch.as_tensor(np.ascontiguousarray(make()))
+                dtype = like.dtype.to_complex() if value.is_complex() else like.dtype
+                self._cache[full_key] = value.to(device=like.device, dtype=dtype)
         return self._cache[full_key]
 
     def _stride(self, j: int) -> int:

@@ -105,19 +105,23 @@ class SCRAPLLoss(_ScatteringLoss):
 
     @property
     def probs(self) -> Tensor:
-        """Probability of each path, float64 (P,), summing to 1. Assign any array of P numbers to change it."""
-        return self._probs
+        """Probability of each path, float64 (P,), summing to 1: a copy. Assign any array of P numbers to change it."""
+        return self._probs.clone()
 
     @probs.setter
     def probs(self, value: Tensor) -> None:
-        probs = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
+        try:
+            probs = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"probs must be an array of {self.n_paths} numbers, got {value!r}") from error
         if probs.shape != (self.n_paths,):
             raise ValueError(
                 f"probs must have one entry per path, shape ({self.n_paths},), got {tuple(probs.shape)}: "
                 "were they computed for another transform?"
             )
         if not torch.isfinite(probs).all() or (probs < 0).any():
-            raise ValueError("probs must be finite and not negative: look for NaN or negative entries")
+            wrong = torch.nonzero(~torch.isfinite(probs) | (probs < 0)).flatten().tolist()
+            raise ValueError(f"probs must be finite and not negative, got {probs[wrong[0]].item()} for path {wrong[0]}")
         if abs(probs.sum().item() - 1) > 1e-6:
             raise ValueError(f"probs must sum to 1 within 1e-6, got {probs.sum().item():.9g}: divide them by their sum")
         self._probs = probs / probs.sum()

@@ -44,9 +44,11 @@ IMPORTANCE = "theta_importance"  # in a method's place: no run, but the path pro
 def command_for(folder: Path) -> str:
     """The command that computes what belongs into a record's folder."""
     profile, task, method, seed = folder.parts[-4:]
+    output = Path(*folder.parts[:-5])
+    where = f" --profile {profile}" + ("" if output.absolute() == ROOT else f" --output {output}")
     if method == IMPORTANCE:
-        return f"python -m scrapl_lib importance --task {task} --profile {profile}"
-    return f"python -m scrapl_lib run --task {task} --method {method} --seeds {seed.removeprefix('seed_')} --profile {profile}"
+        return f"python -m scrapl_lib importance --task {task}{where}"
+    return f"python -m scrapl_lib run --task {task} --method {method} --seeds {seed.removeprefix('seed_')}{where}"
 
 
 class BrokenRecord(ValueError):

@@ -125,7 +125,8 @@ def _table(runs: Sequence[Run], methods: Sequence[str], metrics: Sequence[str], 
                 n, mean, half_width = finished, 100 * n / finished if finished else math.nan, math.nan
             elif n < finished:
                 lack = f"{finished - n} of {finished} seeds without {METRICS[metric][0]}"
-            printed = paper.published(table, method, prefix.get(metric, "") + metric, condition)
+            there = method in paper.methods_in(table)  # a method of one's own is not
+            printed = paper.published(table, method, prefix.get(metric, "") + metric, condition) if there else (math.nan, math.nan, 0)
             note = "; ".join(filter(None, [row_note(runs, method, not_run), lack]))
             rows.append((method, metric, METRICS[metric][1], n, failed, mean, half_width, *printed, note))
     columns = ["method", "metric", "unit", "n_seeds", "n_failed", "mean", "ci95", "paper_mean", "paper_ci95", "paper_n", "note"]

@@ -636,6 +636,7 @@ def ensure_runs(
     for config in (c for c, state in found.items() if state == "stale"):
         folder = run_folder(config.profile, config.task, config.method, config.seed, output)
         print(f"stale, not used: {folder} was made with another configuration; delete it to run it again", file=sys.stderr)
+    check_device(device or "cpu")
     missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-_cost(c), c.seed))
     if missing:
         device = device or default_device(profile)

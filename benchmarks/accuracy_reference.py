@@ -1,0 +1,82 @@
+"""Makes tests/reference/accuracy.npz: gradients by scrapl-loss 0.1.0 that tests/test_accuracy.py holds ours against.
+
+    python benchmarks/accuracy_reference.py [--peers INTERPRETER]
+
+The authors' package runs in an interpreter of its own (`make peers`). Two things are kept, both of the granular
+configuration: the waveform gradient of every path on the white noise of tests/reference/granular.npz, as its norm and 64
+random projections (a sketch, from which the norm of a difference is found within about 20 %); and on 12 granular textures
+the gradient of one path of each n2 in (density, slope), theirs in float32 and ours in float64. A loss's waveform gradient,
+in its own precision, is taken through the synthesizer in float64, so that nothing but the loss's rounding differs. (Theirs
+in float64 differs from ours by 2e-7 to 5e-5, nearly as much as in float32: no measure of rounding.)
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "tests/reference"
+
+
+def peer(source: str, target: str) -> None:
+    """The waveform gradients: sketch and norm of all paths on noise, the whole of `paths` on textures, item by item."""
+    from scrapl import SCRAPLLoss
+
+    logging.disable()
+    torch.set_num_threads(2)
+    loss = SCRAPLLoss(shape=32768, J=12, Q1=8, Q2=2, J_fr=3, Q_fr=2, grad_mult=1.0, use_p_adam=False, use_p_saga=False)
+    given = {key: torch.from_numpy(value) for key, value in np.load(source).items()}
+
+    def gradient(x_hat: torch.Tensor, x: torch.Tensor, path: int) -> torch.Tensor:
+        x_hat = x_hat[:, None].clone().requires_grad_()
+        return torch.autograd.grad(loss(x_hat, x[:, None], path_idx=path), x_hat)[0][:, 0].double()
+
+    found = {"sketch": [], "norm": [], "textures": []}
+    for path in range(len(given["path_loss"])):
+        g = gradient(given["noise_hat"], given["noise"], path)[0]
+        found["sketch"].append(given["sketch"] @ g)
+        found["norm"].append(g.norm())
+        print(f"noise: path {path}", file=sys.stderr)
+    for path in given["paths"].tolist():
+        pairs = zip(given["x_hat"].split(1), given["x"].split(1))
+        found["textures"].append(torch.cat([gradient(x_hat, x, path) for x_hat, x in pairs]))
+        print(f"textures: path {path}", file=sys.stderr)
+    np.savez(target, **{key: torch.stack(values).numpy() for key, values in found.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", default=str(ROOT / ".venv-peers/bin/python"), help="an interpreter with scrapl-loss")
+    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        return peer(*args.side)
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_accuracy import ONE_OF_EACH_N2, sketch, texture_gradient, textures, through_the_synth
+
+    _, x_hat, x = textures()
+    with np.load(REFERENCE / "granular.npz") as noise, tempfile.TemporaryDirectory() as folder:
+        source, target = f"{folder}/given.npz", f"{folder}/found.npz"
+        np.savez(source, noise_hat=noise["x_hat"], noise=noise["x"], path_loss=noise["path_loss"], sketch=sketch(),
+                 paths=ONE_OF_EACH_N2, x_hat=x_hat[:, 0].numpy(), x=x[:, 0].numpy())  # fmt: skip
+        subprocess.run(
+            [args.peers, __file__, "--side", source, target], check=True,
+            start_new_session=True,  # the authors' package asks the terminal for its width: not in the background
+        )  # fmt: skip
+        found = dict(np.load(target))
+    theirs = [through_the_synth(torch.from_numpy(g)[:, None]).numpy() for g in found["textures"]]
+    ours = [texture_gradient(path, torch.float64) for path in ONE_OF_EACH_N2]
+    np.savez_compressed(
+        REFERENCE / "accuracy.npz", noise_grad_sketch=found["sketch"].astype(np.float32), noise_grad_norm=found["norm"],
+        paths=np.array(ONE_OF_EACH_N2), theta_grad_official_float32=np.stack(theirs), theta_grad_ours_float64=np.stack(ours),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

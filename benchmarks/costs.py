@@ -1,0 +1,207 @@
+"""What the losses cost on this machine, for notebook 08_cost: Table 5 of the paper, and how cost grows.
+
+Time by torch.utils.benchmark: forward and backward with respect to the reconstruction. Memory: the most that tensors took
+at once during such a call beyond what was there before it (inputs, filters), by the allocators' own count. Audio is noise of
+unit norm.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler speaks of its own starts and stops
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
+
+from scrapl_lib import paper
+from scrapl_lib.experiments import NOT_RUN, RunConfig
+from scrapl_lib.losses import JTFSLoss, MSSLoss, SCRAPLLoss, p_loss
+
+MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
+MEASURED = ("p_loss", "jtfs", "scrapl", *MSS)
+LEAST_SAMPLES = 1027  # that the MSS losses take
+MODEL = "encoder and synthesizer"
+AXES = {"n_samples": "signal length (samples)", "batch": "batch", "n_paths": "number of paths P"}
+
+
+def noise(batch: int, n_samples: int, seed: int, device: str) -> torch.Tensor:
+    """Seeded noise of unit norm, (batch, 1, n_samples)."""
+    x = torch.randn(batch, 1, n_samples, generator=torch.Generator().manual_seed(seed))
+    return (x / x.norm(dim=-1, keepdim=True)).to(device)
+
+
+def calls(method: str, transform: dict[str, int], batch: int, device: str) -> tuple[Callable, Sequence]:
+    """call(argument), one forward and backward of a loss, and the arguments there are: SCRAPL's paths, else only None.
+
+    method: one of `MEASURED`. transform: arguments of JTFSLoss.
+    """
+    x_hat, x = (noise(batch, transform["shape"], seed, device) for seed in (1, 2))
+    if method == "p_loss":
+        x_hat, x = (torch.rand(batch, 2, device=device) for _ in range(2))
+        loss = p_loss
+    elif method == "scrapl":
+        loss = SCRAPLLoss(**transform)
+    else:
+        loss = JTFSLoss(**transform) if method == "jtfs" else MSSLoss(method).to(device)
+    x_hat.requires_grad_()
+
+    def call(path: int | None = None) -> None:
+        (loss(x_hat, x) if path is None else loss(x_hat, x, path_idx=path)).backward()
+        x_hat.grad = None
+
+    return call, range(loss.n_paths) if method == "scrapl" else [None]
+
+
+def model_call(config: RunConfig, batch: int, device: str) -> Callable:
+    """call(None), forward and backward of encoder and synthesizer: what a training step costs beside its loss."""
+    encoder, synth, seeds = config.encoder().to(device), config.synth(), torch.arange(batch)
+    features = encoder.features(noise(batch, config.n_samples, 1, device))
+    grad = noise(batch, config.n_samples, 2, device)
+    return lambda _: synth(encoder(features), seeds).backward(grad)
+
+
+def times_ms(call: Callable, arguments: Sequence, least_s: float) -> np.ndarray:
+    """Milliseconds of call(argument), once for each argument; repeated for `least_s` seconds if there is a single one."""
+    timers = [Timer("call(a)", globals={"call": call, "a": a}, num_threads=torch.get_num_threads()) for a in arguments]
+    runs = [timers[0].blocked_autorange(min_run_time=least_s)] if len(timers) == 1 else [timer.timeit(1) for timer in timers]
+    return 1e3 * np.concatenate([run.times for run in runs])
+
+
+def peak_mib(call: Callable, arguments: Iterable, device: str) -> float:
+    """Most memory that tensors took at once, over one call for each argument, beyond what they took before; MiB.
+
+    Call it once before: what it makes at its first call (filters) would count.
+    """
+    peak = 0.0
+    for argument in arguments:
+        if device == "cpu":
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+                call(argument)
+            changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+            sizes = np.cumsum([event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())])
+            peak = max(peak, sizes.max(initial=0))
+        else:
+            torch.cuda.synchronize(device)
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            call(argument)
+            torch.cuda.synchronize(device)
+            peak = max(peak, torch.cuda.max_memory_allocated(device) - before)
+    return peak / 2**20
+
+
+def spread(values: Sequence, n: int) -> list:
+    """At most n of the values, evenly spaced."""
+    return list(values) if len(values) <= n else [values[i] for i in np.linspace(0, len(values) - 1, n).round().astype(int)]
+
+
+def _quartiles(ms: np.ndarray) -> dict[str, float]:
+    low, middle, high = np.quantile(ms, [0.25, 0.5, 0.75])
+    return {"n": len(ms), "ms": middle, "iqr_ms": high - low if len(ms) > 1 else math.nan}
+
+
+def cost(call: Callable, arguments: Sequence, device: str, least_s: float, n_memory: int) -> dict[str, float]:
+    """n, ms (median), iqr_ms (NaN if measured once) over the arguments, and mib over `n_memory` of them."""
+    return {**_quartiles(times_ms(call, arguments, least_s)), "mib": peak_mib(call, spread(arguments, n_memory), device)}
+
+
+def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: float, bench: Path) -> pd.DataFrame:
+    """Table 5: time and memory of every loss, and of encoder and synthesizer, beside the paper's.
+
+    n_paths: SCRAPL is measured on so many of its paths, evenly spaced. least_s: seconds spent on each other loss. bench: the
+    folder `make bench` writes; the authors' package has its rows from there, at the granular configuration.
+    Columns loss, n (paths or runs), ms, iqr_ms, mib, times_mss (over the mean of the four MSS), the same as printed, and
+    note. The paper's memory is that of the whole process: P-loss stands for what all have in common.
+    """
+    rows = []
+    for method in (name for name in paper.METHODS if name in MEASURED or name in NOT_RUN):
+        row = {"method": method, "loss": paper.METHODS[method], "n": 0, "note": ""}
+        if method in NOT_RUN:
+            row["note"] = f"not run: {NOT_RUN[method]}"
+        else:
+            call, arguments = calls(method, config.transform(), batch, device)
+            row |= cost(call, spread(arguments, n_paths), device, least_s, 21)
+        printed = (paper.published("table_5", method, metric).value for metric in ("median_time", "iqr", "max_memory"))
+        rows.append(row | dict(zip(("paper_ms", "paper_iqr_ms", "paper_mb"), printed)))
+    model = {"paper_ms": paper.published("figure_1", "encoder_and_synth", "model_step_time").value, "note": "not part of Table 5"}
+    rows.append({"method": "model", "loss": MODEL} | cost(model_call(config, batch, device), [None], device, least_s, 1) | model)
+    for method, part in {"scrapl": "single_path", "jtfs": "jtfs"}.items():
+        row = {"method": f"{method}_official", "loss": f"{paper.METHODS[method]}, scrapl-loss 0.1.0", "n": 0, "note": "not run: make bench"}
+        if (bench / f"{part}.csv").exists():
+            pairs = pd.read_csv(bench / f"{part}.csv")
+            per_path = pairs.groupby("path_idx").median()
+            row |= _quartiles((per_path if method == "scrapl" else pairs)["scrapl_loss_ms"].to_numpy())
+            row |= {"mib": pairs["scrapl_loss_peak_mib"].max()}
+            row["note"] = (f"granular configuration, batch 4, on the CPU, memory of the process, by make bench; "
+                           f"{per_path['times_faster'].median():.3g} times ours there")  # fmt: skip
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    mss = table.loc[table["method"].isin(MSS), ["ms", "paper_ms"]].mean()
+    ours = ~table["method"].str.endswith("_official")
+    table["times_mss"], table["paper_times_mss"] = (table["ms"] / mss["ms"]).where(ours), table["paper_ms"] / mss["paper_ms"]
+    return table[["method", "loss", "n", "ms", "iqr_ms", "mib", "times_mss", "paper_ms", "paper_iqr_ms", "paper_mb",
+                  "paper_times_mss", "note"]]  # fmt: skip
+
+
+def sizes(config: RunConfig, points: int) -> dict[str, list[tuple[dict[str, int], int]]]:
+    """For each of `AXES` the (transform, batch) to measure, about `points` of them, the config's own among them."""
+    base, few = config.transform(), points // 2
+    lengths = [(config.n_samples << k) >> few for k in range(points)]
+    qs = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 4), (6, 6)][:points]
+    return {
+        "n_samples": [(base | {"shape": n}, 4) for n in lengths if n >= max(2**base["J"], LEAST_SAMPLES)],
+        "batch": [(base, 2**k) for k in range(points)],
+        "n_paths": [(base | {"Q2": q2, "Q_fr": q_fr}, 4) for q2, q_fr in qs],
+    }
+
+
+def growth(config: RunConfig, device: str, points: int, n_paths: int, least_s: float, methods: Sequence[str]) -> pd.DataFrame:
+    """Time and memory as signal length, batch and P grow, the rest fixed: columns axis (of `AXES`), size, method, n, ms, iqr_ms, mib.
+
+    SCRAPL: the median over `n_paths` of its paths. P grows with the wavelets per octave of the second order, Q2 and Q_fr.
+    """
+    rows = []
+    for axis, cases in sizes(config, points).items():
+        for transform, batch in cases:
+            size = {"n_samples": transform["shape"], "batch": batch}
+            size["n_paths"] = SCRAPLLoss(**transform).n_paths if axis == "n_paths" else 0
+            for method in methods:
+                call, arguments = calls(method, transform, batch, device)
+                row = {"axis": axis, "size": size[axis], "method": method}
+                rows.append(row | cost(call, spread(arguments, n_paths), device, least_s, n_paths))
+    return pd.DataFrame(rows)
+
+
+def power_laws(data: pd.DataFrame) -> pd.DataFrame:
+    """cost = factor * size^slope, fitted on log axes: columns axis, method, quantity ("ms" or "mib"), slope, factor."""
+    rows = []
+    for (axis, method), group in data.groupby(["axis", "method"], sort=False):
+        for quantity in ("ms", "mib"):
+            slope, intercept = np.polyfit(np.log(group["size"]), np.log(group[quantity]), 1)
+            rows.append((axis, method, quantity, round(slope, 6) + 0.0, math.exp(intercept)))
+    return pd.DataFrame(rows, columns=["axis", "method", "quantity", "slope", "factor"])
+
+
+def crossings(data: pd.DataFrame, one: str, others: Sequence[str]) -> pd.DataFrame:
+    """Where the fitted times of `one` and of each other method are equal.
+
+    Columns axis, other, least_ratio and largest_ratio (one / other, as measured), size (NaN: their slopes differ by less than
+    0.1) and measured: whether that lies among the sizes measured.
+    """
+    laws, rows = power_laws(data).query("quantity == 'ms'").set_index(["axis", "method"]), []
+    for axis in data["axis"].unique():
+        mine = data[data["axis"] == axis].pivot(index="size", columns="method", values="ms")
+        for other in others:
+            a, b = laws.loc[(axis, one)], laws.loc[(axis, other)]
+            steeper = b["slope"] - a["slope"]
+            size = (a["factor"] / b["factor"]) ** (1 / steeper) if abs(steeper) > 0.1 else math.nan
+            ratio = mine[one] / mine[other]
+            rows.append((axis, other, ratio.min(), ratio.max(), size, bool(mine.index.min() <= size <= mine.index.max())))
+    return pd.DataFrame(rows, columns=["axis", "other", "least_ratio", "largest_ratio", "size", "measured"])
