@@ -246,7 +246,8 @@ def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run]) -> str:
     if claim.metric == "train_step_ms":
         used = [run for run in runs if any(run.method in group for group in claim.groups)]
         where = sorted({f"{run.info['device_name']}, {run.config['n_samples']} samples" for run in used})
-        causes.append(f"cost depends on machine and length: {' and '.join(where)} here, a GPU and 32768 samples in the paper")
+        causes.append(f"cost depends on machine and length: {' and '.join(where)} here, a GPU and 32768 samples in the paper; "
+                      "and on what else the machine did during the runs (with and without θ-IS a step is the same work)")
     learning = []
     for method, curve in curves(runs, itertools.chain(*claim.groups)).groupby("method", sort=False):
         quarter = 4 * curve["step"] / curve["step"].max()
