@@ -525,3 +525,28 @@ def test_derivatives_are_those_of_autograd(options):
     for path, gradient, hessian in _derivatives(loss, moving, x, jets, range(loss.n_paths)):
         for ours, expected in zip(found[path], (gradient, hessian), strict=True):
             assert ours.shape == expected.shape and (ours - expected).abs().max() < 1e-10 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", [SCRAPLLoss, JTFSLoss])
+def test_a_loss_first_used_in_inference_mode_can_train_later(kind):
+    """The filters it makes then may become part of a graph."""
+    loss, x = kind(shape=256, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1), torch.randn(1, 1, 256, generator=torch.Generator().manual_seed(0))
+    options = {"path_idx": 3} if kind is SCRAPLLoss else {}
+    with torch.inference_mode():
+        before = loss(x, 0.5 * x, **options)
+    x_hat = x.clone().requires_grad_()
+    value = loss(x_hat, 0.5 * x, **options)
+    value.backward()
+    assert float(value.detach()) == float(before) > 0 and x_hat.grad.abs().max() > 0
+
+
+def test_probs_are_a_copy_and_say_what_is_wrong_with_them():
+    loss = SCRAPLLoss(shape=256, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1)
+    loss.probs[:] = 0
+    assert abs(float(loss.probs.sum()) - 1) < 1e-12
+    with pytest.raises(TypeError, match="probs must be an array of .* numbers, got 'abc'"):
+        loss.probs = "abc"
+    wrong = loss.probs
+    wrong[4] = math.nan
+    with pytest.raises(ValueError, match="got nan for path 4"):
+        loss.probs = wrong

@@ -161,7 +161,7 @@ def test_damage_is_refused_with_file_expected_found_and_mend(tmp_path, damage):
         assert caught.value.file == folder / name
         assert expected in caught.value.expected and found in caught.value.found
         assert f"delete the folder {folder} and run: python -m scrapl_lib run --task granular --method scrapl_plain " \
-            "--seeds 3 --profile quick" in str(caught.value)  # fmt: skip
+            f"--seeds 3 --profile quick --output {tmp_path}" in str(caught.value)  # fmt: skip
 
 
 def test_copied_record_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import synthetic_records as synthetic
 
 from scrapl_lib import figures, paper, tables
+from scrapl_lib.claims import report_card
 from scrapl_lib.experiments import FAST_AM, FAST_FM, MODERATE_FM, SLOW_AM, SLOW_FM, make_config
 from scrapl_lib.records import BrokenRecord
 
@@ -55,6 +56,16 @@ def test_a_run_beats_its_reason_not_to_run(runs):
     table = tables.table_1(runs, {"p_loss": "some reason"})
     assert cell(table, "p_loss", "theta_synth_l1")["note"] == ""
     assert cell(table, "ms_clap", "theta_synth_l1")["note"] == "not run: no record yet"
+
+
+def test_a_method_of_ones_own_has_blank_cells_where_the_papers_would_be(runs, monkeypatch):
+    monkeypatch.setitem(paper.METHODS, "mine", "Mine")
+    monkeypatch.setitem(figures.STYLE, "mine", figures.STYLE["jtfs"])
+    row = cell(tables.table_1(runs, {"mine": "new"}), "mine", "theta_synth_l1")
+    assert math.isnan(row["paper_mean"]) and row["paper_n"] == 0 and row["note"] == "not run: new"
+    for name in ("figure_1", "figure_3"):
+        assert set(getattr(figures, name)(runs, "quick", {}).data["method"]) == set(paper.METHODS) - {"mine"}
+    assert set(report_card(runs, {}, "quick")["paper_verdict"]) == {"holds"}
 
 
 def test_table_2_counts_the_seeds_that_never_converged(tmp_path):
