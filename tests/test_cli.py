@@ -35,20 +35,6 @@ def run(output, *arguments):
     return main(["run", "--profile", "smoke", "--output", str(output), *arguments])
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Runs are computed here instead of in workers; returns which."""
-    configs = []
-
-    def run_all(missing, output, device, n_workers):
-        configs.extend((config.method, config.seed) for config in missing)
-        for config in missing:
-            train(config, output, device)
-
-    monkeypatch.setattr(training, "_run_all", run_all)
-    return configs
-
-
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +92,7 @@ def test_cuda_without_cuda_is_refused(tmp_path, arguments, capsys):
 # ---- exit codes and status ------------------------------------------------------------------------------------------
 
 
-def test_status_and_exit_codes(tmp_path, in_this_process, monkeypatch, capsys):
+def test_status_and_exit_codes(tmp_path, computed_here, monkeypatch, capsys):
     def counts():
         assert main(["status", "--profile", "smoke", "--output", str(tmp_path)]) == 0
         said = capsys.readouterr().out
@@ -121,7 +107,7 @@ def test_status_and_exit_codes(tmp_path, in_this_process, monkeypatch, capsys):
     assert found["ms_clap"] == [0, 0, 0, 0, f"not run: {NOT_RUN['ms_clap']}"]
 
     assert run(tmp_path, "--method", "p_loss,p_loss", "--task", "granular,granular") == 0
-    assert in_this_process == [("p_loss", 0), ("p_loss", 1)]
+    assert computed_here == [("p_loss", 0), ("p_loss", 1)]
     assert "2 of 2 runs finished, 0 failed, in " in capsys.readouterr().out
     assert counts()["p_loss"] == [2, 0, 0, 0]
 
@@ -273,7 +259,7 @@ def test_stopping_the_command_ends_its_workers(tmp_path, number, request, capfd)
     assert not record.exists()
     if number == signal.SIGINT:
         assert "stopped; the same command goes on from the checkpoints" in said and "Traceback" not in said
-        request.getfixturevalue("in_this_process")
+        request.getfixturevalue("computed_here")
         assert main(arguments) == 0
         assert "1 of 1 runs finished, 0 failed" in capfd.readouterr().out and read_run(record).ok
     else:

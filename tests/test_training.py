@@ -270,7 +270,7 @@ def test_out_of_memory_ends_the_run_for_good(tmp_path, monkeypatch, error):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_asked_for_without_cuda_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_run_all", lambda *_: pytest.fail("started"))
-    message = "device 'cuda' asked for, but this PyTorch sees 0 CUDA devices"
+    message = "device 'cuda' computed_here for, but this PyTorch sees 0 CUDA devices"
     for ask in (
         lambda: ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path, device="cuda"),
         lambda: ensure_runs(["granular"], ["p_loss"], [0], "paper", tmp_path),  # whose default is cuda
@@ -296,25 +296,11 @@ def test_a_senseless_number_of_workers_is_refused(tmp_path, workers):
 # ---- records in the way ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """What ensure_runs wants computed; it is, in this process."""
-    configs = []
-
-    def run_all(missing, output, device, n_workers):
-        configs.extend((config.method, config.seed) for config in missing)
-        for config in missing:
-            train(config, output, device)
-
-    monkeypatch.setattr(training, "_run_all", run_all)
-    return configs
-
-
-def test_only_what_is_missing_is_computed_and_deleting_a_folder_asks_again(tmp_path, asked):
+def test_only_what_is_missing_is_computed_and_deleting_a_folder_asks_again(tmp_path, computed_here):
     def ask(seeds):
         runs = ensure_runs(["granular"], ["p_loss"], seeds, "smoke", tmp_path)
         assert [run.seed for run in runs] == sorted(set(seeds)) and all(run.ok for run in runs)
-        new, asked[:] = list(asked), []
+        new, computed_here[:] = list(computed_here), []
         return new
 
     assert ask([0]) == [("p_loss", 0)]
@@ -325,11 +311,11 @@ def test_only_what_is_missing_is_computed_and_deleting_a_folder_asks_again(tmp_p
     assert ask([0, 1]) == [("p_loss", 0)]
 
 
-def test_a_stale_record_is_said_not_used_and_not_deleted(tmp_path, asked, capsys):
+def test_a_stale_record_is_said_not_used_and_not_deleted(tmp_path, computed_here, capsys):
     old = train(smoke("p_loss", lr=2e-3), tmp_path)
     folder = folder_of(smoke("p_loss"), tmp_path)
     assert states([smoke("p_loss")], tmp_path) == {smoke("p_loss"): "stale"}
-    assert ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path) == [] and asked == []
+    assert ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path) == [] and computed_here == []
     said = capsys.readouterr().err
     assert f"stale, not used: {folder} was made with another configuration; delete it to run it again" in said
     with pytest.raises(ValueError, match="holds a record of another configuration: delete that folder"):
@@ -337,7 +323,7 @@ def test_a_stale_record_is_said_not_used_and_not_deleted(tmp_path, asked, capsys
     assert read_run(folder).info == old.info
 
 
-def test_a_broken_record_is_refused(tmp_path, asked):
+def test_a_broken_record_is_refused(tmp_path, computed_here):
     train(smoke("p_loss"), tmp_path)
     path = folder_of(smoke("p_loss"), tmp_path) / "history.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:-1]) + "\n")
@@ -348,7 +334,7 @@ def test_a_broken_record_is_refused(tmp_path, asked):
     ):
         with pytest.raises(BrokenRecord, match="history.csv: expected 19 rows .* found 18 rows"):
             ask()
-    assert asked == []
+    assert computed_here == []
 
 
 def test_of_two_processes_on_one_run_one_computes_and_the_other_waits(tmp_path):
@@ -439,7 +425,7 @@ def test_methods_start_from_the_same_weights_and_seeds_do_not(records, tmp_path)
 
 
 class Listener:
-    """In the synthesizer's place: renders, and keeps the seeds it is asked for."""
+    """In the synthesizer's place: renders, and keeps the seeds it is computed_here for."""
 
     def __init__(self, synth):
         self.synth, self.parameters, self.seeds = synth, synth.parameters, []
