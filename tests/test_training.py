@@ -270,7 +270,7 @@ def test_out_of_memory_ends_the_run_for_good(tmp_path, monkeypatch, error):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_asked_for_without_cuda_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_run_all", lambda *_: pytest.fail("started"))
-    message = "device 'cuda' computed_here for, but this PyTorch sees 0 CUDA devices"
+    message = "device 'cuda' asked for, but this PyTorch sees 0 CUDA devices"
     for ask in (
         lambda: ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path, device="cuda"),
         lambda: ensure_runs(["granular"], ["p_loss"], [0], "paper", tmp_path),  # whose default is cuda
@@ -425,7 +425,7 @@ def test_methods_start_from_the_same_weights_and_seeds_do_not(records, tmp_path)
 
 
 class Listener:
-    """In the synthesizer's place: renders, and keeps the seeds it is computed_here for."""
+    """In the synthesizer's place: renders, and keeps the seeds it is asked for."""
 
     def __init__(self, synth):
         self.synth, self.parameters, self.seeds = synth, synth.parameters, []
