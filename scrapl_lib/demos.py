@@ -7,7 +7,7 @@ W is the number of the encoder's weights, P the number of paths.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import ipywidgets
@@ -17,7 +17,9 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from .data import meso_seeds
 from .experiments import PROFILES, RunConfig, check_name, make_config
+from .importance import Importance, theta_importance
 from .jtfs import JTFS
 from .losses import SCRAPLLoss
 from .optim import PSAGA, PAdam
@@ -170,6 +172,48 @@ def _flat(tensors) -> Tensor:
 
 def _rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
+
+
+# ---- theta-importance sampling ------------------------------------------------------------------------------------------
+
+
+def live_importance(training: Training, n_batches: int = 1, **options: object) -> Importance:
+    """`theta_importance` of a training in memory, with its weights as they are and the batches and synthesizer seeds of its
+    first steps, as the recorded path probabilities are made. `options` of `theta_importance`, such as gauss_newton."""
+    config, encoder, synth = training.config, training.encoder.eval(), training.synth
+    batches = training.data.batches("train", config.batch_size, 0, config.seed)[:n_batches]
+    draws = [synth.draw(meso_seeds(config.seed, step + 1, len(items))) for step, items in enumerate(batches)]
+    synthesize = [lambda theta, drawn=drawn: synth.render(theta, *drawn) for drawn in draws]
+    inputs = [training.x[items] for items in batches]
+    encode = lambda x: encoder(encoder.features(x))  # noqa: E731
+    return theta_importance(training.loss, encode, synthesize, inputs, encoder.parameters(), progress=False, **options)
+
+
+def dense_m(
+    loss: SCRAPLLoss, encoder: torch.nn.Module, features: Tensor, synthesize: Callable, x: Tensor, paths: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The matrices M_u of equation 12 written out, for encoders of a few dozen weights: the slow route to `theta_importance`.
+
+    encoder: features (N, ...) -> theta (N, U), smooth. synthesize: theta -> audio. x: references (N, 1, samples).
+    Returns the two terms of M, Gauss-Newton and the encoder's own curvature times the slope: (paths, U, W, W) each.
+    """
+    names, weights = zip(*((name, w.detach()) for name, w in encoder.named_parameters()))
+
+    def estimate(flat: Tensor) -> Tensor:
+        parts = flat.split([w.numel() for w in weights])
+        return torch.func.functional_call(encoder, {n: v.view_as(w) for n, v, w in zip(names, parts, weights)}, (features,))
+
+    flat = _flat(weights)
+    J, bent = torch.func.jacrev(estimate)(flat), torch.func.hessian(estimate)(flat)  # (N, U, W), (N, U, W, W)
+    theta = estimate(flat).requires_grad_()
+    x_hat, first, second = synthesize(theta), [], []
+    for path in paths:
+        value = loss(x_hat, x, path_idx=path)
+        (s,) = torch.autograd.grad(value, theta, create_graph=True)
+        rows = [torch.autograd.grad(s[:, u].sum(), theta, retain_graph=True)[0] for u in range(s.shape[1])]
+        first.append(torch.einsum("nuw,nuv,nvk->uwk", J, torch.stack(rows, dim=1), J))
+        second.append(torch.einsum("nu,nuwk->uwk", s.detach(), bent))
+    return torch.stack(first), torch.stack(second)
 
 
 # ---- pictures -----------------------------------------------------------------------------------------------------------

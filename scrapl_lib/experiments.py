@@ -13,7 +13,7 @@ from typing import get_origin
 
 from .data import ThetaGrid
 from .encoder import Encoder
-from .losses import SCRAPLLoss
+from .losses import EmbeddingLoss, SCRAPLLoss, WeightsUnavailable
 from .records import IMPORTANCE
 from .synths import ChirpletSynth, GranularSynth
 
@@ -42,7 +42,7 @@ METHODS = {
     "ms_clap": ("ms_clap", "adamw"),
     "panns_wavegram_logmel": ("panns_wavegram_logmel", "adamw"),
 }
-NOT_RUN = {
+NOT_RUN = {  # unless asked for by name: their losses need a package and weights that are not installed with the rest
     "ms_clap": "weights unavailable",
     "panns_wavegram_logmel": "weights unavailable",
 }
@@ -241,9 +241,11 @@ def methods_of(task: str) -> tuple[str, ...]:
 
 
 def seeds_of(method: str, profile: str) -> list[int]:
-    """The seeds of a method in a profile; none for a method that cannot be run yet."""
-    if method in NOT_RUN:
-        return []
+    """The seeds of a method in a profile; none for a method that is not run."""
+    return [] if method in NOT_RUN else _profile_seeds(method, profile)
+
+
+def _profile_seeds(method: str, profile: str) -> list[int]:
     others, jtfs = _SEEDS[profile]
     return list(range(jtfs if METHODS[method][0] == "jtfs" else others))
 
@@ -251,16 +253,22 @@ def seeds_of(method: str, profile: str) -> list[int]:
 def grid(task: str, profile: str, methods: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[RunConfig]:
     """The configs of a task's runs, by method and seed: all of the profile, or those asked for.
 
-    Raises: ValueError for unknown names, and for a method that cannot be run, with the reason.
+    A method of NOT_RUN must be asked for by name; its pretrained model is then loaded here, and its weights downloaded if
+    this is their first use, so that no run is started that cannot load it.
+
+    Raises: ValueError for unknown names, and for a method whose model cannot be loaded, with the reason and what to do.
     """
     check_name("task", task, TASKS)
     check_name("profile", profile, PROFILES)
     configs = []
-    for method in methods_of(task) if methods is None else methods:
+    seeds = None if seeds is None else list(seeds)
+    for method in [name for name in methods_of(task) if name not in NOT_RUN] if methods is None else methods:
         check_name("method", method, METHODS)
-        if method in NOT_RUN and methods is not None:
-            raise ValueError(f"method {method!r} is not run: {NOT_RUN[method]}. With `pip install '.[embeddings]'` and a connection "
-                             "EmbeddingLoss gets them; then take the method out of experiments.NOT_RUN")  # fmt: skip
-        wanted = seeds_of(method, profile) if seeds is None or method in NOT_RUN else list(seeds)
-        configs += [make_config(task, method, seed, profile) for seed in wanted]
+        wanted = [make_config(task, method, seed, profile) for seed in (_profile_seeds(method, profile) if seeds is None else seeds)]
+        if method in NOT_RUN and wanted:
+            try:
+                EmbeddingLoss(wanted[0].loss, wanted[0].sample_rate_hz)
+            except WeightsUnavailable as error:
+                raise ValueError(f"method {method!r} is not run: {NOT_RUN[method]}: {error}") from error
+        configs += wanted
     return configs

@@ -117,7 +117,8 @@ def theta_importance(
         inputs: reference audio, one batch or several.
         params: the weights of `encode`.
         n_iter: largest number of products with M per path and parameter. tol: stop once the eigenvalue changes by less
-            than this fraction and its residual is below it, too. A warning names the paths where n_iter came first.
+            than this fraction and its residual is below the root of it (M is nearly symmetric: the error goes with the
+            residual's square). A warning names the paths where n_iter came first.
             As with power iteration, a largest eigenvalue only a little above the next may be missed for that one;
             a smaller tol looks longer.
         floor: least probability of a path as a fraction of the uniform one.
@@ -357,7 +358,7 @@ class _Encoder:
         if not params or not all(isinstance(w, Tensor) and w.requires_grad for w in params):
             raise ValueError("params must be the encoder's weights: at least one tensor, all with requires_grad")
         self.encode, self.params, self.graph = encode, params, None
-        self.parts = [part for x in inputs for part in x.split(chunk)]
+        self.parts = torch.cat(inputs).split(chunk)
         self.thetas = [self._checked_theta(x) for x in inputs]
         self.n_params = self.thetas[0].shape[1]
         pairs = [(x[n : n + 1], theta[n : n + 1]) for x, theta in zip(inputs, self.thetas, strict=True) for n in range(len(x))]
@@ -457,7 +458,7 @@ def _arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, n_iter: int, to
         first = np.abs(values).argmax()
         size, residual = abs(values[first]), T[k + 1, k] * abs(vectors[k, first])
         closed = T[k + 1, k] <= 10 * torch.finfo(Q.dtype).eps * np.abs(T).max()
-        if closed or (abs(size - last) <= tol * size and residual <= tol * size):
+        if closed or (abs(size - last) <= tol * size and residual <= tol**0.5 * size):
             return float(size), True
         Q[k + 1], last = v / T[k + 1, k], size
     return float(size), False

@@ -52,13 +52,15 @@ def audio_distances(
 
     Args:
         x_hat, x: (n, 1, samples).
-        names: any of jtfs, mss_linear, mss_log_linear, mss_revisited.
+        names: a list of any of jtfs, mss_linear, mss_log_linear, mss_revisited.
         jtfs: the JTFSLoss to measure "jtfs" with; by default the paper's granular configuration at the audio's length.
         batch_size: items computed at a time; does not change the result.
     Returns:
         {name: distance}, unscaled (the paper prints those of TR-808 times 1000).
     """
     check_pair(x_hat, x)
+    if isinstance(names, str):
+        raise TypeError(f"names must be a list of names, got the text {names!r}: write [{names!r}]")
     distances = {}
     for name in names:
         if name not in AUDIO_DISTANCES:

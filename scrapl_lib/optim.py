@@ -23,7 +23,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +64,15 @@ def add_p_adam_update_(
     torch._fused_adam_(out, g, m, v, [], step, **kernel, amsgrad=False, maximize=False)
 
 
+def _is_number(value: Any) -> bool:
+    """No tensor: reading one would wait for its device."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _said(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
 class _PathOptimizer(torch.optim.Optimizer):
     """Keeps k, tau and the tables of every weight tensor and hands them, with its gradient, to the update rule.
 
@@ -82,7 +91,7 @@ class _PathOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: Any,
-        paths: Paths,
+        paths: Paths | None = None,  # needed; None is here for the error below to say what it is
         lr: float = 1e-5,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -102,11 +111,16 @@ class _PathOptimizer(torch.optim.Optimizer):
         return super().__getstate__() | {"paths": self.paths}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; a group may have its own lr, betas, eps, weight_decay: ValueError if one is out of range."""
+        """As in torch; a group may have its own lr, betas, eps, weight_decay: TypeError for one that is no plain number,
+        ValueError for one out of range."""
         options = self.defaults | param_group
         for name in ("lr", "eps", "weight_decay"):
+            if not _is_number(options[name]):
+                raise TypeError(f"{name} must be a plain number such as 1e-5, got {_said(options[name])}")
             if not 0 <= options[name] < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {options[name]}")
+        if not isinstance(options["betas"], (tuple, list)) or not all(map(_is_number, options["betas"])):
+            raise TypeError(f"betas must be a pair of plain numbers such as (0.9, 0.999), got {_said(options['betas'])}")
         if len(options["betas"]) != 2 or not all(0 <= beta < 1 for beta in options["betas"]):
             raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {options['betas']}")
         super().add_param_group(param_group)
@@ -193,7 +207,7 @@ class PAdam(_PathOptimizer):
     params: weights, or dicts of parameter groups; `lr`, `betas`, `eps`, `weight_decay` may differ by group.
     paths: anything with `n_paths` and `path_idx`, such as the SCRAPLLoss. The module's text has the equations, the
     memory needed and the scale to bring gradients to. With one path this is AdamW.
-    Raises TypeError if `paths` lacks one of the two, ValueError for an option out of range.
+    Raises TypeError if `paths` lacks one of the two or an option is no plain number, ValueError for one out of range.
     """
 
     n_rows = 2

@@ -3,6 +3,9 @@
 A synthesizer may be random. `draw(seeds)` makes all of its random numbers, one independent draw per item and seed, and
 `render(theta, *draws)` is a deterministic and differentiable function of theta. Calling the synthesizer does both.
 
+That theta is finite and in [0, 1], ends included (a sigmoid rounds to them, not beyond), is checked where theta lies on the
+CPU; on CUDA only its type, shape and dtype are: to look at its values, the host would have to wait for the device.
+
 Domain suffixes: _hz hertz, _s seconds, _oct_per_s octaves per second; lengths without a suffix are samples.
 """
 
@@ -150,6 +153,7 @@ class GranularSynth:
 
     def __call__(self, theta: Tensor, seeds: Tensor) -> Tensor:
         """theta (batch, 2) in [0, 1], seeds (batch,) int64 -> audio (batch, 1, n_samples)."""
+        _check_call(theta, seeds, self.n_params)
         return self.render(theta, *self.draw(seeds))
 
     def _amplitudes(self, density: Tensor) -> Tensor:
@@ -242,20 +246,46 @@ class ChirpletSynth:
 
     def __call__(self, theta: Tensor, seeds: Tensor) -> Tensor:
         """theta (batch, 2) in [0, 1], seeds (batch,) int64 -> audio (batch, 1, n_samples)."""
+        _check_call(theta, seeds, self.n_params)
         return self.render(theta, *self.draw(seeds))
 
 
 def _check_theta(theta: Tensor, n_params: int) -> None:
-    if theta.ndim != 2 or theta.shape[1] != n_params or theta.dtype not in (torch.float32, torch.float64):
+    if not isinstance(theta, Tensor):
+        raise TypeError(
+            f"theta must be a float32 or float64 tensor of shape (batch, {n_params}), got {type(theta).__name__}: write "
+            "torch.as_tensor(theta, dtype=torch.float32)"
+        )
+    if theta.ndim != 2 or theta.shape[1] != n_params or not len(theta) or theta.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"theta must be float32 or float64 of shape (batch, {n_params}), got {theta.dtype} of shape "
-            f"{tuple(theta.shape)}"
+            f"theta must be float32 or float64 of shape (batch, {n_params}) with a batch of at least 1, got {theta.dtype} "
+            f"of shape {tuple(theta.shape)}"
         )
     if theta.device.type == "cpu" and not ((theta >= 0) & (theta <= 1)).all():  # CUDA would have to be waited for
+        if n_bad := int((~theta.isfinite()).sum()):
+            raise ValueError(
+                f"theta must be finite, got {n_bad} NaN or infinite values: look for the first one in what computes theta"
+            )
         raise ValueError(
             f"theta must lie in [0, 1], got values in [{theta.min():g}, {theta.max():g}]: "
             "map physical values to [0, 1] first (see Parameter)"
         )
+
+
+def _check_seeds(seeds: Tensor) -> None:
+    if not isinstance(seeds, Tensor):
+        raise TypeError(
+            f"seeds must be an int64 tensor of shape (batch,), got {type(seeds).__name__}: write torch.as_tensor(seeds)"
+        )
+    if seeds.dtype != torch.int64 or seeds.ndim != 1:
+        raise ValueError(f"seeds must be int64 of shape (batch,), got {seeds.dtype} of shape {tuple(seeds.shape)}")
+
+
+def _check_call(theta: Tensor, seeds: Tensor, n_params: int) -> None:
+    _check_theta(theta, n_params)
+    _check_seeds(seeds)
+    if len(seeds) != len(theta):
+        raise ValueError(f"one seed per item is needed, got {len(seeds)} seeds for a theta of {len(theta)} items")
 
 
 def _uniform(seeds: Tensor, n: int) -> Tensor:
@@ -263,8 +293,7 @@ def _uniform(seeds: Tensor, n: int) -> Tensor:
 
     The seed is hashed first: SplitMix64's own streams of neighbouring seeds could overlap.
     """
-    if seeds.dtype != torch.int64 or seeds.ndim != 1:
-        raise ValueError(f"seeds must be int64 of shape (batch,), got {seeds.dtype} of shape {tuple(seeds.shape)}")
+    _check_seeds(seeds)
     seeds = seeds.cpu()
     golden = _signed(0x9E3779B97F4A7C15)
     counter = torch.arange(1, n + 1, dtype=torch.int64) * golden

@@ -615,7 +615,8 @@ def ensure_runs(
 ) -> list[Run]:  # fmt: skip
     """Compute what is missing of a grid, each run in a worker process of one thread, and return what is then on disk.
 
-    The path probabilities that missing `scrapl` runs draw from are computed first, in workers too. A worker that crashes costs its own run: it is named with the last line of its log, the others go on, and the next call
+    The path probabilities that missing `scrapl` runs draw from are computed beside the other runs; those runs wait for
+    them. A worker that crashes costs its own run: it is named with the last line of its log, the others go on, and the next call
     takes it up from its checkpoint. Runs that failed (status "failed:...") are not tried again, stale ones are named and
     left alone: delete a run's folder to ask for it anew.
 
@@ -643,14 +644,11 @@ def ensure_runs(
         check_device(device)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         n_workers = workers or (cores if device == "cpu" else 1)
-        needed = dict.fromkeys(replace(c, method=IMPORTANCE, seed=0) for c in missing if c.method == "scrapl")
-        if first := [c for c, state in states(needed, output).items() if state == "missing"]:
-            _run_all(first, output, device, n_workers)
-        lacking = {c.task: state for c, state in states(needed, output).items() if state != "done"}
-        for task, state in lacking.items():
-            print(f"{task}: no scrapl runs, the path probabilities are {state}", file=sys.stderr)
-        if missing := [c for c in missing if c.method != "scrapl" or c.task not in lacking]:
-            _run_all(missing, output, device, n_workers)
+        needed = states(dict.fromkeys(_needs(c) for c in missing if c.method == "scrapl"), output)
+        if stale := [c for c, state in needed.items() if state not in ("done", "missing")]:
+            print(*(f"{c.task}: no scrapl runs, the path probabilities are {needed[c]}" for c in stale), sep="\n", file=sys.stderr)
+            missing = [c for c in missing if _needs(c) not in stale]
+        _run_all([c for c, state in needed.items() if state == "missing"] + missing, output, device, n_workers)
     runs = []
     for task in dict.fromkeys(config.task for config in configs):
         expected = {(c.method, c.seed): config_hash(c.flat) for c in configs if c.task == task and found[c] != "stale"}
@@ -658,7 +656,13 @@ def ensure_runs(
     return runs
 
 
+def _needs(config: RunConfig) -> RunConfig | None:
+    """The path probabilities that a run draws from, as a config."""
+    return replace(config, method=IMPORTANCE, seed=0) if config.method == "scrapl" else None
+
+
 def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int) -> None:
+    """Run all in workers, in the order given, except that a run waits for the path probabilities it needs."""
     waiting, running, crashed = list(missing), [], []
     finished = 0.0
     bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -666,8 +670,10 @@ def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int
     bar = tqdm(total=sum(map(_cost, missing)), desc=f"{len(missing)} runs", bar_format=bar_format, mininterval=interval_s)
     try:
         while waiting or running:
-            while waiting and len(running) < n_workers:
-                running.append(_Worker(waiting.pop(0), output, device))
+            under_way = {*waiting, *(worker.config for worker in running)}
+            free = [c for c in waiting if _needs(c) not in under_way][: n_workers - len(running)]
+            running += [_Worker(c, output, device) for c in free]
+            waiting = [c for c in waiting if c not in free]
             time.sleep(0.2)
             for worker in [w for w in running if w.process.poll() is not None]:
                 running.remove(worker)
@@ -677,6 +683,9 @@ def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int
                     crashed.append(worker)
                     last = words.splitlines()[-1] if words else "nothing in its log"
                     bar.write(f"{worker.name} crashed (exit status {status}: {last}); log: {worker.log}", file=sys.stderr)
+                    if any(_needs(c) == worker.config for c in waiting):
+                        bar.write(f"{worker.config.task}: no scrapl runs, the path probabilities are missing", file=sys.stderr)
+                        waiting = [c for c in waiting if _needs(c) != worker.config]
                 else:
                     if words:
                         bar.write(f"{worker.name}: {words}", file=sys.stderr)

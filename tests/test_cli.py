@@ -66,7 +66,7 @@ def test_bad_seeds_are_refused(tmp_path, text, message, capsys):
         (["run", "--method", "p_loss,mss_lin"], "unknown method 'mss_lin': did you mean 'mss_linear'"),
         (["importance", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
         (["importance", "--profile", "smoke", "--task", "granular", "--paths", "30-35"], "paths must be different numbers from 0 to 34"),
-        (["run", "--method", "ms_clap"], "method 'ms_clap' is not run: weights unavailable"),
+        (["run", "--method", "ms_clap"], "method 'ms_clap' is not run: weights unavailable: ms_clap needs a pretrained model"),
         (["run", "--seeds", "5000000000"], "seed must be an integer from 0 to 2^32 - 1, got 5000000000"),
         (["run", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "--device", "gpu", "--profile", "smoke"], "unknown device 'gpu': use cpu, cuda or cuda:<n>"),
@@ -76,6 +76,7 @@ def test_bad_seeds_are_refused(tmp_path, text, message, capsys):
 )
 def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch, arguments, message, capsys):
     monkeypatch.setattr(training, "_run_all", lambda *_: pytest.fail("started"))
+    monkeypatch.setitem(sys.modules, "msclap", None)  # import fails, as without the extra
     assert main([*arguments, "--output", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and len(said.splitlines()) == 1
@@ -90,6 +91,22 @@ def test_cuda_without_cuda_is_refused(tmp_path, arguments, capsys):
 
 
 # ---- exit codes and status ------------------------------------------------------------------------------------------
+
+
+def test_an_embedding_loss_is_trained_when_asked_for_by_name(tmp_path, computed_here, monkeypatch, capsys):
+    """With a stand-in of the package's shape: energies of 21 parts."""
+
+    class Clap:
+        def __init__(self, version, use_cuda):
+            self.clap = torch.nn.Module()
+            self.clap.audio_encoder = torch.nn.Module()
+            self.clap.audio_encoder.forward = lambda audio: (audio.unflatten(1, (21, -1)).square().mean(2), None)
+
+    monkeypatch.setitem(sys.modules, "msclap", SimpleNamespace(CLAP=Clap))
+    assert run(tmp_path, "--method", "ms_clap", "--seeds", "1") == 0
+    assert computed_here == [("ms_clap", 1)] and "1 of 1 runs finished, 0 failed" in capsys.readouterr().out
+    assert main(["status", "--profile", "smoke", "--output", str(tmp_path)]) == 0
+    assert "not run: weights unavailable" in capsys.readouterr().out
 
 
 def test_status_and_exit_codes(tmp_path, computed_here, monkeypatch, capsys):

@@ -1,7 +1,10 @@
 """The grid of experiments: the paper's hyperparameters as literals, and every name and type it must refuse."""
 
+import sys
+
 import pytest
 
+from scrapl_lib import experiments
 from scrapl_lib.experiments import CHIRPLETS, METHODS, NOT_RUN, PROFILES, TASKS, grid, make_config, methods_of, seeds_of
 from scrapl_lib.records import config_hash
 
@@ -151,10 +154,20 @@ def test_config_refuses(names, changes, error, message):
 
 
 @pytest.mark.parametrize("method, reason", NOT_RUN.items())
-def test_a_method_that_cannot_be_run_says_why(method, reason):
+def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, reason, monkeypatch):
     assert seeds_of(method, "paper") == []
-    with pytest.raises(ValueError, match=f"method {method!r} is not run: {reason}"):
-        grid("granular", "smoke", [method])
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "msclap", None)  # import fails, as without the extra
+        patch.setitem(sys.modules, "panns_AT_inference", None)
+        says = rf"method {method!r} is not run: {reason}: {method} needs .* could not be loaded .*\[embeddings\].*downloaded once"
+        with pytest.raises(ValueError, match=says):
+            grid("granular", "smoke", [method])
+    loaded = []
+    monkeypatch.setattr(experiments, "EmbeddingLoss", lambda *arguments: loaded.append(arguments))
+    assert method not in {c.method for c in grid("granular", "quick")} and not loaded
+    assert [(c.method, c.seed) for c in grid("granular", "quick", [method])] == [(method, seed) for seed in range(5)]
+    assert [c.seed for c in grid("granular", "quick", [method], [7])] == [7] and not grid("granular", "quick", [method], [])
+    assert loaded == [(method, 8192)] * 2
 
 
 @pytest.mark.parametrize("task, profile, methods", [("x", "smoke", None), ("granular", "x", None), ("granular", "smoke", ["x"])])

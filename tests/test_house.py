@@ -118,6 +118,18 @@ def test_notebook_in_git_is_clean_and_strict(name):
     assert sum("setup(globals()" in cell.source for cell in code) == 1
 
 
+def test_a_mistyped_method_stops_notebook_05_before_it_draws_or_trains():
+    """Parameters, set-up and imports are its first three cells."""
+    book = nbformat.read(notebook_path("05_granular"), as_version=4)
+    parameters, *two = [cell.source for cell in book.cells if cell.cell_type == "code"][:3]
+    namespace = {}
+    exec(parameters, namespace)
+    namespace["methods"] = "p_loss, jtsf"
+    with pytest.raises(ValueError, match="unknown method 'jtsf': did you mean 'jtfs'"):
+        for source in two:
+            exec(source, namespace)
+
+
 def test_package_data_licence_and_citation():
     assert {path.suffix for path in (ROOT / "scrapl_lib/data_published").iterdir()} >= {".csv", ".json"}
     assert "Apache License" in (ROOT / "LICENSE").read_text()

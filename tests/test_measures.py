@@ -83,5 +83,7 @@ def test_bad_requests_are_refused():
     x = torch.zeros(2, 1, 2048)
     with pytest.raises(ValueError, match="names must be among jtfs, mss_linear, .* got 'mss_random'"):
         audio_distances(x, x, ["mss_random"])
+    with pytest.raises(TypeError, match=r"names must be a list of names, got the text 'jtfs': write \['jtfs'\]"):
+        audio_distances(x, x, "jtfs")
     with pytest.raises(ValueError, match="one shape"):
         audio_distances(x, x[:1], ["mss_linear"])

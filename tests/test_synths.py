@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scrapl_lib.synths import ChirpletSynth, GranularSynth, Parameter, _mix64, _signed
+from scrapl_lib.synths import ChirpletSynth, GranularSynth, Parameter, _check_theta, _mix64, _signed
 
 REFERENCE = Path(__file__).parent / "reference" / "synths.npz"
 SMALL = {"sample_rate_hz": 2048, "n_samples": 2048, "n_grains": 6, "grain_samples": 256, "hop": 16, "f0_max_hz": 512.0}
@@ -172,7 +172,7 @@ def test_parameter_curves():
         (torch.rand(2), r"shape \(batch, 2\)"),
         (torch.zeros(2, 2, dtype=torch.int64), "float32 or float64"),
         (torch.tensor([[0.5, -0.1], [0.5, 0.5]]), r"\[0, 1\], got values in \[-0.1"),
-        (torch.tensor([[0.5, float("nan")], [0.5, 0.5]]), r"\[0, 1\]"),
+        (torch.tensor([[0.5, float("nan")], [0.5, 0.5]]), "theta must be finite, got 1 NaN"),
     ],
 )
 def test_bad_theta_is_refused(theta, message):
@@ -335,3 +335,49 @@ def test_bad_shifts_are_refused(shift):
         ChirpletSynth(**SMALL_CHIRPLET).render(torch.rand(2, 2), shift)
     with pytest.raises(ValueError, match="theta must lie in"):
         ChirpletSynth(**SMALL_CHIRPLET)(torch.full((2, 2), 1.5), torch.arange(2))
+
+
+BATCH_OF_2 = (torch.full((2, 2), 0.5), torch.arange(2))
+
+
+@pytest.mark.parametrize("synth", [GranularSynth(**SMALL), ChirpletSynth(**SMALL_CHIRPLET)], ids=["granular", "chirplet"])
+@pytest.mark.parametrize(
+    "theta, seeds, error, message",
+    [
+        (BATCH_OF_2[0], [0, 1], TypeError, r"seeds must be an int64 tensor .* got list: write torch.as_tensor\(seeds\)"),
+        (BATCH_OF_2[0], np.arange(2), TypeError, "seeds must be an int64 tensor .* got ndarray"),
+        (BATCH_OF_2[0], torch.arange(2).int(), ValueError, r"seeds must be int64 of shape \(batch,\), got torch.int32"),
+        (BATCH_OF_2[0], torch.zeros(2, 1).long(), ValueError, r"seeds must be int64 of shape \(batch,\), got .* \(2, 1\)"),
+        (BATCH_OF_2[0], torch.arange(3), ValueError, "one seed per item.* got 3 seeds for a theta of 2 items"),
+        ([[0.1, 0.2], [0.3, 0.4]], BATCH_OF_2[1], TypeError, r"theta must be a .* tensor .* got list: write torch.as_tensor\(theta"),
+        (torch.zeros(0, 2), torch.arange(0), ValueError, r"theta must .* shape \(batch, 2\) with a batch of at least 1, got .* \(0, 2\)"),
+        (torch.rand(2, 2).half(), BATCH_OF_2[1], ValueError, "theta must be float32 or float64 .* got torch.float16"),
+        (torch.rand(2), BATCH_OF_2[1], ValueError, r"theta must be .* shape \(batch, 2\).* got .* \(2,\)"),
+        (torch.tensor([[0.5, np.nan], [np.inf, 1]]), BATCH_OF_2[1], ValueError, "theta must be finite, got 2 NaN or infinite values"),
+        (torch.tensor([[0.5, 1.1], [0, 1]]), BATCH_OF_2[1], ValueError, r"theta must lie in \[0, 1\], got values in \[0, 1.1\]"),
+    ],
+)  # fmt: skip
+def test_bad_calls_are_refused(synth, theta, seeds, error, message):
+    with pytest.raises(error, match=message):
+        synth(theta, seeds)
+
+
+@pytest.mark.parametrize("synth", [GranularSynth(**SMALL), ChirpletSynth(**SMALL_CHIRPLET)], ids=["granular", "chirplet"])
+def test_a_saturated_sigmoid_is_a_valid_theta(synth):
+    """It rounds to exactly 0 and 1, never beyond."""
+    theta = torch.sigmoid(torch.tensor([[-200.0, 200.0], [200.0, -200.0]]))
+    assert theta.unique().tolist() == [0, 1] and synth(theta, torch.arange(2)).isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("synth", [GranularSynth(**SMALL), ChirpletSynth(**SMALL_CHIRPLET)], ids=["granular", "chirplet"])
+def test_on_cuda_theta_is_not_waited_for(synth):
+    """Only shape and dtype are checked there: the host does not look at theta."""
+    theta = torch.full((2, 2), float("nan"), device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        _check_theta(theta, 2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(ValueError, match="shape"):
+        synth(theta[:0], torch.arange(0))

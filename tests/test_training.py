@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -654,26 +655,47 @@ def test_importance_in_parts_and_resumed(tmp_path, importances, capsys):
     assert not parts.exists()
 
 
-def test_importance_is_computed_once_before_the_runs(tmp_path, importances, monkeypatch, capsys):
-    done = []
+def test_importance_is_computed_once_and_its_runs_wait_for_it(tmp_path, importances, monkeypatch, capsys):
+    started = []
 
-    def run_all(configs, output, device, n_workers):
-        done.append([(config.task, config.method, config.seed) for config in configs])
-        for config in configs:
-            if config.method == "theta_importance":
-                compute_importance(config.task, config.profile, output, device) if config.task != "granular" else None
-            else:
-                train(config, output, device)
+    class Worker:
+        """Computes in this process, but ends at the third look only; granular's probabilities crash."""
 
-    monkeypatch.setattr(training, "_run_all", run_all)
-    runs = ensure_runs(["granular", TASK], ["scrapl", "p_loss"], [0, 3], "smoke", tmp_path)
-    assert sorted(done[0]) == [(TASK, "theta_importance", 0), ("granular", "theta_importance", 0)]
+        def __init__(self, config, output, device):
+            self.config, self.name, self.log, self.looks = config, f"{config.task}/{config.method}", tmp_path / "no.log", 0
+            started.append((config.task, config.method, config.seed))
+            crash = (config.task, config.method) == ("granular", "theta_importance")
+            self.process = SimpleNamespace(poll=self.poll, returncode=int(crash), wait=lambda: None)
+            if config.method == "scrapl":
+                train(config, output, device)  # raises ValueError where there are no probabilities
+
+        def poll(self):
+            self.looks += 1
+            if self.looks == 3 and not self.process.returncode:
+                if self.config.method == "theta_importance":
+                    compute_importance(self.config.task, self.config.profile, tmp_path)
+                elif self.config.method != "scrapl":
+                    train(self.config, tmp_path, "cpu")
+            return self.process.returncode if self.looks >= 3 else None
+
+        def progress(self):
+            return {"step": 0, "of": 1, "loss": None, "val_l1": None}
+
+        def words(self):
+            return ""
+
+    monkeypatch.setattr(training, "_Worker", Worker)
+    monkeypatch.setattr(training.time, "sleep", lambda _: None)
+    runs = ensure_runs(["granular", TASK], ["scrapl", "p_loss"], [0, 3], "smoke", tmp_path, workers=3)
     both = {(task, "p_loss", seed) for task in ("granular", TASK) for seed in (0, 3)}
-    assert set(done[1]) == both | {(TASK, "scrapl", 0), (TASK, "scrapl", 3)} and len(done) == 2
+    finished = both | {(TASK, "scrapl", 0), (TASK, "scrapl", 3)}
+    assert {*started[:2]} == {("granular", "theta_importance", 0), (TASK, "theta_importance", 0)}
+    assert started[2] in both, "the third worker does not wait"
+    assert len(started) == 8 and {*started[2:]} == finished
     assert "granular: no scrapl runs, the path probabilities are missing" in capsys.readouterr().err
-    assert {(run.task, run.method, run.seed) for run in runs if run.ok} == set(done[1])
+    assert {(run.task, run.method, run.seed) for run in runs if run.ok} == finished
     ensure_runs([TASK], ["scrapl"], [4], "smoke", tmp_path)
-    assert done[2:] == [[(TASK, "scrapl", 4)]] and len(importances) == 1
+    assert started[8:] == [(TASK, "scrapl", 4)] and len(importances) == 1
 
 
 def test_a_resumed_run_draws_from_the_same_probabilities(tmp_path):
