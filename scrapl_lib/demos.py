@@ -17,9 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from .data import meso_seeds
 from .experiments import PROFILES, RunConfig, check_name, make_config
-from .importance import Importance, theta_importance
 from .jtfs import JTFS
 from .losses import SCRAPLLoss
 from .optim import PSAGA, PAdam
@@ -175,18 +173,6 @@ def _rms(values: Tensor) -> float:
 
 
 # ---- theta-importance sampling ------------------------------------------------------------------------------------------
-
-
-def live_importance(training: Training, n_batches: int = 1, **options: object) -> Importance:
-    """`theta_importance` of a training in memory, with its weights as they are and the batches and synthesizer seeds of its
-    first steps, as the recorded path probabilities are made. `options` of `theta_importance`, such as gauss_newton."""
-    config, encoder, synth = training.config, training.encoder.eval(), training.synth
-    batches = training.data.batches("train", config.batch_size, 0, config.seed)[:n_batches]
-    draws = [synth.draw(meso_seeds(config.seed, step + 1, len(items))) for step, items in enumerate(batches)]
-    synthesize = [lambda theta, drawn=drawn: synth.render(theta, *drawn) for drawn in draws]
-    inputs = [training.x[items] for items in batches]
-    encode = lambda x: encoder(encoder.features(x))  # noqa: E731
-    return theta_importance(training.loss, encode, synthesize, inputs, encoder.parameters(), progress=False, **options)
 
 
 def dense_m(

@@ -117,8 +117,8 @@ def theta_importance(
         inputs: reference audio, one batch or several.
         params: the weights of `encode`.
         n_iter: largest number of products with M per path and parameter. tol: stop once the eigenvalue changes by less
-            than this fraction and its residual is below the root of it (a smaller residual moved
-            none of 16 eigenvalues of the quick granular problem by more than 5e-5). A warning names the paths where n_iter came first.
+            than this fraction and its residual is below the root of it (for all
+            but strongly asymmetric M the eigenvalue's error goes with the residual's square). A warning names the paths where n_iter came first.
             As with power iteration, a largest eigenvalue only a little above the next may be missed for that one;
             a smaller tol looks longer.
         floor: least probability of a path as a fraction of the uniform one.

@@ -478,7 +478,10 @@ def compute_importance(task: str, profile: str, output: Path = ROOT, device: str
         elsewhere = [path for file in _curvatures(parts) if file != own for path in _paths_in(file)]
         todo = [path for path in (range(n_paths) if paths is None else paths) if path not in elsewhere]
         if state == "missing" and todo:
-            _curvature(config, place, todo, own, watch)
+            importance_of(
+                Training(config, place), config.importance_examples // config.batch_size, watch, paths=todo, save=own,
+                fingerprint=config_hash(config.flat), progress=watch is None,
+            )  # fmt: skip
     with _alone(parts):
         if run_state(folder, config_hash(config.flat)) == "missing":
             files = _curvatures(parts)
@@ -498,10 +501,13 @@ def _paths_in(file: Path) -> list[int]:
     return [int(path) for path in json.loads(file.read_text())["curvature"]]
 
 
-def _curvature(config: RunConfig, device: torch.device, paths: list[int], save: Path, watch: Callable | None) -> None:
-    training = Training(config, device)
-    encoder, synth = training.encoder.eval(), training.synth
-    batches = training.data.batches("train", config.batch_size, 0, config.seed)[: config.importance_examples // config.batch_size]
+def importance_of(
+    training: Training, n_batches: int, watch: Callable[[], None] | None = None, **options: object
+) -> Importance:
+    """`theta_importance` of a training in memory, with its weights as they are and the batches and synthesizer seeds of its
+    first steps. watch: called often; may raise to stop. options: of `theta_importance`, such as gauss_newton."""
+    config, encoder, synth = training.config, training.encoder.eval(), training.synth
+    batches = training.data.batches("train", config.batch_size, 0, config.seed)[:n_batches]
 
     def synthesize(step: int) -> Callable[[Tensor], Tensor]:
         draws = synth.draw(meso_seeds(config.seed, step, config.batch_size))
@@ -513,10 +519,9 @@ def _curvature(config: RunConfig, device: torch.device, paths: list[int], save: 
 
         return render
 
-    theta_importance(
+    return theta_importance(
         training.loss, lambda x: encoder(encoder.features(x)), [synthesize(step + 1) for step in range(len(batches))],
-        [training.x[items] for items in batches], encoder.parameters(), paths=paths, save=save,
-        fingerprint=config_hash(config.flat), progress=watch is None,
+        [training.x[items] for items in batches], encoder.parameters(), **options,
     )  # fmt: skip
 
 
@@ -615,9 +620,9 @@ def ensure_runs(
 ) -> list[Run]:  # fmt: skip
     """Compute what is missing of a grid, each run in a worker process of one thread, and return what is then on disk.
 
-    The path probabilities that missing `scrapl` runs draw from are computed beside the other runs; those runs wait for
-    them. A worker that crashes costs its own run: it is named with the last line of its log, the others go on, and the next call
-    takes it up from its checkpoint. Runs that failed (status "failed:...") are not tried again, stale ones are named and
+    Runs with theta-IS wait for their path probabilities, which are computed beside the other runs. A worker that crashes
+    costs its own run: it is named with the last line of its log, the others go on, and the next call takes it up from
+    its checkpoint. Runs that failed (status "failed:...") are not tried again, stale ones are named and
     left alone: delete a run's folder to ask for it anew.
 
     Args:
