@@ -127,7 +127,7 @@ def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: f
             row["note"] = f"not run: {NOT_RUN[method]}"
         else:
             call, arguments = calls(method, config.transform(), batch, device)
-            row |= cost(call, spread(arguments, n_paths), device, least_s, 21)
+            row |= cost(call, spread(arguments, n_paths), device, least_s, 9)
         printed = (paper.published("table_5", method, metric).value for metric in ("median_time", "iqr", "max_memory"))
         rows.append(row | dict(zip(("paper_ms", "paper_iqr_ms", "paper_mb"), printed)))
     model = {"paper_ms": paper.published("figure_1", "encoder_and_synth", "model_step_time").value, "note": "not part of Table 5"}
@@ -150,30 +150,31 @@ def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: f
                   "paper_times_mss", "note"]]  # fmt: skip
 
 
-def sizes(config: RunConfig, points: int) -> dict[str, list[tuple[dict[str, int], int]]]:
-    """For each of `AXES` the (transform, batch) to measure, about `points` of them, the config's own among them."""
+def sizes(config: RunConfig, batch: int, points: int) -> dict[str, list[tuple[dict[str, int], int]]]:
+    """For each of `AXES` the (transform, batch) to measure, about `points` of them, `batch` where that is not the axis."""
     base, few = config.transform(), points // 2
     lengths = [(config.n_samples << k) >> few for k in range(points)]
     qs = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 4), (6, 6)][:points]
     return {
-        "n_samples": [(base | {"shape": n}, 4) for n in lengths if n >= max(2**base["J"], LEAST_SAMPLES)],
+        "n_samples": [(base | {"shape": n}, batch) for n in lengths if n >= max(2**base["J"], LEAST_SAMPLES)],
         "batch": [(base, 2**k) for k in range(points)],
-        "n_paths": [(base | {"Q2": q2, "Q_fr": q_fr}, 4) for q2, q_fr in qs],
+        "n_paths": [(base | {"Q2": q2, "Q_fr": q_fr}, batch) for q2, q_fr in qs],
     }
 
 
-def growth(config: RunConfig, device: str, points: int, n_paths: int, least_s: float, methods: Sequence[str]) -> pd.DataFrame:
+def growth(config: RunConfig, batch: int, device: str, points: int, n_paths: int, least_s: float,
+           methods: Sequence[str]) -> pd.DataFrame:  # fmt: skip
     """Time and memory as signal length, batch and P grow, the rest fixed: columns axis (of `AXES`), size, method, n, ms, iqr_ms, mib.
 
     SCRAPL: the median over `n_paths` of its paths. P grows with the wavelets per octave of the second order, Q2 and Q_fr.
     """
     rows = []
-    for axis, cases in sizes(config, points).items():
-        for transform, batch in cases:
-            size = {"n_samples": transform["shape"], "batch": batch}
+    for axis, cases in sizes(config, batch, points).items():
+        for transform, n in cases:
+            size = {"n_samples": transform["shape"], "batch": n}
             size["n_paths"] = SCRAPLLoss(**transform).n_paths if axis == "n_paths" else 0
             for method in methods:
-                call, arguments = calls(method, transform, batch, device)
+                call, arguments = calls(method, transform, n, device)
                 row = {"axis": axis, "size": size[axis], "method": method}
                 rows.append(row | cost(call, spread(arguments, n_paths), device, least_s, n_paths))
     return pd.DataFrame(rows)

@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
-from .execute import NotebookFailed, notebook_names, run_notebook
+from .execute import NotebookFailed, notebook_names, run_notebook, run_notebooks
 from .experiments import METHODS, NOT_RUN, PROFILES, TASKS, check_name, grid, make_config, methods_of
 from .records import ROOT, BrokenRecord
 from .training import (
@@ -87,10 +86,10 @@ def _notebook(args: argparse.Namespace) -> int:
             raise ValueError(f"-p takes name=value, got {item!r}")
         parameters[name] = value
     check_name("profile", args.profile, PROFILES)
-    names = args.names or notebook_names()
-    written = []
-    for name in tqdm(names, desc="notebooks", unit="notebook", disable=len(names) == 1):
-        written.append(run_notebook(name, parameters, args.profile, args.output))
+    if len(args.names) == 1:
+        written = [run_notebook(*args.names, parameters, args.profile, args.output)]
+    else:
+        written = run_notebooks(args.names or notebook_names(), parameters, args.profile, args.output)
     print("executed: " + ", ".join(str(path) for path in written))
     for folder in (f"results/{args.profile}/tables", f"figures/{args.profile}"):
         files = sorted(path.name for path in (args.output / folder).glob("*") if path.is_file())

@@ -19,21 +19,27 @@ import math
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TextIO
 
+from tqdm import tqdm
+
 from .experiments import PROFILES, check_name
 from .records import ROOT, utc_now, write_text_atomic
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+ALONE = ("08_cost",)  # its times, which 05_granular draws, want the whole machine
+LAST = ("09_report_card",)
 IPC_PATH_LIMIT = 90  # bytes; the sockets' names add a few more and must stay below 104 (macOS) or 108 (Linux)
 
 
@@ -167,6 +173,63 @@ def run_notebook(
         _execute(path, values, done, output / "executed" / "failed")
         lock.write(request)
     return done
+
+
+def run_notebooks(
+    names: Sequence[str], parameters: Mapping[str, Any] | None = None, profile: str = "quick", output: str | Path = ROOT
+) -> list[Path]:
+    """Execute several notebooks as `run_notebook` does, and return their executed copies.
+
+    First those that take times (`ALONE`), one after the other; then the rest, each in a process of one thread, as many at once
+    as there are cores; at the end those that sum up (`LAST`). Arguments as in `run_notebook`. Raises ValueError or TypeError as
+    it does; the first notebook to fail stops the others, says why on stderr and ends this by SystemExit with its exit status.
+    """
+    paths = [notebook_path(name) for name in names]
+    first, last = ([path for path in paths if path.stem in group] for group in (ALONE, LAST))
+    rest = [path for path in paths if path not in first + last]
+    for path in first:
+        run_notebook(path, parameters, profile, output)
+    if rest:
+        flags = ["--profile", profile, "--output", str(output)]
+        flags += [text for name, value in (parameters or {}).items() for text in ("-p", f"{name}={value}")]
+        _run_side_by_side(rest, flags)
+    for path in last:
+        run_notebook(path, parameters, profile, output)
+    return [Path(output).resolve() / "executed" / profile / path.name for path in paths]
+
+
+def _run_side_by_side(paths: Sequence[Path], flags: Sequence[str]) -> None:
+    """Run `notebook PATH flags` for each in a process of its own; end by SystemExit as soon as one fails."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting, running = list(paths), {}
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    bar = tqdm(total=len(paths), desc="notebooks", unit="notebook", mininterval=0.5 if sys.stderr.isatty() else 10.0)
+    with tempfile.TemporaryDirectory() as folder, _stoppable():
+        try:
+            while waiting or running:
+                while waiting and len(running) < cores:
+                    path = waiting.pop(0)
+                    command = [sys.executable, "-m", "scrapl_lib", "notebook", str(path), *flags]
+                    with open(Path(folder) / f"{path.stem}.log", "wb") as said:
+                        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, cwd=ROOT, env=one_thread)
+                    running[path.stem] = process, Path(said.name)
+                bar.set_postfix_str(", ".join(running), refresh=False)
+                bar.update(0)
+                time.sleep(0.2)
+                for name, (process, said) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[name]
+                        bar.update()
+                        if process.returncode:
+                            words = said.read_text(errors="replace")
+                            bar.write(words[words.rfind("\r") + 1 :].strip(), file=sys.stderr)
+                            raise SystemExit(process.returncode if process.returncode > 0 else 128 - process.returncode)
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.wait()
+            bar.close()
 
 
 def _execute(path: Path, values: dict[str, Any], done: Path, failed: Path) -> None:

@@ -1,6 +1,6 @@
 """Figures 1 to 6 of the paper, drawn from records only; each comes with the numbers it shows and a caption.
 
-    plot = figure_1(runs, "quick", not_run)
+    plot = figure_1(runs, "quick", not_run, costs)
     save_figure(*plot[:2], "figure_1", "quick", caption=plot.caption)
 
 In a notebook a `Plot` as the last value of a cell shows itself.
@@ -123,14 +123,29 @@ def _plain_log(axis_name: str, ax: Axes) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _against_cost(runs: Sequence[Run], metric: str, relative: bool) -> pd.DataFrame:
+def step_costs(folder: Path) -> dict[str, float]:
+    """Milliseconds of a training step by method: Table 5's loss plus encoder and synthesizer, as `paper.step_ms` has it.
+
+    folder: holds table_5.csv, written by notebook 08_cost. Without it {}: nothing was measured. SCRAPL's variants share a loss.
+    """
+    if not (folder / "table_5.csv").is_file():
+        return {}
+    ms = pd.read_csv(folder / "table_5.csv").set_index("method")["ms"].dropna()
+    of = {method: "scrapl" if method.startswith("scrapl") else method for method in METHODS}
+    return {method: float(ms[name] + ms["model"]) for method, name in of.items() if name in ms.index}
+
+
+OURS_COST = "our Table 5 (08_cost, batch 4) plus encoder and synthesizer"
+NO_COSTS = "ours is not drawn: notebook 08_cost, which measures it, was not run"
+
+
+def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str, relative: bool) -> pd.DataFrame:
     """Rows method, source ("ours", "paper"), n_seeds, cost (train step relative to P-loss's), value, ci95."""
     values, cells, rows = seed_values(runs), paper_cells(), []
     for method in METHODS:
         seeds = values_by_seed(values, method, metric)
-        if len(seeds):
-            cost = values_by_seed(values, method, "train_step_ms").median()
-            rows.append((method, "ours", len(seeds), cost, *mean_ci95(seeds)))
+        if len(seeds) and method in costs:
+            rows.append((method, "ours", len(seeds), costs[method], *mean_ci95(seeds)))
         if (method, metric) in cells and (method, "train_step_ms") in cells:
             cell = cells[method, metric]
             rows.append((method, "paper", cell.n, cells[method, "train_step_ms"].mean, cell.mean, cell.half_width or math.nan))
@@ -145,9 +160,9 @@ def _against_cost(runs: Sequence[Run], metric: str, relative: bool) -> pd.DataFr
     return data.dropna(subset="cost").reset_index(drop=True)
 
 
-def _scatter(runs: Sequence[Run], profile: str, not_run: dict[str, str], metric: str, title: str, ylabel: str,
-             relative: bool = False) -> Plot:  # fmt: skip
-    data = _against_cost(runs, metric, relative)
+def _scatter(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float], metric: str, title: str,
+             ylabel: str, relative: bool = False) -> Plot:  # fmt: skip
+    data = _against_cost(runs, costs, metric, relative)
     figure, axes = _start(runs, profile, 7.2, 1)
     for row in data.itertuples():
         colour, marker, _ = STYLE[row.method]
@@ -165,28 +180,31 @@ def _scatter(runs: Sequence[Run], profile: str, not_run: dict[str, str], metric:
     axes[0].set_xlabel("time of one training step, relative to P-loss")
     axes[0].set_ylabel(ylabel)
     notes = [f"Filled: ours, hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run),
-             "Cost: median training step of a run, median over seeds; the paper's: Table 5 plus 54.7 ms for the model."]  # fmt: skip
-    if "ours" not in set(data["source"]):
+             f"Cost: {OURS_COST}; the paper's: Table 5 plus 54.7 ms for the model."]  # fmt: skip
+    if not costs:
+        notes.append(f"Cost: {NO_COSTS}.")
+    elif "ours" not in set(data["source"]):
         notes.append("Ours is not drawn: there is no finished P-loss run to relate the cost to.")
     return _finish(figure, axes, data.rename(columns={"value": metric}), title, notes, profile)
 
 
-def figure_1(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
+def figure_1(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float]) -> Plot:
     """Figure 1: test error (theta L1, per mille) against the cost of a training step relative to P-loss, log axes.
 
     runs: finished and failed ones of the granular task and this profile (ValueError otherwise), as `records.load_runs` gives
-    them. not_run: method -> why it has no runs. data: method, source, n_seeds, train_step_ms, cost, the metric, ci95.
+    them. not_run: method -> why it has no runs. costs: see `step_costs`. data: method, source, n_seeds, train_step_ms, cost,
+    the metric, ci95.
     """
-    return _scatter(runs, profile, not_run, "theta_synth_l1", "Figure 1: error against cost, granular synthesizer",
+    return _scatter(runs, profile, not_run, costs, "theta_synth_l1", "Figure 1: error against cost, granular synthesizer",
                     "test L1 of θ (‰)")  # fmt: skip
 
 
-def figure_3(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
+def figure_3(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float]) -> Plot:
     """Figure 3: JTFS distance on test against cost, both relative to P-loss (the paper's axis has an arbitrary scale).
 
     Arguments and data as in `figure_1`.
     """
-    return _scatter(runs, profile, not_run, "jtfs_distance", "Figure 3: JTFS distance against cost, granular synthesizer",
+    return _scatter(runs, profile, not_run, costs, "jtfs_distance", "Figure 3: JTFS distance against cost, granular synthesizer",
                     "JTFS distance on test, relative to P-loss", relative=True)  # fmt: skip
 
 
@@ -201,17 +219,18 @@ def _draw_curves(ax: Axes, data: pd.DataFrame, x: str, metric: str = "theta_synt
     ax.set_ylabel(f"validation {METRICS[metric][0]} (‰)")
 
 
-def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
+def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float]) -> Plot:
     """Figure 2: validation error against wall-clock time (left, log axis) and training steps (right), all methods.
 
-    Arguments as in `figure_1`; data as in `tables.curves`.
+    Arguments as in `figure_1`; data as in `tables.curves`, and wall_s, the steps' cost.
     """
     data = curves(runs, METHODS)
+    data.insert(2, "wall_s", data["step"] * data["method"].map(costs) / 1000)
     figure, axes = _start(runs, profile, 9.6, 2)
     _draw_curves(axes[0], data[data["wall_s"] > 0], "wall_s")
     _plain_log("x", axes[0])
     _draw_curves(axes[1], data, "step")
-    notes = [f"Lines and bands: {BAND}; time: mean over seeds at the step.", seeds_note(runs, METHODS, not_run)]
+    notes = [f"Lines and bands: {BAND}.", f"Time of a step: {OURS_COST if costs else NO_COSTS}.", seeds_note(runs, METHODS, not_run)]
     return _finish(figure, axes, data, "Figure 2: convergence in time and in steps, granular synthesizer", notes, profile)
 
 

@@ -180,22 +180,23 @@ class JTFSLoss(_ScatteringLoss):
     notes: SCRAPL's single paths keep them). Arguments, scale and errors as in `SCRAPLLoss`.
     """
 
-    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+    def forward(self, x_hat: Tensor, x: Tensor, S: Tensor | None = None) -> Tensor:
         """x_hat, x (batch, 1, shape) -> scalar, the batch mean of `per_item`."""
-        return self.per_item(x_hat, x).mean()
+        return self.per_item(x_hat, x, S).mean()
 
-    def per_item(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """x_hat, x (batch, 1, shape) -> distance of each item (batch,)."""
+    def per_item(self, x_hat: Tensor, x: Tensor, S: Tensor | None = None) -> Tensor:
+        """x_hat, x (batch, 1, shape) -> distance of each item (batch,).
+
+        S: `jtfs(x)`, where it is known already (a reference that comes again).
+        """
         check_pair(x_hat, x, self.jtfs.shape)
-        first_hat, bands_hat = self.jtfs.first_order_and_bands(x_hat)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-            first, bands = self.jtfs.first_order_and_bands(x)
-        pairs = list(zip(first_hat, first, strict=True))
-        for n2 in bands:
-            paths = self.jtfs.paths_of(n2)
-            S_hat, S = (self.jtfs.coefficients(Y2[n2], paths) for Y2 in (bands_hat, bands))
-            pairs += zip(S_hat, S, strict=True)
-        return sum(self._distance(self.jtfs.unpad(S_hat), self.jtfs.unpad(S)) for S_hat, S in pairs) / len(pairs)
+        if S is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+                S = self.jtfs(x)
+        S_hat = self.jtfs(x_hat)
+        if S.shape != S_hat.shape:
+            raise ValueError(f"S must be jtfs(x), of shape {tuple(S_hat.shape)}, got {tuple(S.shape)}")
+        return self._distance(S_hat.flatten(0, 1), S.flatten(0, 1)).unflatten(0, S.shape[:2]).mean(dim=1)
 
 
 _OCTAVE_FFT_SIZES = (64, 128, 256, 512, 1024, 2048)

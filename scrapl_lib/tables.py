@@ -73,7 +73,7 @@ def pairs_by_seed(values: pd.DataFrame, before: str, after: str, metric: str) ->
 def curves(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_synth_l1") -> pd.DataFrame:
     """Validation values of `metric` of finished runs at the steps all seeds of a method share.
 
-    Columns method, step, wall_s (time in training steps, mean over seeds), n_seeds, mean, ci95 (NaN for one seed).
+    Columns method, step, n_seeds, mean, ci95 (NaN for one seed).
     """
     rows, runs = [], list(runs)
     for method in methods:
@@ -83,8 +83,8 @@ def curves(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_syn
         every = pd.concat(h[(h["split"] == "val") & (h["metric"] == metric)] for h in histories)
         for step, group in every.groupby("step"):
             if len(group) == len(histories):
-                rows.append((method, step, group["wall_s"].mean(), len(group), *mean_ci95(group["value"])))
-    return pd.DataFrame(rows, columns=["method", "step", "wall_s", "n_seeds", "mean", "ci95"])
+                rows.append((method, step, len(group), *mean_ci95(group["value"])))
+    return pd.DataFrame(rows, columns=["method", "step", "n_seeds", "mean", "ci95"])
 
 
 def seeds_note(runs: Sequence[Run], methods: Iterable[str], not_run: dict[str, str]) -> str:

@@ -110,6 +110,7 @@ class Training:
             self.loss.probs = probs
         self.optimizer = self._make_optimizer()
         self.x, self.features = self._render()
+        self.S = self._scatter() if config.loss == "jtfs" else None
         self.step = 0
         self.step_s: list[float] = []
         self.untimed_steps, self.timer_s = 0, 0.0
@@ -147,13 +148,27 @@ class Training:
         x = torch.cat([self.synth(theta, seeds) for theta, seeds in pairs])
         return x, torch.cat([self.encoder.features(part) for part in x.split(CHUNK)])
 
+    @torch.no_grad()
+    def _scatter(self) -> Tensor:
+        """JTFS of the references, which come again in every epoch, made once: (N, paths, log-frequency, frames); that of
+        test items, which are never trained on, is left empty."""
+        known = [items for fold in (self.data.train, self.data.val) for items in fold.split(CHUNK)]
+        S = None
+        for items in known:
+            part = self.loss.jtfs(self.x[items])
+            S = torch.full((len(self.x), *part.shape[1:]), math.nan, device=self.device) if S is None else S
+            S[items] = part
+        return S
+
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
 
-    def _batch_loss(self, items: Tensor, seeds: Tensor, **options: int) -> Tensor:
+    def _batch_loss(self, items: Tensor, seeds: Tensor, **options: object) -> Tensor:
         theta_hat = self.encoder(self.features[items])
         if self.config.loss == "p_loss":
             return p_loss(theta_hat, self.theta[items])
+        if self.S is not None:
+            options["S"] = self.S[items]
         return self.loss(self.synth(theta_hat, seeds), self.x[items], **options)
 
     # ---- training -----------------------------------------------------------------------------------------------

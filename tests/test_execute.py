@@ -13,7 +13,8 @@ import nbformat
 import papermill
 import pytest
 
-from scrapl_lib.execute import NotebookFailed, notebook_path, parameters_of, run_notebook, setup
+from scrapl_lib import execute
+from scrapl_lib.execute import NotebookFailed, notebook_path, parameters_of, run_notebook, run_notebooks, setup
 from scrapl_lib.records import ROOT
 
 PARAMETERS = """\
@@ -111,7 +112,8 @@ def test_stopped_from_outside_ends_the_kernel_and_its_children(tmp_path, number)
         f"open({str(child)!r}, 'w').write(str(child.pid))\ntime.sleep(300)",
     )
     code = f"""
-from scrapl_lib.execute import NotebookFailed, run_notebook
+from scrapl_lib import execute
+from scrapl_lib.execute import NotebookFailed, run_notebook, run_notebooks
 try:
     run_notebook({str(path)!r}, output={str(tmp_path)!r})
 except NotebookFailed as error:
@@ -136,6 +138,54 @@ except NotebookFailed as error:
         process.kill()
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+# ---- several ----------------------------------------------------------------------------------------------------------
+
+
+def test_several_notebooks_run_side_by_side_between_the_first_and_the_last(tmp_path, monkeypatch):
+    """Each writes when it began and ended; "a" and "b" wait for one another, as only notebooks side by side can."""
+    source = """
+import os, time
+from pathlib import Path
+folder, name = Path({folder!r}), {name!r}
+(folder / f"{{name}}.began").write_text(str(time.monotonic()))
+while name in "ab" and not (folder / f"{{'ba'['ab'.index(name)]}}.began").exists():
+    time.sleep(0.05)
+    assert time.monotonic() < {deadline}
+(folder / f"{{name}}.ended").write_text(f"{{time.monotonic()}} {{os.environ.get('OMP_NUM_THREADS')}} {{steps}}")
+"""
+    names = ["a", "first", "b", "last"]
+    paths = [str(notebook(tmp_path, source.format(folder=str(tmp_path), name=name, deadline=time.monotonic() + 60), name=name)) for name in names]
+    monkeypatch.setattr(execute, "ALONE", ("first",))
+    monkeypatch.setattr(execute, "LAST", ("last",))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    done = run_notebooks(paths, {"steps": "5"}, "smoke", tmp_path)
+    assert done == [tmp_path / f"executed/smoke/{name}.ipynb" for name in names] and all(path.is_file() for path in done)
+    began = {name: float((tmp_path / f"{name}.began").read_text()) for name in names}
+    ended = {name: (tmp_path / f"{name}.ended").read_text().split() for name in names}
+    assert float(ended["first"][0]) < min(began["a"], began["b"])
+    assert max(float(ended["a"][0]), float(ended["b"][0])) < began["last"]
+    assert [ended[name][1:] for name in names] == [["1", "5"], ["7", "5"], ["1", "5"], ["7", "5"]]
+
+
+def test_one_of_several_fails_and_stops_the_others(tmp_path, capfd):
+    began = tmp_path / "began"
+    slow = notebook(tmp_path, f"import time\nopen({str(began)!r}, 'w')\ntime.sleep(300)", name="slow")
+    bad = notebook(tmp_path, f"import os, time\nwhile not os.path.exists({str(began)!r}): time.sleep(0.1)\n1/0", name="bad")
+    with pytest.raises(SystemExit) as stopped:
+        run_notebooks([str(slow), str(bad)], output=tmp_path)
+    said = capfd.readouterr().err
+    assert stopped.value.code == 1 and "error: notebook bad failed at code cell 2 of 2" in said and "ZeroDivisionError" in said
+    assert not list((tmp_path / "executed/quick").glob("[a-z]*.ipynb"))
+    assert (tmp_path / "executed/failed/bad.log").is_file() and (tmp_path / "executed/failed/slow.log").is_file()
+
+
+def test_an_unknown_notebook_among_several_is_refused_before_any_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "_run_side_by_side", lambda *_: pytest.fail("started"))
+    with pytest.raises(ValueError, match="did you mean '05_granular'"):
+        run_notebooks(["09_report_card", "05_granula"], output=tmp_path)
 
 
 def alive(pid):

@@ -166,6 +166,19 @@ def test_full_loss_is_the_mean_over_its_paths(autoencoder):
     assert relative_l2(torch.stack(gradients).mean(0), expected) < 1e-9
 
 
+def test_a_reference_known_already_changes_nothing(autoencoder):
+    encoder, features, x = autoencoder
+    full = JTFSLoss(**TINY)
+    S = full.jtfs(x)
+    (found, grad), (expected, grad_0) = (
+        (loss, weight_gradient(encoder, loss)) for loss in (full(synthesize(encoder(features)), x, *given) for given in ([S], []))
+    )
+    assert found > 0 and abs(float(found - expected)) < 1e-12 and relative_l2(grad, grad_0) < 1e-12
+    assert abs(float(full(synthesize(encoder(features)), x, S.roll(1, 0)) - expected)) > 1e-3 * float(expected)  # it is used
+    with pytest.raises(ValueError, match=r"S must be jtfs\(x\), of shape"):
+        full(synthesize(encoder(features)), x, S[:1])
+
+
 # ---- derivatives ----------------------------------------------------------------------------------------------------
 
 

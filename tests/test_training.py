@@ -127,6 +127,22 @@ def test_a_run_killed_while_tested_is_not_trained_again(tmp_path, uninterrupted,
     assert (folder_of(config, tmp_path) / "test.csv").read_bytes() == uninterrupted(config)[2]
 
 
+def test_jtfs_references_are_transformed_once_and_rightly():
+    """Loss and gradient of a step against those from the references' audio, to 1e-5."""
+    training = Training(smoke("jtfs"), torch.device("cpu"))
+    items, seeds = training.data.train[:3], torch.arange(3)
+    loss = training._batch_loss(items, seeds)
+    loss.backward()
+    found = [weight.grad.clone() for weight in training.encoder.parameters()]
+    training.encoder.zero_grad()
+    expected = training.loss(training.synth(training.encoder(training.features[items]), seeds), training.x[items])
+    expected.backward()
+    assert expected > 0 and abs(float(loss / expected) - 1) < 1e-5
+    for grad, weight in zip(found, training.encoder.parameters(), strict=True):
+        assert (grad - weight.grad).norm() <= 1e-5 * weight.grad.norm()
+    assert training.S[training.data.val].isfinite().all() and training.S[training.data.test].isnan().all()
+
+
 # ---- damaged checkpoints --------------------------------------------------------------------------------------------
 
 
