@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from .execute import NotebookFailed, notebook_names, run_notebook, run_notebooks
-from .experiments import METHODS, NOT_RUN, PROFILES, TASKS, check_name, grid, make_config, methods_of
-from .records import ROOT, BrokenRecord
+from .experiments import METHODS, NOT_RUN, PROFILES, TASKS, check_name, grid, importance_config, make_config, methods_of
+from .records import IMPORTANCE, ROOT, BrokenRecord
 from .training import (
     checkpoint_folder,
     compute_importance,
@@ -74,6 +74,8 @@ def _status(args: argparse.Namespace) -> int:
             found = list(states(grid(task, args.profile, [method]), args.output).values()) if method not in NOT_RUN else []
             counts = {state: found.count(state) for state in ("done", "failed", "stale", "missing")}
             rows[method] = counts | {"note": f"not run: {NOT_RUN[method]}" if method in NOT_RUN else ""}
+        found = list(states([importance_config(task, args.profile)], args.output).values())
+        rows[IMPORTANCE] = {state: found.count(state) for state in counts} | {"note": "path probabilities of scrapl"}
         print(f"{task}, profile {args.profile}: runs by method\n{pd.DataFrame(rows).T.to_string()}\n")
     return 0
 

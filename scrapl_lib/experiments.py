@@ -187,7 +187,7 @@ _SEEDS = {"smoke": (2, 2), "quick": (5, 3), "paper": (20, 1)}
 
 
 # rough cost of a step relative to a SCRAPL step, for the order of runs and the time left of the progress bar
-STEP_COST = {"jtfs": 15.0, "scrapl": 1.0, "p_loss": 0.15, IMPORTANCE: 1.0}
+STEP_COST = {"jtfs": 11.0, "scrapl": 1.0, "p_loss": 0.15, IMPORTANCE: 1.0}
 OTHER_STEP_COST = 0.3
 
 

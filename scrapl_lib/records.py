@@ -201,25 +201,25 @@ def _place(folder: Path) -> dict[str, Any]:
 
 
 def write_run(folder: Path, *, status: str, config: dict[str, Any], history: pd.DataFrame, test: pd.DataFrame,
-              start_utc: str, device: Any, threads: int, train_step_ms: dict[str, float] | None) -> None:  # fmt: skip
+              start_utc: str, device: Any, threads: int, train_step_ms: dict[str, float] | None, **more: Any) -> None:  # fmt: skip
     """Write the record of one run, replacing the one there; run.json goes first and comes last, so that a run killed in
     between counts as missing.
 
     folder: from `run_folder`. status: "ok" or "failed:<why>". history, test: exactly the columns of `COLUMNS`, may be empty.
-    start_utc: from `utc_now`. train_step_ms: median, q25, q75 in ms and n, or None. Waits for the folder's flock: do not
-    hold one on it. Raises ValueError for another status, columns or folder, a config that contradicts it, NaN in the JSON.
+    start_utc: from `utc_now`. train_step_ms: median, q25, q75 in ms and n, or None. more: goes into run.json as it is. Waits
+    for the folder's flock: do not hold one on it. Raises ValueError for another status, columns or folder, a config that contradicts it, NaN in the JSON.
     """
     tables = {"history.csv": history, "test.csv": test}
     for name, table in tables.items():
         if list(table.columns) != COLUMNS[name]:
             raise ValueError(f"{name} needs the columns {COLUMNS[name]}, got {list(table.columns)}")
     write_record(folder, tables, status=status, config=config, start_utc=start_utc, device=device, threads=threads,
-                 train_step_ms=train_step_ms)  # fmt: skip
+                 train_step_ms=train_step_ms, **more)  # fmt: skip
 
 
 def write_record(folder: Path, tables: dict[str, pd.DataFrame], *, status: str, config: dict[str, Any], start_utc: str,
                  device: Any, threads: int, **more: Any) -> None:  # fmt: skip
-    """`write_run` for CSV files of any names and columns; `more` goes into run.json as it is."""
+    """`write_run` for CSV files of any names and columns."""
     folder = Path(folder).absolute()
     place = _place(folder)
     if place != {**place, **{key: config[key] for key in PLACE if key in config}} or not isinstance(place["seed"], int):

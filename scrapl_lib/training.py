@@ -403,15 +403,18 @@ def train(config: RunConfig, output: Path = ROOT, device: str = "cpu", report: R
         if state == "stale":
             raise ValueError(f"{folder} holds a record of another configuration: delete that folder to run it again")
         if state == "missing":
-            probs = path_probabilities(config, output) if config.method == "scrapl" else None
-            _train(config, folder, checkpoints, place, report, checkpoint_every_s, probs)
+            _train(config, folder, checkpoints, place, report, checkpoint_every_s, output)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return read_run(folder)
 
 
 def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.device, report: Report | None,
-           checkpoint_every_s: float, probs: Tensor | None) -> None:  # fmt: skip
+           checkpoint_every_s: float, output: Path) -> None:  # fmt: skip
     start_utc, status, saved_s = utc_now(), "ok", time.monotonic()
+    probs, drawn_from = None, {}
+    if config.method == "scrapl":
+        probs, (record, _) = path_probabilities(config, output), read_record(importance_folder(config, output))
+        drawn_from = {"probabilities_sha256": record["files"]["probabilities.csv"]["sha256"]}
     training, test = None, pd.DataFrame([], columns=COLUMNS["test.csv"])
 
     def after_step() -> None:
@@ -433,10 +436,21 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
     write_run(
         folder, status=status, config=config.flat, history=history, test=test, start_utc=start_utc,
         device=device, threads=torch.get_num_threads(), train_step_ms=training.step_ms() if training else None,
+        **drawn_from,
     )  # fmt: skip
 
 
 # ---- path probabilities ---------------------------------------------------------------------------------------------
+
+
+def importance_folder(config: RunConfig, output: Path = ROOT) -> Path:
+    """The record of the probabilities from which the `scrapl` run of `config` draws its paths. Raises as `importance_table`."""
+    wanted = replace(config, method=IMPORTANCE, seed=0)
+    folder = run_folder(wanted.profile, wanted.task, IMPORTANCE, 0, output)
+    if (state := run_state(folder, config_hash(wanted.flat))) != "done":
+        remedy = f"delete {folder}, then run" if state == "stale" else "run"
+        raise ValueError(f"{state} path probabilities of theta-importance sampling in {folder}: {remedy} {command_for(folder)}")
+    return folder
 
 
 def importance_table(config: RunConfig, output: Path = ROOT) -> pd.DataFrame:
@@ -445,12 +459,7 @@ def importance_table(config: RunConfig, output: Path = ROOT) -> pd.DataFrame:
 
     Raises: ValueError if there are none, or made with another configuration, with the command that makes them; BrokenRecord.
     """
-    wanted = replace(config, method=IMPORTANCE, seed=0)
-    folder = run_folder(wanted.profile, wanted.task, IMPORTANCE, 0, output)
-    if (state := run_state(folder, config_hash(wanted.flat))) != "done":
-        remedy = f"delete {folder}, then run" if state == "stale" else "run"
-        raise ValueError(f"{state} path probabilities of theta-importance sampling in {folder}: {remedy} {command_for(folder)}")
-    return pd.read_csv(io.BytesIO(read_record(folder)[1]["probabilities.csv"]))
+    return pd.read_csv(io.BytesIO(read_record(importance_folder(config, output))[1]["probabilities.csv"]))
 
 
 def recorded_importance(task: str, profile: str, output: Path = ROOT) -> pd.DataFrame | str:

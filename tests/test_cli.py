@@ -14,7 +14,7 @@ import torch
 from scrapl_lib import __main__, training
 from scrapl_lib.__main__ import _seeds, main
 from scrapl_lib.experiments import METHODS, NOT_RUN, TASKS, make_config
-from scrapl_lib.records import ROOT, read_run, run_folder
+from scrapl_lib.records import IMPORTANCE, ROOT, read_run, run_folder
 from scrapl_lib.training import checkpoint_folder, ensure_runs, train
 
 
@@ -117,10 +117,11 @@ def test_status_and_exit_codes(tmp_path, computed_here, monkeypatch, capsys):
         lines = [line.split(maxsplit=5) for line in said.split("\n\n")[0].splitlines()]
         (header,) = (line for line in lines if line[:1] == ["done"])
         assert header == ["done", "failed", "stale", "missing", "note"]
-        return {line[0]: [*map(int, line[1:5]), *line[5:]] for line in lines if line and line[0] in METHODS}
+        return {line[0]: [*map(int, line[1:5]), *line[5:]] for line in lines if line and line[0] in {*METHODS, IMPORTANCE}}
 
     found = counts()
-    assert found["p_loss"] == found["jtfs"] == [0, 0, 0, 2] and len(found) == 12
+    assert found["p_loss"] == found["jtfs"] == [0, 0, 0, 2] and len(found) == 13
+    assert found[IMPORTANCE] == [0, 0, 0, 1, "path probabilities of scrapl"]
     assert found["ms_clap"] == [0, 0, 0, 0, f"not run: {NOT_RUN['ms_clap']}"]
 
     assert run(tmp_path, "--method", "p_loss,p_loss", "--task", "granular,granular") == 0

@@ -1,6 +1,7 @@
 """One run: what it computes, that a stopped one ends as if it had not been, and everything that may be wrong on disk."""
 
 import functools
+import hashlib
 import json
 import re
 import subprocess
@@ -721,6 +722,9 @@ def test_a_resumed_run_draws_from_the_same_probabilities(tmp_path):
     synthetic.write_importance(tmp_path / "whole", curvature=curvature)
     whole, stopped = (run_with_stops(smoke("scrapl"), output, stops) for output, stops in ((tmp_path / "whole", []), (tmp_path, [2, 5])))
     assert_same_result(stopped, whole)
+    run, probabilities = (run_folder("smoke", "granular", method, 0, tmp_path) for method in ("scrapl", "theta_importance"))
+    named = json.loads((run / "run.json").read_text())["probabilities_sha256"]
+    assert named == hashlib.sha256((probabilities / "probabilities.csv").read_bytes()).hexdigest()
 
 
 def test_importance_for_real(tmp_path):
