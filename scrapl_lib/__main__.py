@@ -31,6 +31,8 @@ def _seeds(text: str, what: str = "seeds") -> list[int]:
         first, dash, last = part.partition("-")
         try:
             found = range(int(first), int(last if dash else first) + 1)
+            if len(found) > 10**6:
+                raise argparse.ArgumentTypeError(f"{part!r} is more than a million {what}")
         except ValueError:
             raise argparse.ArgumentTypeError(f"{what} are numbers and ranges such as 0-4 or 0,2,5; got {text!r}") from None
         if not found:
@@ -40,9 +42,9 @@ def _seeds(text: str, what: str = "seeds") -> list[int]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    methods = None if args.method is None else args.method.split(",")
+    methods = None if args.method is None else [name.strip() for name in args.method.split(",")]
     suited = [task for task in TASKS if set(methods or ()) <= set(methods_of(task))]
-    tasks = args.task.split(",") if args.task else suited or TASKS
+    tasks = [name.strip() for name in args.task.split(",")] if args.task else suited or TASKS
     if args.worker:
         config = make_config(tasks[0], methods[0], args.seeds[0], args.profile)
         progress = checkpoint_folder(config, args.output) / "progress.json"
@@ -146,7 +148,10 @@ def main(arguments: list[str] | None = None) -> int:
         args.device = default_device(args.profile)
     try:
         return args.function(args)
-    except (ValueError, TypeError, FileNotFoundError, BrokenRecord, NotebookFailed) as error:
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = None
+        return 128 + signal.SIGPIPE
+    except (ValueError, TypeError, OSError, BrokenRecord, NotebookFailed) as error:
         if getattr(args, "worker", False):
             raise  # its log wants the traceback
         print(f"error: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
-"""The report card: each claim of the paper that the granular task can test, and the rule, fixed beforehand, that judges it (the suspected causes were written with the records in view);
-and the same for the chirplet tasks, which show what theta-importance sampling is for.
+"""The report card: each claim of the paper that the granular task can test, and the rule that judges it; and
+the same for the chirplet tasks, which show what theta-importance sampling is for. Notebook 09 says which rules were changed with
+records in view; so were the suspected causes written.
 
 A judge takes the groups of methods a claim compares and returns (text, verdict); its docstring is the rule as printed.
 """
@@ -25,6 +26,7 @@ OTHERS = tuple(m for m in paper.METHODS if m != "p_loss" and m in paper.methods_
 LEAST_SEEDS = 3
 ALPHA = 0.01
 VERDICTS = ("holds", "holds in part", "does not hold", "too few seeds", "not run")
+STEP = "train_step_ms"
 STILL_FALLING = 0.05  # a method that gains more than this share from the third to the last quarter has not finished learning
 
 
@@ -68,7 +70,7 @@ def lower(groups: Groups) -> tuple[str, str]:
 
 def within_factor_2(groups: Groups) -> tuple[str, str]:
     """Holds: the mean is at most twice the other side's (of several methods, the mean of their means); in part: so with the
-    95 % intervals taken at their favourable ends. Of step times it is the median over seeds."""
+    95 % intervals taken at their favourable ends."""
     (a,), others = groups
     mean, half_width = (sum(getattr(b, name) for b in others) / len(others) for name in ("mean", "half_width"))
     other = str(others[0]) if len(others) == 1 else f"{number(mean)}, the mean of {len(others)}"
@@ -154,8 +156,8 @@ CLAIMS = (
     *(Claim(f"{paper.METHODS[m]} is within a factor 2 of JTFS in accuracy", "Section 1, Table 1",
             ((m,), ("jtfs",)), "theta_synth_l1", within_factor_2) for m in VARIANTS[:2]),
     *(Claim(f"{paper.METHODS[m]} is within a factor 2 of MSS in time per step", "Section 1, Table 5",
-            ((m,), MSS), "train_step_ms", within_factor_2) for m in VARIANTS[:2]),
-    Claim("a SCRAPL step takes less time than a JTFS step", "Table 5", (VARIANTS, ("jtfs",)), "train_step_ms", lower),
+            ((m,), MSS), STEP, within_factor_2) for m in VARIANTS[:2]),
+    Claim("a SCRAPL step takes less time than a JTFS step", "Table 5", (VARIANTS, ("jtfs",)), STEP, lower),
     Claim("MSS losses never learn slope", "Table 1", (MSS,), "theta_slope_l1", at_chance),
     Claim("JTFS and every SCRAPL variant learn slope better than any MSS", "Tables 1 and 2",
           (("jtfs", *VARIANTS), MSS), "theta_slope_l1", lower),
@@ -163,8 +165,8 @@ CLAIMS = (
           (("jtfs", *VARIANTS), MSS), "theta_synth_l1", lower),
     Claim("JTFS and SCRAPL end at a lower JTFS distance than any MSS", "Figure 3",
           (("jtfs", *VARIANTS[:2]), MSS), "jtfs_distance", lower),
-    Claim("with each technique the mean error is lower: plain, + P-Adam, + P-SAGA", "Table 2",
-          tuple((m,) for m in tables.ABLATION[:3]), "theta_synth_l1", falls_in_order),
+    Claim("with each technique the mean error is lower: plain, + P-Adam, + P-SAGA, + θ-IS", "Table 2",
+          tuple((m,) for m in tables.ABLATION[:4]), "theta_synth_l1", falls_in_order),
     _change("plus_padam", "val_total_variation", raises),
     _change("plus_padam", "val_convergence_steps", lowers),
     *(_change("plus_psaga", metric, lowers) for metric in TABLE_2_METRICS),
@@ -214,8 +216,6 @@ def _cells(values: pd.DataFrame, grid_size: int) -> dict[tuple[str, str], Cell]:
     for method, metric in values[["method", "metric"]].drop_duplicates().itertuples(index=False):
         if len(seeds := values_by_seed(values, method, metric)):
             mean, half_width = mean_ci95(seeds)
-            if metric == "train_step_ms":  # another program beside a run slows that run alone
-                mean = float(seeds.median())
             half_width = 0.0 if math.isnan(half_width) else half_width
             cells[method, metric] = Cell(paper.METHODS[method], mean, half_width, len(seeds), seeds, chance)
     return cells
@@ -223,7 +223,7 @@ def _cells(values: pd.DataFrame, grid_size: int) -> dict[tuple[str, str], Cell]:
 
 def paper_cells() -> dict[tuple[str, str], Cell]:
     """The paper's numbers the claims rest on by (method, metric): from the authors' seeds where they are known, else printed."""
-    cells = {(m, "train_step_ms"): Cell(paper.METHODS[m], ms, 0.0, 1) for m, ms in paper.step_ms().items()}
+    cells = {(m, STEP): Cell(paper.METHODS[m], ms, 0.0, 1) for m, ms in paper.step_ms().items()}
     for table, metric in [*(("table_1", metric) for metric in list(METRICS)[:3]), ("figure_3", "jtfs_distance")]:
         for method in paper.methods_in(table):
             mean, ci95, n = paper.published(table, method, metric if table == "table_1" else f"test_{metric}")
@@ -243,26 +243,25 @@ def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run]) -> str:
     if claim.judge in (lowers, raises, improves) and _paired(used)[0][2] >= ALPHA and n < 20:
         ours, theirs = (stats.t.ppf(1 - ALPHA / 2, count - 1) for count in (n, 20))
         causes.append(f"few seeds: p < {ALPHA} takes |t| > {ours:.1f} with {n}, {theirs:.1f} with the paper's 20")
-    if claim.metric == "train_step_ms":
-        used = [run for run in runs if any(run.method in group for group in claim.groups)]
-        where = sorted({f"{run.info['device_name']}, {run.config['n_samples']} samples" for run in used})
-        causes.append(f"cost depends on machine and length: {' and '.join(where)} here, a GPU and 32768 samples in the paper; "
-                      "and on what else the machine did during the runs (with and without θ-IS a step is the same work)")
+    if claim.metric == STEP:
+        samples = " and ".join(sorted({str(run.config["n_samples"]) for run in runs}))
+        return f"cost depends on machine and length: {samples} samples here, on the machine of notebook 08_cost; 32768 on a GPU in the paper"
     learning = []
     for method, curve in curves(runs, itertools.chain(*claim.groups)).groupby("method", sort=False):
         quarter = 4 * curve["step"] / curve["step"].max()
         gain = 1 - curve.loc[quarter > 3, "mean"].mean() / curve.loc[(quarter > 2) & (quarter <= 3), "mean"].mean()
         learning += [f"{paper.METHODS[method]} {100 * gain:.0f} %"] if gain > STILL_FALLING else []
-    if learning and claim.metric != "train_step_ms":
+    if learning:
         causes.append(f"stopped while learning: the validation θ L1 fell from the third to the last quarter, {', '.join(learning)}")
     return "; ".join(causes)
 
 
 def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, claims: Sequence[Claim] = CLAIMS,
-                theirs: dict[tuple[str, str], Cell] | None = None) -> pd.DataFrame:  # fmt: skip
+                theirs: dict[tuple[str, str], Cell] | None = None, costs: dict[str, float] | None = None) -> pd.DataFrame:  # fmt: skip
     """Each of `claims` judged by the runs of one profile and task, granular by default; write it with `tables.write_table`.
 
-    claims, theirs: of another task, with the paper's numbers. runs: as `records.load_runs` gives them. not_run: method -> why it has no runs. Columns claim, place (in the paper),
+    claims, theirs: of another task, with the paper's numbers. costs: milliseconds of a step, see `figures.step_costs`: claims on
+    time are judged by these, not by the runs, whose steps shared the machine with others. runs: as `records.load_runs` gives them. not_run: method -> why it has no runs. Columns claim, place (in the paper),
     profile, unit, ours, seeds ("5" or "3 to 5"), paper, paper_verdict (the same rule on the paper's numbers), verdict,
     suspected_cause (of claims that do not hold or only in part), left_out, rule. The verdict is "holds", "holds in part" or
     "does not hold" by the rule; "too few seeds" when a side of the comparison has no method with 3 seeds that have the
@@ -271,22 +270,30 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
     """
     grid_size = runs[0].config["grid_size"] if runs else 32
     ours, theirs, rows = _cells(tables.seed_values(runs), grid_size), paper_cells() if theirs is None else theirs, []
+    ours |= {(method, STEP): Cell(paper.METHODS[method], ms, 0.0, 1) for method, ms in (costs or {}).items()}
     for claim in claims:
-        used, left = groups_of(claim, ours, LEAST_SEEDS), {}
+        timed = claim.metric == STEP
+        used, left = groups_of(claim, ours, 1 if timed else LEAST_SEEDS), {}
         if all(used):
             text, verdict = claim.judge(used)
+        elif timed:
+            text, verdict = "", "not run"
         else:
             any_run = all(any(run.method in group for run in runs) for group in claim.groups)
             text, verdict = "", "too few seeds" if any_run else "not run"
         for method in itertools.chain(*claim.groups):
             cell, reason = ours.get((method, claim.metric)), tables.row_note(runs, method, not_run)
+            if timed:
+                if cell is None:
+                    left.setdefault(f"not measured: {not_run.get(method, 'notebook 08_cost does it')}", []).append(paper.METHODS[method])
+                continue
             n, tried = cell.n if cell else 0, sum(run.method == method for run in runs)
             few = f"seeds with a value: {n} of {tried}" if n < LEAST_SEEDS and tried else ""
             if few or reason:
                 left.setdefault("; ".join(filter(None, (few, reason))), []).append(paper.METHODS[method])
         n = sorted({cell.n for group in used for cell in group})
         cause = _suspected_cause(claim, used, runs) if verdict in VERDICTS[1:3] else ""
-        seeds = " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))
+        seeds = "" if timed else " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))
         left_out = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left.items())
         rule = " ".join((claim.judge.__doc__ or "").split())
         rows.append((claim.text, claim.place, profile, METRICS[claim.metric][1], text, seeds, *claim.judge(groups_of(claim, theirs)),

@@ -6,16 +6,20 @@
 """
 
 import difflib
+import functools
+import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from types import UnionType
 from typing import get_origin
 
-from .data import ThetaGrid
+from .data import COUNTS, OneShots, ThetaGrid
 from .encoder import Encoder
 from .losses import EmbeddingLoss, SCRAPLLoss, WeightsUnavailable
-from .records import IMPORTANCE
-from .synths import ChirpletSynth, GranularSynth
+from .records import IMPORTANCE, ROOT
+from .synths import ChirpletSynth, GranularSynth, SnareSynth
 
 SLOW_AM, FAST_AM = (0.9899, 1.9799), (3.9598, 7.9196)  # Hz, as run; the paper's text has 2.8 to 8.4 for the fast one
 SLOW_FM, MODERATE_FM, FAST_FM = (0.5, 1.0), (2.0, 4.0), (8.0, 16.0)  # octaves per second; the text has 4 to 12 for the last
@@ -25,7 +29,9 @@ CHIRPLETS = {  # task: ranges of AM and FM rate
     "chirplet_fast_moderate": (FAST_AM, MODERATE_FM),
     "chirplet_fast_fast": (FAST_AM, FAST_FM),
 }
-TASKS = ("granular", *CHIRPLETS)
+TR808 = {"tr808_micro": False, "tr808_meso": True}  # task: whether reconstructions are shifted in time
+TASKS = ("granular", *CHIRPLETS, *TR808)
+CIRCUIT = "circuit-model corpus"
 PROFILES = ("smoke", "quick", "paper")
 # method -> (loss, optimizer), in display order
 METHODS = {
@@ -48,7 +54,7 @@ NOT_RUN = {  # unless asked for by name: their losses need a package and weights
 }
 SCATTERING = ("jtfs", "scrapl")
 # what the path probabilities of theta-importance sampling do not depend on
-_TRAINING = ("optimizer", "epochs", "accumulate", "lr", "beta1", "beta2", "eps", "weight_decay", "gradient_scale", "n_audio_test")
+_TRAINING = ("optimizer", "epochs", "accumulate", "lr", "lr_end", "beta1", "beta2", "eps", "weight_decay", "gradient_scale", "n_audio_test")
 SAMPLERS = ("scrapl_no_theta_is", "scrapl")  # the methods that the paper runs on the chirplet tasks
 
 
@@ -74,15 +80,21 @@ class RunConfig:
     f0_hz: float | None = None
     bandwidth_oct: float | None = None
     max_shift: int | None = None
+    common_delay: int | None = None
     # data
-    grid_size: int = 32
-    n_synth_seeds: int = 5
+    grid_size: int | None = 32
+    n_synth_seeds: int | None = 5
+    sounds: str | None = None  # what `data.OneShots.source` says
+    n_sounds: int | None = None
     # scattering transform
     J: int = 12
     Q1: int = 8
     Q2: int = 2
     J_fr: int = 3
     Q_fr: int = 2
+    T: int | None = None
+    F: int | None = None
+    rho: str | None = None  # "log1p"; None: identity
     # encoder
     cqt_octaves: int = 5
     cqt_hop: int = 256
@@ -95,6 +107,7 @@ class RunConfig:
     batch_size: int = 32
     accumulate: int = 1
     lr: float = 1e-5
+    lr_end: float | None = None  # reached linearly, step by step
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -124,15 +137,24 @@ class RunConfig:
         unused = _TRAINING if self.method == IMPORTANCE else ()
         return {name: value for name, value in asdict(self).items() if value is not None and name not in unused}
 
-    def synth(self) -> GranularSynth | ChirpletSynth:
+    def synth(self) -> GranularSynth | ChirpletSynth | SnareSynth:
         """The task's synthesizer."""
+        if self.task in TR808:
+            return SnareSynth(self.sample_rate_hz, self.n_samples, self.common_delay, self.max_shift)
         if self.task in CHIRPLETS:
             return ChirpletSynth(self.am_hz, self.fm_oct_per_s, self.sample_rate_hz, self.n_samples, self.f0_hz,
                                  self.bandwidth_oct, self.max_shift)  # fmt: skip
         return GranularSynth(self.sample_rate_hz, self.n_samples, self.n_grains, self.grain_samples, self.slope_hop)
 
-    def data(self) -> ThetaGrid:
-        """The task's parameters, synthesizer seeds and folds."""
+    def data(self) -> ThetaGrid | OneShots:
+        """The task's parameters, synthesizer seeds and folds; or its sounds, which start without the common delay, and their
+        split, which is the seed's own."""
+        if self.task in TR808:
+            n_samples = self.n_samples - self.common_delay
+            if self.sounds != CIRCUIT:
+                return OneShots.from_folder(None, self.sample_rate_hz, n_samples, self.seed)
+            counts = {kind: max(1, round(n * self.n_sounds / sum(COUNTS.values()))) for kind, n in COUNTS.items()}
+            return OneShots.from_circuit(counts, self.sample_rate_hz, n_samples, self.seed, cache=ROOT / "cache")
         return ThetaGrid(self.grid_size, self.synth().n_params, self.n_synth_seeds)
 
     def encoder(self) -> Encoder:
@@ -147,12 +169,14 @@ class RunConfig:
         steps = self.epochs * len(self.data().batches("train", self.batch_size * self.accumulate))
         n_weights = sum(weight.numel() for weight in self.encoder().parameters())
         n_paths = SCRAPLLoss(**self.transform()).n_paths
-        return {"T": 2**self.J, "F": 2**self.J_fr, "n_paths": n_paths, "n_weights": n_weights, "n_steps": steps,
-                "n_seeds": len(seeds_of(self.method, self.profile))}  # fmt: skip
+        return {"T": self.T or 2**self.J, "F": self.F or 2**self.J_fr, "n_paths": n_paths, "n_weights": n_weights, "n_steps": steps,
+                "n_seeds": len(seeds_of(self.method, self.profile, self.task))}  # fmt: skip
 
-    def transform(self) -> dict[str, int]:
-        """Arguments of SCRAPLLoss and JTFSLoss."""
-        return {"shape": self.n_samples, "J": self.J, "Q1": self.Q1, "Q2": self.Q2, "J_fr": self.J_fr, "Q_fr": self.Q_fr}
+    def transform(self) -> dict[str, int | bool]:
+        """Arguments of SCRAPLLoss and JTFSLoss; those that are theirs by default are left out."""
+        arguments = {"shape": self.n_samples, "J": self.J, "Q1": self.Q1, "Q2": self.Q2, "J_fr": self.J_fr, "Q_fr": self.Q_fr}
+        arguments |= {name: getattr(self, name) for name in ("T", "F") if getattr(self, name) is not None}
+        return arguments | ({"log1p": True} if self.rho == "log1p" else {})
 
 
 # Time is four times shorter and everything that has a duration with it, so that the slope (its unit is
@@ -179,11 +203,21 @@ _CHIRPLET = {
               "cqt_octaves": 2, "lr": 5e-4},
     "paper": {"f0_hz": 512.0, "max_shift": 2048, "epochs": 50, "lr": 1e-4},
 }  # fmt: skip
+# What sets the TR-808 tasks apart. Quick: a quarter of the sample rate, three quarters of the time; delays as long as the paper's.
+_TR808 = {
+    "smoke": {"sample_rate_hz": 8820, "n_samples": 4096, "common_delay": 320, "T": 64, "F": 1, "n_sounds": 20, "cqt_octaves": 3},
+    "quick": {"sample_rate_hz": 11025, "common_delay": 512, "T": 512, "F": 1, "n_sounds": 160, "cqt_octaves": 6, "lr_end": 1e-4,
+              "pools": ((2, 2), (2, 2), (2, 2), (3, 3)), "epochs": 30},
+    "paper": {"sample_rate_hz": 44100, "n_samples": 44100, "common_delay": 2048, "J_fr": 5, "T": 2048, "F": 1, "n_sounds": 681,
+              "cqt_octaves": 9, "pools": ((2, 2), (2, 2), (2, 3), (3, 3), (3, 3)), "dense": 128, "dropout": 0.25,
+              "epochs": 50, "batch_size": 8, "lr": 1e-4, "lr_end": 1e-5},
+}  # fmt: skip
 _SIZES = {"smoke": _SMOKE, "quick": _QUICK, "paper": {}}
-# examples from which theta-importance sampling takes its probabilities, in batches: granular, chirplet
-_IMPORTANCE_EXAMPLES = {"smoke": (8, 4), "quick": (16, 8), "paper": (320, 32)}
-# seeds per profile: (every method but JTFS, JTFS); the paper ran JTFS once
+# examples from which theta-importance sampling takes its probabilities, in batches: granular, chirplet, TR-808
+_IMPORTANCE_EXAMPLES = {"smoke": (8, 4, 4), "quick": (16, 8, 16), "paper": (320, 32, 16)}
+# seeds per profile: (every method but JTFS, JTFS); the paper ran JTFS once, four times for the TR-808
 _SEEDS = {"smoke": (2, 2), "quick": (5, 3), "paper": (20, 1)}
+_TR808_SEEDS = {"smoke": (1, 1), "quick": (3, 3), "paper": (40, 4)}
 
 
 # rough cost of a step relative to a SCRAPL step, for the order of runs and the time left of the progress bar
@@ -199,6 +233,15 @@ def check_name(kind: str, name: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown {kind} {name!r}: {hint}valid are {', '.join(valid)}")
+
+
+@functools.cache
+def _recordings(folder: str) -> str:
+    """What a config says of a folder of recordings: a hash of their names and contents, wherever they lie."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).expanduser().rglob("*") if path.is_file()):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return f"recordings {digest.hexdigest()[:16]}"
 
 
 def make_config(task: str, method: str, seed: int, profile: str, **changes: object) -> RunConfig:
@@ -217,12 +260,21 @@ def make_config(task: str, method: str, seed: int, profile: str, **changes: obje
         am_hz, fm_oct_per_s = CHIRPLETS[task]
         size = size | dict.fromkeys(("n_grains", "grain_samples", "slope_hop")) | _CHIRPLET[profile]
         size |= {"am_hz": am_hz, "fm_oct_per_s": fm_oct_per_s, "bandwidth_oct": 2.0}
+    if task in TR808:
+        not_used = ("n_grains", "grain_samples", "slope_hop", "grid_size", "n_synth_seeds")
+        size = size | dict.fromkeys(not_used) | _TR808[profile] | {"rho": "log1p"}
+        size["max_shift"] = size["common_delay"] if TR808[task] else 0
+        if folder := os.environ.get("TR808_DIR"):
+            size |= {"sounds": _recordings(folder), "n_sounds": None}
+        else:
+            size["sounds"] = CIRCUIT
     config = RunConfig(profile, task, method, seed, loss, optimizer, **size)
-    if loss in SCATTERING:
+    if loss in SCATTERING and task not in TR808:
         config = replace(config, gradient_scale=1e8)
     if method == "scrapl":
-        config = replace(config, importance_examples=_IMPORTANCE_EXAMPLES[profile][task in CHIRPLETS])
-    if loss == "jtfs" and profile == "paper":
+        kind = 2 if task in TR808 else int(task in CHIRPLETS)
+        config = replace(config, importance_examples=_IMPORTANCE_EXAMPLES[profile][kind])
+    if loss == "jtfs" and profile == "paper" and task not in TR808:
         config = replace(config, batch_size=6, accumulate=5)
     for name in changes:
         check_name("config field", name, (field.name for field in fields(RunConfig)))
@@ -237,16 +289,18 @@ def importance_config(task: str, profile: str, **changes: object) -> RunConfig:
 
 def methods_of(task: str) -> tuple[str, ...]:
     """The methods that the paper runs on a task, in display order; `grid` takes others when they are asked for."""
-    return SAMPLERS[::-1] if check_name("task", task, TASKS) in CHIRPLETS else tuple(METHODS)
+    if check_name("task", task, TASKS) in TR808:
+        return tuple(method for method, (loss, _) in METHODS.items() if loss.startswith("mss_") or method in ("jtfs", *SAMPLERS))
+    return SAMPLERS[::-1] if task in CHIRPLETS else tuple(METHODS)
 
 
-def seeds_of(method: str, profile: str) -> list[int]:
+def seeds_of(method: str, profile: str, task: str = "granular") -> list[int]:
     """The seeds of a method in a profile; none for a method that is not run."""
-    return [] if method in NOT_RUN else _profile_seeds(method, profile)
+    return [] if method in NOT_RUN else _profile_seeds(method, profile, task)
 
 
-def _profile_seeds(method: str, profile: str) -> list[int]:
-    others, jtfs = _SEEDS[profile]
+def _profile_seeds(method: str, profile: str, task: str) -> list[int]:
+    others, jtfs = (_TR808_SEEDS if task in TR808 else _SEEDS)[profile]
     return list(range(jtfs if METHODS[method][0] == "jtfs" else others))
 
 
@@ -264,7 +318,9 @@ def grid(task: str, profile: str, methods: Iterable[str] | None = None, seeds: I
     seeds = None if seeds is None else list(seeds)
     for method in [name for name in methods_of(task) if name not in NOT_RUN] if methods is None else methods:
         check_name("method", method, METHODS)
-        wanted = [make_config(task, method, seed, profile) for seed in (_profile_seeds(method, profile) if seeds is None else seeds)]
+        if task in TR808 and METHODS[method][0] == "p_loss":
+            raise ValueError(f"method {method!r} needs to know theta, which sounds of drums do not tell: {task} takes {', '.join(methods_of(task))}")
+        wanted = [make_config(task, method, seed, profile) for seed in (_profile_seeds(method, profile, task) if seeds is None else seeds)]
         if method in NOT_RUN and wanted:
             try:
                 EmbeddingLoss(wanted[0].loss, wanted[0].sample_rate_hz)

@@ -62,7 +62,9 @@ def check_audio(x: Tensor, name: str, n_samples: int | None = None) -> None:
         raise TypeError(
             f"{name} must be a float32 or float64 tensor, got {got}: convert it with torch.as_tensor(...).float()"
         )
-    if x.ndim != 3 or x.shape[1] != 1 or x.numel() == 0:
+    if x.ndim == 3 and x.shape[1] == 1 and x.numel() == 0:
+        raise ValueError(f"{name} must have items and samples, got {tuple(x.shape)}: it is empty")
+    if x.ndim != 3 or x.shape[1] != 1:
         raise ValueError(
             f"{name} must have shape (batch, 1, samples), mono, got {tuple(x.shape)}: "
             "reshape it to that, mix several channels down with x.mean(1, keepdim=True)"
@@ -287,6 +289,8 @@ class JTFS(nn.Module):
         self.N_fr = (bins + 8 * min(F, step)) // step * step
         if self.N_fr < n1:
             raise ValueError(f"{n1} first-order wavelets do not fit {self.N_fr} log-frequency bins; raise F or lower Q1")
+        if step > max(n1, 8):
+            raise ValueError(f"J_fr = {self.J_fr} spans 2^J_fr = {step} log-frequency bins, there are {n1} wavelets; lower J_fr")
         self.log2_F = min(math.floor(math.log2(F)), self.J_fr)
         self._phi_fr_hat = gauss_1d(self.N_fr, SIGMA0 / F)
         positive = _wavelets(self.J_fr, self.Q_fr)

@@ -48,6 +48,8 @@ class _ScatteringLoss(nn.Module):
     def __init__(self, shape: int = 32768, J: int = 12, Q1: int = 8, Q2: int = 2, J_fr: int = 3, Q_fr: int = 2,
                  T: int | str | None = None, F: int | str | None = None, log1p: bool = False) -> None:  # fmt: skip
         super().__init__()
+        if not isinstance(log1p, bool):
+            raise TypeError(f"log1p must be True or False, got {log1p!r}")
         self.jtfs = JTFS(shape, J, Q1, Q2, J_fr, Q_fr, T, F)
         self.log1p = log1p
 
@@ -98,6 +100,8 @@ class SCRAPLLoss(_ScatteringLoss):
                  T: int | str | None = None, F: int | str | None = None, log1p: bool = False, seed: int = 0,
                  unbiased: bool = False) -> None:  # fmt: skip
         super().__init__(shape, J, Q1, Q2, J_fr, Q_fr, T, F, log1p)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise TypeError(f"seed must be an integer, got {seed!r}")
         self.unbiased, self.weight = unbiased, 1.0
         self.generator = torch.Generator().manual_seed(seed)
         self.path_idx: int | None = None
@@ -167,6 +171,8 @@ class SCRAPLLoss(_ScatteringLoss):
         return {"generator": self.generator.get_state(), "path_idx": self.path_idx, "probs": self._probs}
 
     def set_extra_state(self, state: dict) -> None:
+        if not isinstance(state, dict) or not {"generator", "path_idx", "probs"} <= set(state):
+            raise ValueError(f"expected what get_extra_state() of a SCRAPLLoss returned, got {state!r:.80}")
         self.probs = state["probs"]
         self.generator.set_state(state["generator"])
         self.path_idx = state["path_idx"]

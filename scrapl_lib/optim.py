@@ -185,8 +185,10 @@ class _PathOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on bit for bit from a copy of `state_dict` (so the tables are held twice until you drop yours).
 
-        Raises ValueError if it is another optimizer's or of another P.
+        Raises ValueError if it is another optimizer's, of another P or of weights of other shapes.
         """
+        if not isinstance(state_dict, dict):
+            raise ValueError(f"expected what state_dict() of a {type(self).__name__} returned, got {type(state_dict).__name__}")
         name, n_paths = state_dict.get("optimizer"), state_dict.get("n_paths")
         if name != type(self).__name__:
             raise ValueError(

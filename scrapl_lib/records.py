@@ -255,7 +255,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
             info = json.loads(path.read_bytes())
             claimed, actual = info.pop("record_sha256"), config_hash(info)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BrokenRecord(path, "JSON with a record_sha256", f"{type(error).__name__}: {error}") from error
+            raise BrokenRecord(path, "a JSON object with a record_sha256", f"{type(error).__name__}: {error}") from error
         if claimed != actual:
             raise BrokenRecord(path, f"fields with SHA-256 {claimed}", f"SHA-256 {actual} (edited by hand?)")
         if (there := {key: info.get(key) for key in PLACE}) != _place(folder):

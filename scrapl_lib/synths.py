@@ -219,18 +219,13 @@ class ChirpletSynth:
     def draw(self, seeds: Tensor) -> tuple[Tensor]:
         """The random part, as in `GranularSynth`: seeds (batch,) int64 -> (shift (batch,) int64,), uniform in
         [-max_shift, max_shift]; positive is later."""
-        u = _uniform(seeds, 1)[:, 0]
-        return ((u * (2 * self.max_shift + 1)).long() - self.max_shift,)
+        return (_draw_shift(seeds, self.max_shift),)
 
     def render(self, theta: Tensor, shift: Tensor) -> Tensor:
         """The deterministic part: theta (batch, 2) in [0, 1], float32 or float64, and shift (batch,) int64 as from `draw`
         -> audio (batch, 1, n_samples) in theta's dtype and on its device."""
         _check_theta(theta, self.n_params)
-        if shift.dtype != torch.int64 or shift.shape != theta.shape[:1] or shift.abs().max() > self.max_shift:
-            raise ValueError(
-                f"shift must be int64 of shape (batch,) = ({len(theta)},) and in [-{self.max_shift}, {self.max_shift}], "
-                f"got {shift.dtype} of shape {tuple(shift.shape)}: {shift}"
-            )
+        _check_shift(shift, len(theta), self.max_shift)
         am_hz, fm_oct_per_s = (p.value(theta[:, [u]].double()) for u, p in enumerate(self.parameters))  # (batch, 1) each
         # position within the chirplet; what would be beyond its ends before the shift stays silent
         sample = torch.arange(self.n_samples, device=theta.device) - shift.to(theta.device)[:, None]
@@ -248,6 +243,130 @@ class ChirpletSynth:
         """theta (batch, 2) in [0, 1], seeds (batch,) int64 -> audio (batch, 1, n_samples)."""
         _check_call(theta, seeds, self.n_params)
         return self.render(theta, *self.draw(seeds))
+
+
+class SnareSynth:
+    """A TR-808 drum: two gliding sines and high-passed noise, each under its own envelope, through a tanh.
+
+    An envelope rises linearly for 1 ms and then falls by 60 dB (6.91 nepers) within its decay time. Both oscillators
+    share the frequency envelope e: they sound at f (1 + mod e) Hz and settle at f. The filter is the bilinear one of
+    second order; what it returns is clipped to [-1, 1], as in the authors' runs. The sound starts at sample
+    common_delay + shift, and what runs over the end is lost. After Shier et al. 2024 (paper, section 6).
+
+    Args:
+        sample_rate_hz: sample rate, at least 4000 as oscillators go up to 2000 Hz. The noise's cutoff goes up to half.
+        n_samples: length of the audio.
+        common_delay: samples of delay that all sounds share.
+        max_shift: largest shift in samples, at most common_delay: 2048 in the paper's meso task, 0 in its micro task.
+        noise: (n_samples,) the noise that all sounds share, finite; by default uniform in [-1, 1) and always the same.
+
+    The defaults are the paper's. Dtype, device and derivatives as in `GranularSynth`. All is float64 inside but for one
+    rounding to theta's dtype, as run: that of an envelope's factor per sample. Taken to the power of thousands, it is
+    why float32 audio differs from float64 audio by about 1e-3.
+    """
+
+    n_params = 14
+
+    def __init__(
+        self,
+        sample_rate_hz: float = 44100,
+        n_samples: int = 44100,
+        common_delay: int = 2048,
+        max_shift: int = 2048,
+        noise: Tensor | None = None,
+    ) -> None:
+        if not 4000 <= sample_rate_hz < math.inf:
+            raise ValueError(f"sample_rate_hz must be at least 4000 and finite, got {sample_rate_hz}")
+        self.attack = round(0.001 * sample_rate_hz)
+        if not 0 <= max_shift <= common_delay < n_samples - self.attack:
+            raise ValueError(
+                f"expected 0 <= max_shift <= common_delay < n_samples - {self.attack} (the attack), got max_shift "
+                f"{max_shift}, common_delay {common_delay} and n_samples {n_samples}: shift less or lengthen the audio"
+            )
+        if noise is None:
+            noise = 2 * _uniform(torch.tensor([808]), n_samples)[0] - 1
+        if not isinstance(noise, Tensor) or not noise.is_floating_point() or noise.shape != (n_samples,):
+            got = f"{noise.dtype} of shape {tuple(noise.shape)}" if isinstance(noise, Tensor) else type(noise).__name__
+            raise ValueError(f"noise must be a float tensor of shape (n_samples,) = ({n_samples},), got {got}")
+        if not noise.isfinite().all():
+            raise ValueError(f"noise must be finite, got {int((~noise.isfinite()).sum())} NaN or infinite values")
+        self.parameters = (
+            Parameter("osc1_freq", 20.0, 2000.0, "Hz"),
+            Parameter("osc1_mod", -1.0, 2.0, ""),
+            Parameter("osc2_freq", 20.0, 2000.0, "Hz"),
+            Parameter("osc2_mod", -1.0, 2.0, ""),
+            Parameter("freq_decay", 10.0, 2000.0, "ms"),
+            Parameter("osc1_decay", 10.0, 2000.0, "ms"),
+            Parameter("osc2_decay", 10.0, 2000.0, "ms"),
+            Parameter("noise_decay", 10.0, 2000.0, "ms"),
+            Parameter("noise_cutoff", 20.0, sample_rate_hz / 2, "Hz"),
+            Parameter("noise_q", 0.5, 10.0, ""),
+            Parameter("osc1_gain", -60.0, 6.0, "dB"),
+            Parameter("osc2_gain", -60.0, 6.0, "dB"),
+            Parameter("noise_gain", -60.0, 6.0, "dB"),
+            Parameter("tanh_gain", -24.0, 24.0, "dB"),
+        )
+        self.sample_rate_hz = sample_rate_hz
+        self.n_samples = n_samples
+        self.common_delay = common_delay
+        self.max_shift = max_shift
+        self.noise = noise.detach().double()
+
+    def draw(self, seeds: Tensor) -> tuple[Tensor]:
+        """The random part, as in `ChirpletSynth`: seeds (batch,) int64 -> (shift (batch,) int64,), uniform in
+        [-max_shift, max_shift]; positive is later."""
+        return (_draw_shift(seeds, self.max_shift),)
+
+    def render(self, theta: Tensor, shift: Tensor) -> Tensor:
+        """The deterministic part: theta (batch, 14) in [0, 1], float32 or float64, and shift (batch,) int64 as from
+        `draw` -> audio (batch, 1, n_samples) in theta's dtype and on its device, within [-1, 1]."""
+        _check_theta(theta, self.n_params)
+        _check_shift(shift, len(theta), self.max_shift)
+        self.noise = self.noise.to(theta.device)
+        value = torch.stack([p.value(theta[:, u].double()) for u, p in enumerate(self.parameters)], dim=1)
+        envelopes = self._envelopes(value[:, 4:8], theta.dtype)  # (batch, 4, n_samples)
+        gain = 10 ** (value[:, 10:, None] / 20)
+
+        # thousands of radians: float64
+        bend = 1 + value[:, 1:4:2, None] * envelopes[:, :1]  # (batch, 2, n_samples)
+        step = 2 * math.pi / self.sample_rate_hz * value[:, 0:4:2, None] * bend
+        phase = torch.cumsum(torch.nn.functional.pad(step[..., :-1], (1, 0)), dim=2)  # the first sample's is 0
+        oscillators = (gain[:, :2] * envelopes[:, 1:3] * torch.sin(phase)).sum(1)
+        noise = self._high_pass(self.noise * envelopes[:, 3], value[:, [8]], value[:, [9]])
+        noise = gain[:, 2] * noise.clamp(-1, 1)
+        dry = torch.tanh(gain[:, 3] * (oscillators + noise))  # (batch, n_samples)
+
+        sample = torch.arange(self.n_samples, device=theta.device)
+        sample = sample - self.common_delay - shift.to(theta.device)[:, None]
+        return (dry.gather(1, sample.clamp(min=0)) * (sample >= 0)).to(theta.dtype)[:, None]
+
+    def __call__(self, theta: Tensor, seeds: Tensor) -> Tensor:
+        """theta (batch, 14) in [0, 1], seeds (batch,) int64 -> audio (batch, 1, n_samples)."""
+        _check_call(theta, seeds, self.n_params)
+        return self.render(theta, *self.draw(seeds))
+
+    def _envelopes(self, decay_ms: Tensor, dtype: torch.dtype) -> Tensor:
+        """decay_ms (batch, 4) float64 -> (batch, 4, n_samples) float64, in [0, 1]."""
+        factor = (1 - 6.91 / (decay_ms * self.sample_rate_hz / 1000)).to(dtype).double()
+        attack = torch.linspace(0, 1, self.attack, dtype=torch.float64, device=decay_ms.device)
+        n = torch.arange(self.n_samples - self.attack, dtype=torch.float64, device=decay_ms.device)
+        return torch.cat([attack.expand(*decay_ms.shape, -1), factor[..., None] ** n], dim=2)
+
+    def _high_pass(self, x: Tensor, cutoff_hz: Tensor, q: Tensor) -> Tensor:
+        """x (batch, n_samples), cutoff_hz and q (batch, 1), float64 -> (batch, n_samples), filtered from rest.
+
+        In the frequency domain, with x and the filter's response both times r^n, r^n_samples = 1e-7. What rings on for
+        longer than the audio wraps around to its beginning, but 1e-7 times as loud; and as r < 1, the response is
+        finite even at a cutoff of half the sample rate, where the poles lie on the unit circle.
+        """
+        n = self.n_samples
+        turn = torch.arange(n, dtype=torch.float64, device=x.device) / n
+        r = 1e-7**turn  # r^n of the docstring
+        w = 1e-7 ** (1 / n) * torch.exp(-2j * math.pi * turn[: n // 2 + 1])  # 1/z
+        omega = 2 * math.pi * cutoff_hz / self.sample_rate_hz
+        cos, alpha = torch.cos(omega), torch.sin(omega) / (2 * q)
+        response = (1 + cos) / 2 * (1 - w) ** 2 / (1 + alpha - 2 * cos * w + (1 - alpha) * w**2)
+        return torch.fft.irfft(torch.fft.rfft(x * r) * response, n) / r
 
 
 def _check_theta(theta: Tensor, n_params: int) -> None:
@@ -286,6 +405,19 @@ def _check_call(theta: Tensor, seeds: Tensor, n_params: int) -> None:
     _check_seeds(seeds)
     if len(seeds) != len(theta):
         raise ValueError(f"one seed per item is needed, got {len(seeds)} seeds for a theta of {len(theta)} items")
+
+
+def _check_shift(shift: Tensor, batch: int, max_shift: int) -> None:
+    if shift.dtype != torch.int64 or shift.shape != (batch,) or shift.abs().max() > max_shift:
+        raise ValueError(
+            f"shift must be int64 of shape (batch,) = ({batch},) and in [-{max_shift}, {max_shift}], "
+            f"got {shift.dtype} of shape {tuple(shift.shape)}: {shift}"
+        )
+
+
+def _draw_shift(seeds: Tensor, max_shift: int) -> Tensor:
+    """seeds (batch,) int64 -> (batch,) int64, uniform in [-max_shift, max_shift]."""
+    return (_uniform(seeds, 1)[:, 0] * (2 * max_shift + 1)).long() - max_shift
 
 
 def _uniform(seeds: Tensor, n: int) -> Tensor:

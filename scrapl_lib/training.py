@@ -29,13 +29,22 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .data import meso_seeds
+from .data import ThetaGrid, meso_seeds
 from .experiments import OTHER_STEP_COST, STEP_COST, RunConfig, grid, importance_config
 from .importance import Importance, merge, theta_importance
 from .losses import EmbeddingLoss, JTFSLoss, MSSLoss, SCRAPLLoss, p_loss
-from .measures import audio_distances, convergence_step, theta_l1, total_variation
+from .measures import (
+    audio_distances,
+    convergence_step,
+    drum_feature_distances,
+    frechet_distance,
+    log_mel_statistics,
+    theta_l1,
+    total_variation,
+)
 from .optim import PSAGA, PAdam
 from .records import (
     COLUMNS,
@@ -104,7 +113,7 @@ class Training:
         self.encoder = config.encoder().to(device)
         self.synth = config.synth()
         self.data = config.data()
-        self.theta = self.data.theta.to(device)
+        self.theta = self.data.theta.to(device) if isinstance(self.data, ThetaGrid) else None  # of sounds nobody knows it
         self.loss = self._make_loss()
         if probs is not None:
             self.loss.probs = probs
@@ -144,8 +153,11 @@ class Training:
     @torch.no_grad()
     def _render(self) -> tuple[Tensor, Tensor]:
         """Audio (N, 1, samples) and features of the whole data set, made once."""
-        pairs = zip(self.theta.split(CHUNK), self.data.seed.split(CHUNK), strict=True)
-        x = torch.cat([self.synth(theta, seeds) for theta, seeds in pairs])
+        if self.theta is None:
+            x = functional.pad(self.data.x.to(self.device), (self.config.common_delay, 0))
+        else:
+            pairs = zip(self.theta.split(CHUNK), self.data.seed.split(CHUNK), strict=True)
+            x = torch.cat([self.synth(theta, seeds) for theta, seeds in pairs])
         return x, torch.cat([self.encoder.features(part) for part in x.split(CHUNK)])
 
     @torch.no_grad()
@@ -208,6 +220,9 @@ class Training:
         look = self.device.type == "cpu" or self.step % CUDA_CHECK_EVERY == 0 or self.step % self.steps_per_epoch == 0
         if look:
             self._check_finite(mean)
+        if c.lr_end is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = c.lr + (c.lr_end - c.lr) * (self.step - 1) / max(self.n_steps - 1, 1)
         self.optimizer.step()
         self.epoch_losses.append(mean)
         if look:
@@ -240,14 +255,20 @@ class Training:
     def _validate(self) -> None:
         """Parameter errors and loss on the validation fold, always with the same synthesizer seeds, the same paths (one per
         batch, drawn from the sampling probabilities) and the same random resolutions: epochs differ by the weights alone."""
-        errors = self._theta_l1(self._estimate(self.data.val), self.data.val)
-        for metric, value in errors.items():
-            self._log("val", metric, value)
-        self.val_theta_l1 = errors["theta_synth_l1"]
+        if self.theta is not None:
+            errors = self._theta_l1(self._estimate(self.data.val), self.data.val)
+            for metric, value in errors.items():
+                self._log("val", metric, value)
+            self.val_theta_l1 = errors["theta_synth_l1"]
         loss = self._validation_loss()
         self._log("val", "loss", loss)
         if loss < self.best_loss:
             self.best_loss, self.best_weights = loss, self._weights()
+
+    def val_words(self) -> str:
+        """The last validation in a word: error of theta, or, where that is not known, the loss."""
+        losses = [row[3] for row in self.history if row[1:3] == ("val", "loss")]
+        return f"{self.val_theta_l1:.0f}‰" if self.theta is not None else f"{losses[-1]:.3g}" if losses else "none yet"
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
@@ -271,6 +292,10 @@ class Training:
     def test(self) -> pd.DataFrame:
         """Test values of the weights with the lowest validation loss: columns metric, value, unit."""
         self.encoder.load_state_dict(self.best_weights)
+        rows = self._test_sounds() if self.theta is None else self._test_parameters()
+        return pd.DataFrame(rows, columns=COLUMNS["test.csv"])
+
+    def _test_parameters(self) -> list[tuple]:
         items = self.data.test
         theta_hat = self._estimate(items)
         rows = [(metric, value, "permille") for metric, value in self._theta_l1(theta_hat, items).items()]
@@ -290,7 +315,24 @@ class Training:
         jtfs = JTFSLoss(**self.config.transform())
         distances = audio_distances(x_hat, self.x[items[chosen]], ["jtfs", "mss_log_linear"], jtfs=jtfs, batch_size=8)
         rows += [(f"{name}_distance", value, "1") for name, value in distances.items()]
-        return pd.DataFrame(rows, columns=COLUMNS["test.csv"])
+        return rows
+
+    def _test_sounds(self) -> list[tuple]:
+        """Reconstructions as they are, without a random shift, against the sounds (section 8)."""
+        c, items = self.config, self.data.test
+        theta_hat = self._estimate(items)
+        with torch.no_grad():
+            parts = theta_hat.split(CHUNK)
+            x_hat = torch.cat([self.synth.render(theta, torch.zeros(len(theta), dtype=torch.long)) for theta in parts])
+        x = self.x[items]
+        jtfs = self.loss if c.loss == "jtfs" else JTFSLoss(**c.transform())
+        values = {f"{name}_distance": value for name, value in
+                  audio_distances(x_hat, x, ["jtfs", "mss_log_linear"], jtfs=jtfs, batch_size=8).items()}  # fmt: skip
+        x_hat, x = (audio[..., c.common_delay :] for audio in (x_hat, x))
+        features = drum_feature_distances(x_hat, x, c.sample_rate_hz)
+        values |= {f"{name}_l1": value for name, value in features.items()}
+        values["frechet_log_mel"] = frechet_distance(*(log_mel_statistics(audio, c.sample_rate_hz) for audio in (x_hat, x)))
+        return [(metric, value, "1") for metric, value in values.items()]
 
     def history_table(self) -> pd.DataFrame:
         """Training and validation values: columns step, split, metric, value, wall_s (time in training steps)."""
@@ -492,7 +534,8 @@ def compute_importance(task: str, profile: str, output: Path = ROOT, device: str
     folder, parts = run_folder(profile, task, IMPORTANCE, 0, output), checkpoint_folder(config, output)
     n_paths = SCRAPLLoss(**config.transform()).n_paths
     if paths is not None and not set(paths) <= set(range(n_paths)):
-        raise ValueError(f"paths must be different numbers from 0 to {n_paths - 1}, got {paths}")
+        wrong = sorted(set(paths) - set(range(n_paths)))
+        raise ValueError(f"paths must be numbers from 0 to {n_paths - 1}, got {', '.join(map(str, wrong[:5]))}{', ...' if wrong[5:] else ''}")
     name = "all" if paths is None else f"{min(paths)}-{max(paths)}"
     with _alone(parts / name):
         state = run_state(folder, config_hash(config.flat))
@@ -583,7 +626,7 @@ def write_progress(path: Path) -> Report:
         if time.monotonic() - last_s > 0.5:
             last_s = time.monotonic()
             loss = float(training.epoch_losses[-1]) if training.epoch_losses else None
-            progress = {"step": training.step, "of": training.n_steps, "loss": loss, "val_l1": training.val_theta_l1}
+            progress = {"step": training.step, "of": training.n_steps, "loss": loss, "val": training.val_words()}
             write_text_atomic(path, json.dumps(progress))
 
     return report
@@ -611,10 +654,10 @@ class _Worker:
         try:
             if self.config.method == IMPORTANCE:
                 saved = json.loads((self.folder / "all" / "curvature.json").read_text())
-                return {"step": len(saved["curvature"]), "of": saved["shape"][1], "loss": None, "val_l1": None}
+                return {"step": len(saved["curvature"]), "of": saved["shape"][1], "loss": None, "val": ""}
             return json.loads((self.folder / "progress.json").read_text())
         except (OSError, ValueError):
-            return {"step": 0, "of": 1, "loss": None, "val_l1": None}
+            return {"step": 0, "of": 1, "loss": None, "val": ""}
 
     def words(self) -> str:
         """What is in its log."""
@@ -722,7 +765,7 @@ def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int
             progress = [(w, w.progress()) for w in running]
             bar.n = min(bar.total, finished + sum(_cost(w.config) * p["step"] / p["of"] for w, p in progress))
             now = "; ".join(
-                f"{w.config.method} {w.config.seed}: loss {p['loss']:.3g}, val {p['val_l1']:.0f}‰"
+                f"{w.config.method} {w.config.seed}: loss {p['loss']:.3g}, val {p['val']}"
                 for w, p in progress if p["loss"] is not None
             )  # fmt: skip
             bar.set_postfix_str(f"{len(missing) - len(waiting) - len(running)} done; {now}", refresh=False)

@@ -65,7 +65,7 @@ def test_bad_seeds_are_refused(tmp_path, text, message, capsys):
         (["run", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
         (["run", "--method", "p_loss,mss_lin"], "unknown method 'mss_lin': did you mean 'mss_linear'"),
         (["importance", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
-        (["importance", "--profile", "smoke", "--task", "granular", "--paths", "30-35"], "paths must be different numbers from 0 to 34"),
+        (["importance", "--profile", "smoke", "--task", "granular", "--paths", "30-35"], "paths must be numbers from 0 to 34, got 35"),
         (["run", "--method", "ms_clap"], "method 'ms_clap' is not run: weights unavailable: ms_clap needs a pretrained model"),
         (["run", "--seeds", "5000000000"], "seed must be an integer from 0 to 2^32 - 1, got 5000000000"),
         (["run", "--workers", "0"], "workers must be at least 1, got 0"),
@@ -132,14 +132,14 @@ def test_status_and_exit_codes(tmp_path, computed_here, monkeypatch, capsys):
     # a failed run is a result: the command has done what it can
     with monkeypatch.context() as patch:
         patch.setattr(training.Training, "_check_finite", Mock(side_effect=training.RunFailed("nonfinite")))
-        assert run(tmp_path, "--method", "mss_linear", "--seeds", "1") == 0
+        assert run(tmp_path, "--method", "mss_linear", "--seeds", "1", "--task", "granular") == 0
     assert "0 of 1 runs finished, 1 failed" in (said := capsys.readouterr().out)
     assert "granular/mss_linear/seed 1: failed:nonfinite" in said
     assert counts()["mss_linear"] == [0, 1, 0, 1]
 
     # a stale one is not
     train(make_config("granular", "mss_random", 0, "smoke", lr=2e-3), tmp_path)
-    assert run(tmp_path, "--method", "mss_random", "--seeds", "0") == 1
+    assert run(tmp_path, "--method", "mss_random", "--seeds", "0", "--task", "granular") == 1
     said = capsys.readouterr()
     assert "0 of 1 runs finished" in said.out and "stale, not used" in said.err
     assert counts()["mss_random"] == [0, 0, 1, 1]
@@ -259,7 +259,7 @@ def test_workers_make_the_probabilities_first(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopping_the_command_ends_its_workers(tmp_path, number, request, capfd):
     config = make_config("granular", "jtfs", 0, "smoke")  # the slowest: some seconds of training
-    arguments = ["run", "--method", "jtfs", "--seeds", "0", "--profile", "smoke", "--output", str(tmp_path)]
+    arguments = ["run", "--task", "granular", "--method", "jtfs", "--seeds", "0", "--profile", "smoke", "--output", str(tmp_path)]
     command = subprocess.Popen(
         [sys.executable, "-m", "scrapl_lib", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it

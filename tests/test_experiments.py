@@ -72,7 +72,7 @@ CHIRPLET = {"f0_hz": 512.0, "bandwidth_oct": 2.0, "max_shift": 2048, "epochs": 5
 @pytest.mark.parametrize("task", CHIRPLETS)
 @pytest.mark.parametrize("method", ["scrapl", "scrapl_no_theta_is"])
 def test_paper_profile_has_the_chirplets_of_the_paper(task, method):
-    assert tuple(CHIRPLET_RANGES) == tuple(CHIRPLETS) == TASKS[1:] and set(methods_of(task)) == {"scrapl", "scrapl_no_theta_is"}
+    assert tuple(CHIRPLET_RANGES) == tuple(CHIRPLETS) == TASKS[1:-2] and set(methods_of(task)) == {"scrapl", "scrapl_no_theta_is"}
     config = make_config(task, method, 0, "paper")
     am_hz, fm_oct_per_s = CHIRPLET_RANGES[task]
     expected = PAPER | CHIRPLET | {"am_hz": am_hz, "fm_oct_per_s": fm_oct_per_s}

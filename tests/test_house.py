@@ -15,7 +15,7 @@ from scrapl_lib.execute import notebook_names, notebook_path, parameters_of
 from scrapl_lib.records import ROOT
 
 COLUMNS = {  # design: in each column a file imports only those above it; the wings do not import each other
-    "method": ["blockfft", "jets", "jtfs", "losses", "optim", "importance", "synths", "encoder", "data", "measures"],
+    "method": ["blockfft", "jets", "jtfs", "losses", "optim", "importance", "synths", "encoder", "circuit_808", "data", "measures"],
     "evidence": ["records", "paper", "stats", "tables", "claims", "figures"],
     "middle": ["experiments", "training", "demos", "execute", "__main__"],
 }

@@ -1,12 +1,28 @@
-"""Parameter errors, total variation, convergence and audio distances."""
+"""Parameter errors, total variation, convergence, audio distances, drum features and the Fréchet distance."""
+
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
+from scipy.signal import lfilter
 from torch import nn
 
 from scrapl_lib.losses import JTFSLoss, MSSLoss
-from scrapl_lib.measures import audio_distances, convergence_step, theta_l1, total_variation
+from scrapl_lib.measures import (
+    LOUDNESS_FLOOR_DB,
+    audio_distances,
+    convergence_step,
+    drum_feature_distances,
+    drum_features,
+    frechet_distance,
+    k_weighting,
+    log_mel_statistics,
+    theta_l1,
+    total_variation,
+)
 
 
 def test_theta_l1_in_permille():
@@ -87,3 +103,243 @@ def test_bad_requests_are_refused():
         audio_distances(x, x, "jtfs")
     with pytest.raises(ValueError, match="one shape"):
         audio_distances(x, x[:1], ["mss_linear"])
+
+
+# ---- drum features --------------------------------------------------------------------------------------------------
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def tone(bin_number, amplitude, samples=3072):
+    """A sine on a bin of a 2048-point DFT: (1, 1, samples) float64."""
+    return amplitude * torch.sin(2 * math.pi * bin_number / 2048 * torch.arange(samples, dtype=torch.float64))[None, None]
+
+
+def frame_twin(frame, sample_rate_hz):
+    """Loudness, centroid and flatness of one frame (2048,) in NumPy, the windows and the K-weighting written out."""
+    y = frame
+    for b, a in K_WEIGHTING_44100:
+        y = np.clip(lfilter(b, a, y), -1, 1)
+    loudness = -0.691 + 10 * np.log10(np.mean(y**2) + 1e-8)
+    n, coefficients = np.arange(2048), (0.21557895, -0.41663158, 0.277263158, -0.083578947, 0.006947368)
+    flat_top = sum(c * np.cos(2 * np.pi * k * n / 2047) for k, c in enumerate(coefficients))
+    y = np.log1p(np.maximum(np.abs(np.fft.rfft(frame * flat_top)), 1e-4))
+    f_hz = np.sum(y * np.arange(1025) * sample_rate_hz / 2048) / np.sum(y)
+    power = np.abs(np.fft.rfft(frame * (0.5 - 0.5 * np.cos(2 * np.pi * n / 2048)))) ** 2
+    power = np.maximum(power, 1e-10)
+    flatness = 20 * np.log10(np.exp(np.mean(np.log(power))) / np.mean(power) + 1e-8)
+    return loudness, 21.2985 - 34.61 * f_hz**-0.1621, flatness
+
+
+# pyloudnorm 0.2.0's default filters at 44.1 kHz, and the table of ITU-R BS.1770-4 for 48 kHz
+K_WEIGHTING_44100 = [
+    ([1.5309095946396625, -2.651169032402396, 1.1691668584809876], [1, -1.663750110244495, 0.7126575309627482]),
+    ([0.994607809439911, -1.989215618879822, 0.994607809439911], [1, -1.9892010416922554, 0.9892301960673886]),
+]
+K_WEIGHTING_48000 = [
+    ([1.53512485958697, -2.69169618940638, 1.19839281085285], [1, -1.69065929318241, 0.73248077421585]),
+    ([1, -2, 1], [1, -1.99004745483398, 0.99007225036621]),
+]
+
+
+def test_drum_features_equal_the_official_ones():
+    """Seen: 2.6e-5 dB, 1.5e-4, and 7.8e-4 dB of flatnesses down to -139 dB; their values are float32, bins far below the peak."""
+    reference = np.load(REFERENCE / "features.npz")
+    audio = torch.from_numpy(np.load(REFERENCE / "snare.npz")["snare_audio"])[:, None]
+    found = drum_features(audio)  # with the common delay: so were the reference values computed
+    assert len(found) == 6 and all(value.dtype == torch.float64 for value in found.values())
+    for name, official, tolerance in (
+        ("loudness", "Loudness", 1e-4),
+        ("spectral_centroid", "SpectralCentroid", 5e-4),
+        ("spectral_flatness", "SpectralFlatness", 2e-3),
+    ):
+        for part, frames in (("transient", "0_2"), ("decay", "2_64")):
+            expected = reference[f"{official}_{frames}"]
+            assert expected.shape == (4, int(frames[2:])) == tuple(found[f"{part}_{name}"].shape)
+            assert np.abs(found[f"{part}_{name}"].numpy() - expected).max() < tolerance
+
+
+def test_drum_features_equal_a_numpy_twin_frame_by_frame():
+    """1e-9; 70 frames' worth of loud noise, which clips in the K-weighting, and of quiet noise after it; another sample rate."""
+    x = torch.randn(2, 1, 2048 + 69 * 512, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x[1] *= torch.logspace(0, -9, x.shape[2])
+    found = drum_features(x)
+    assert {k: v.shape[1] for k, v in found.items() if "loud" in k} == {"transient_loudness": 2, "decay_loudness": 64}
+    for item, frame in ((0, 0), (0, 1), (0, 65), (1, 2), (1, 40), (1, 65)):
+        part, i = ("transient", frame) if frame < 2 else ("decay", frame - 2)
+        names = ("loudness", "spectral_centroid", "spectral_flatness")
+        expected = frame_twin(x[item, 0, frame * 512 : frame * 512 + 2048].numpy(), 44100)
+        for name, value in zip(names, expected):
+            assert abs(found[f"{part}_{name}"][item, i] - value) < 1e-9, (item, frame, name)
+    other = drum_features(x, 22050)["transient_spectral_centroid"][0, 0]
+    assert abs(other - frame_twin(x[0, 0, :2048].numpy(), 22050)[1]) < 1e-9
+
+
+def test_silence_has_the_floor_of_every_feature():
+    """A mean square of 0; a flat spectrum, whose mean frequency is a quarter of the sample rate; equal means."""
+    found = drum_features(torch.zeros(1, 1, 3072))
+    for part in ("transient", "decay"):
+        assert (found[f"{part}_loudness"] + 80.691).abs().max() < 1e-9
+        assert (found[f"{part}_spectral_centroid"] - (21.2985 - 34.61 * 11025**-0.1621)).abs().max() < 1e-9
+        assert found[f"{part}_spectral_flatness"].abs().max() < 1e-6
+    assert abs(LOUDNESS_FLOOR_DB + 80.691) < 1e-12
+
+
+def test_a_tone_has_its_loudness_and_flatness():
+    """A sine at 990.5 Hz of amplitude 1/2: BS.1770's -3.01 - 6.02 dB (0.1 dB, the high-pass starts from rest). Under the Hann window
+    three bins with 1/4, 1 and 1/4 of (2048 / 4 / 2)^2, the other 1022 at the floor (1e-6 dB)."""
+    found = drum_features(tone(46, 0.5))
+    assert (found["transient_loudness"] + 9.03).abs().max() < 0.1
+    bins = np.full(1025, 1e-10)
+    bins[45:48] = 256**2 * np.array([0.25, 1, 0.25])
+    expected = 20 * np.log10(np.exp(np.log(bins).mean()) / bins.mean() + 1e-8)
+    assert expected < -150
+    assert (found["transient_spectral_flatness"] - expected).abs().max() < 1e-6
+    higher = drum_features(tone(400, 0.5))
+    assert (higher["transient_spectral_centroid"] > found["transient_spectral_centroid"] + 2).all()
+
+
+def test_white_noise_is_flat_and_louder_noise_is_not_flatter():
+    """Powers of noise are exponential: ln G / A = -0.5772 (Euler), so -5.01 dB; mean over 330 frames, 0.1 dB."""
+    x = 0.1 * torch.randn(5, 1, 2048 + 65 * 512, generator=torch.Generator().manual_seed(0))
+    for gain in (1, 0.01):
+        found = drum_features(gain * x)
+        flatness = torch.cat([found["transient_spectral_flatness"], found["decay_spectral_flatness"]], dim=1)
+        assert flatness.shape == (5, 66) and abs(flatness.mean() + 20 / math.log(10) * 0.5772) < 0.1
+
+
+def test_short_sounds_have_fewer_decay_frames():
+    x = torch.randn(2, 1, 2048 + 70 * 512, generator=torch.Generator().manual_seed(0))
+    full = drum_features(x)
+    for samples, frames in ((3072, 1), (3583, 1), (3584, 2), (2048 + 65 * 512, 64)):
+        found = drum_features(x[..., :samples])["decay_spectral_flatness"]
+        assert found.shape == (2, frames) and torch.equal(found, full["decay_spectral_flatness"][:, :frames])
+    with pytest.raises(ValueError, match="at least 3072 samples, 2 frames for the transient and 1 for the decay, got 3071"):
+        drum_features(x[..., :3071])
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, 1, samples\)"):
+        drum_features(x[:, 0])
+    with pytest.raises(ValueError, match="sample_rate_hz must be at least 4000 and finite, got 0"):
+        drum_features(x, 0)
+
+
+def test_k_weighting_is_the_standard_s():
+    """pyloudnorm's to rounding; the standard's, for 48 kHz, within 2e-4 but for the numerator of the high-pass."""
+    for found, stored in zip(k_weighting(44100), K_WEIGHTING_44100):
+        assert np.abs(np.array(found) - np.array(stored)).max() < 1e-12
+    shelf, high_pass = np.array(k_weighting(48000))
+    assert np.abs(shelf - np.array(K_WEIGHTING_48000[0])).max() < 2e-4
+    assert np.abs(high_pass[1] - K_WEIGHTING_48000[1][1]).max() < 2e-4
+    assert np.abs(high_pass[0] / high_pass[0][0] - K_WEIGHTING_48000[1][0]).max() < 1e-12
+    assert abs(20 * np.log10(high_pass[0][0])) < 0.05
+
+
+def test_drum_feature_distances_by_hand():
+    """Centroid and flatness count by how far their own frame is above silence; and no more items at a time than 32."""
+    generator = torch.Generator().manual_seed(0)
+    x_hat, x = (gain * torch.randn(35, 1, 3600, generator=generator) for gain in (0.1, 0.02))
+    found = drum_feature_distances(x_hat, x)
+    assert list(found) == [f"{part}_{name}" for part in ("transient", "decay")
+                           for name in ("loudness", "spectral_centroid", "spectral_flatness")]  # fmt: skip
+    a, b = drum_features(x_hat), drum_features(x)
+    for name, value in found.items():
+        per_frame = []
+        for item in range(35):
+            for frame in range(2):
+                values = [float(features[name][item, frame]) for features in (a, b)]
+                if "loudness" not in name:
+                    loudness = name.split("_")[0] + "_loudness"
+                    values = [v * (float(f[loudness][item, frame]) + 80.691) for v, f in zip(values, (a, b))]
+                per_frame.append(abs(values[0] - values[1]))
+        assert isinstance(value, float) and value > 0.1 and abs(value - np.mean(per_frame)) < 1e-9
+    alone = [drum_feature_distances(x_hat[[i]], x[[i]]) for i in range(35)]
+    assert all(abs(np.mean([d[name] for d in alone]) - value) < 1e-9 for name, value in found.items())
+    assert set(drum_feature_distances(x, x).values()) == {0.0}
+    silent = drum_feature_distances(x, torch.zeros_like(x))  # silence weighs nothing: only x's own values remain
+    expected = (b["decay_spectral_centroid"] * (b["decay_loudness"] + 80.691)).abs().mean()
+    assert abs(silent["decay_spectral_centroid"] - expected) < 1e-6
+    with pytest.raises(ValueError, match="one shape"):
+        drum_feature_distances(x_hat, x[:3])
+
+
+# ---- Fréchet distance -----------------------------------------------------------------------------------------------
+
+
+def test_frechet_distance_of_gaussians_by_hand():
+    """Means 1 and 3, variances 2 and 8: (1 - 3)^2 + (sqrt 2 - sqrt 8)^2 = 6; axis by axis it adds up: 2-D, diagonal."""
+    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
+    assert abs(frechet_distance(a, b) - 6) < 1e-12
+    cross = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64)  # covariance 2/3 of the identity
+    stretched = cross * torch.tensor([3.0, 0.5]) + torch.tensor([1.0, -2.0])
+    assert abs(frechet_distance(cross, stretched) - (5 + 2 / 3 * (2**2 + 0.5**2))) < 1e-12
+
+
+def test_frechet_distance_equals_the_matrix_square_root():
+    """scipy.linalg.sqrtm in full rank, 6 dimensions, sets of different sizes; relative 1e-10."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(40, 6, dtype=torch.float64, generator=generator) @ torch.randn(6, 6, dtype=torch.float64, generator=generator)
+    b = torch.randn(25, 6, dtype=torch.float64, generator=generator) + 0.3
+    ca, cb = np.cov(a.numpy().T), np.cov(b.numpy().T)
+    expected = float((a.mean(0) - b.mean(0)).square().sum()) + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
+    assert expected > 1
+    assert abs(frechet_distance(a, b) / expected - 1) < 1e-10
+    assert abs(frechet_distance(b, a) / expected - 1) < 1e-10
+
+
+def test_frechet_distance_with_fewer_items_than_dimensions():
+    """Rotating and moving 3-D sets into 50-D changes nothing; order neither; a set is at 0 from itself. Absolute 1e-10 of 4."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.randn(8, 3, dtype=torch.float64, generator=generator), 2 * torch.randn(5, 3, dtype=torch.float64, generator=generator)
+    basis = torch.linalg.qr(torch.randn(50, 50, dtype=torch.float64, generator=generator)).Q[:3]
+    expected = frechet_distance(a, b)
+    assert expected > 1
+    assert abs(frechet_distance(a @ basis + 7, b @ basis + 7) - expected) < 1e-10
+    assert abs(frechet_distance(a.flip(0) @ basis, b @ basis) - expected) < 1e-10
+    assert 0 <= frechet_distance(a @ basis, a @ basis) < 1e-10
+    assert abs(frechet_distance(3 * a @ basis, 3 * b @ basis) - 9 * expected) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "a, b, message",
+    [
+        (torch.zeros(1, 3), torch.zeros(4, 3), r"a must have shape \(n, d\) with at least 2 items, got \(1, 3\)"),
+        (torch.zeros(4, 3), torch.zeros(4), r"b must have shape \(n, d\) with at least 2 items, got \(4,\)"),
+        (torch.zeros(4, 3), torch.zeros(4, 2), r"same number of columns d, got \(4, 3\) and \(4, 2\)"),
+        (torch.full((4, 3), torch.nan), torch.zeros(4, 3), "a must be finite, got 12 NaN"),
+    ],
+)
+def test_bad_embeddings_are_refused(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        frechet_distance(a, b)
+
+
+def test_log_mel_statistics_of_a_tone_and_of_silence():
+    """Bin 46 of amplitude 1/2: powers 1/16, 1/4, 1/16 in bins 45 to 47, into triangles written out here; 1e-9 of logarithms."""
+    x = torch.cat([tone(46, 0.5, 4096), torch.zeros(1, 1, 4096, dtype=torch.float64)])
+    found = log_mel_statistics(x, 44100)
+    assert found.shape == (2, 128) and found.dtype == torch.float64
+    assert (found[1, :64] - math.log(1e-8)).abs().max() < 1e-9 and found[:, 64:].abs().max() < 1e-6
+    mel = np.linspace(0, 2595 * np.log10(1 + 22050 / 700), 66)
+    corners = 700 * (10 ** (mel / 2595) - 1)
+    for i in range(64):
+        low, peak, high = corners[i : i + 3]
+        heights = [np.interp(k * 44100 / 2048, [low, peak, high], [0, 1, 0]) for k in (45, 46, 47)]
+        assert abs(float(found[0, i]) - np.log(np.dot(heights, [1 / 16, 1 / 4, 1 / 16]) + 1e-8)) < 1e-9
+    assert (found[0, :64] > -3).sum() >= 2
+
+
+def test_log_mel_statistics_are_an_item_s_own():
+    """Also where items are computed in parts; gain moves the means by 2 ln gain; other rates have other frames, no empty mel."""
+    x = 0.1 * torch.randn(34, 1, 4096, generator=torch.Generator().manual_seed(0))
+    found = log_mel_statistics(x, 44100)
+    assert found.shape == (34, 128) and (found[33] - log_mel_statistics(x[[33]], 44100)[0]).abs().max() < 1e-9
+    louder = log_mel_statistics(10 * x, 44100)
+    assert (louder[:, :64] - found[:, :64] - 2 * math.log(10)).abs().max() < 0.01
+    assert 0.1 < found[:, 64:].mean() < 1.5
+    for rate in (8192, 16000, 96000):
+        statistics = log_mel_statistics(x[:2].repeat(1, 1, 2), rate)
+        assert statistics.shape == (2, 128) and statistics[:, :64].min() > -15
+    assert frechet_distance(found[:17], found[17:]) < 0.1 * frechet_distance(found[:17], louder[17:])
+    with pytest.raises(ValueError, match="at least 2048 samples, a frame at 44100 Hz, got 2047: pad it with zeros"):
+        log_mel_statistics(x[..., :2047], 44100)
+    with pytest.raises(ValueError, match="sample_rate_hz must be at least 4000 and finite, got -1"):
+        log_mel_statistics(x, -1)

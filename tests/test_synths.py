@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.signal import lfilter
 
-from scrapl_lib.synths import ChirpletSynth, GranularSynth, Parameter, _check_theta, _mix64, _signed
+from scrapl_lib.synths import ChirpletSynth, GranularSynth, Parameter, SnareSynth, _check_theta, _mix64, _signed
 
 REFERENCE = Path(__file__).parent / "reference" / "synths.npz"
 SMALL = {"sample_rate_hz": 2048, "n_samples": 2048, "n_grains": 6, "grain_samples": 256, "hop": 16, "f0_max_hz": 512.0}
@@ -381,3 +382,215 @@ def test_on_cuda_theta_is_not_waited_for(synth):
         torch.cuda.set_sync_debug_mode("default")
     with pytest.raises(ValueError, match="shape"):
         synth(theta[:0], torch.arange(0))
+
+
+# ---- TR-808 snare ---------------------------------------------------------------------------------------------------
+
+SNARE_REFERENCE = Path(__file__).parent / "reference" / "snare.npz"
+SMALL_SNARE = {"sample_rate_hz": 8000, "n_samples": 1024, "common_delay": 128, "max_shift": 64}
+SNARE_MIN = np.array([20, -1, 20, -1, 10, 10, 10, 10, 20, 0.5, -60, -60, -60, -24])
+SNARE_MAX = np.array([2000, 2, 2000, 2, 2000, 2000, 2000, 2000, np.nan, 10, 6, 6, 6, 24])
+
+
+def high_pass_coefficients(cutoff_hz, q, sr):
+    cos, alpha = np.cos(2 * np.pi * cutoff_hz / sr), np.sin(2 * np.pi * cutoff_hz / sr) / (2 * q)
+    return [(1 + cos) / 2, -(1 + cos), (1 + cos) / 2], [1 + alpha, -2 * cos, 1 - alpha]
+
+
+def snare_closed_form(synth, theta, shift, dtype):
+    """One item, float64, sample by sample, from the formulas of the paper; `dtype` rounds an envelope's factor, as run."""
+    sr, n, attack = synth.sample_rate_hz, synth.n_samples, round(0.001 * synth.sample_rate_hz)
+    p = SNARE_MIN + (np.where(np.isnan(SNARE_MAX), sr / 2, SNARE_MAX) - SNARE_MIN) * theta
+
+    def envelope(decay_ms):
+        level, factor = 1.0, float(dtype(1 - 6.91 / (decay_ms / 1000 * sr)))
+        values = [i / (attack - 1) for i in range(attack)]
+        for _ in range(n - attack):
+            values.append(level)
+            level *= factor
+        return np.array(values)
+
+    bend, phase, oscillators = envelope(p[4]), [0.0, 0.0], np.zeros(n)
+    amplitudes = [10 ** (p[10 + k] / 20) * envelope(p[5 + k]) for k in range(2)]
+    for i in range(n):
+        for k in range(2):
+            oscillators[i] += amplitudes[k][i] * np.sin(phase[k])
+            phase[k] += 2 * np.pi * p[2 * k] / sr * (1 + p[2 * k + 1] * bend[i])
+    noise = lfilter(*high_pass_coefficients(p[8], p[9], sr), synth.noise.numpy() * envelope(p[7]))
+    dry = np.tanh(10 ** (p[13] / 20) * (oscillators + 10 ** (p[12] / 20) * np.clip(noise, -1, 1)))
+    audio = np.zeros(n)
+    audio[synth.common_delay + shift :] = dry[: n - synth.common_delay - shift]
+    return audio, np.abs(noise).max()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 2e-3)])
+def test_snare_equals_the_official_audio(dtype, tolerance):
+    """Absolute, of peaks of 0.04 to 0.71. In float32 3.4e-5 was seen, the official float32 phase of thousands of radians; in
+    float64 1.4e-3, what one rounding of an envelope's factor to float32 does to a phase."""
+    reference = np.load(SNARE_REFERENCE)
+    theta, shift = torch.from_numpy(reference["snare_theta"]).to(dtype), torch.from_numpy(reference["snare_delta"])
+    assert shift.tolist() == [0, 2048, -2048, 500]
+    audio = SnareSynth(noise=torch.from_numpy(reference["snare_noise"])).render(theta, shift)
+    assert audio.shape == (4, 1, 44100) and audio.dtype == dtype
+    assert np.abs(audio[:, 0].numpy() - reference["snare_audio"]).max() < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_snare_equals_closed_form(dtype):
+    """At random places, all-0 and all-1 corners, a cutoff of half the rate, noise that clips. Without audible noise, its gain at
+    the floor of -60 dB, within 1e-6 (float32 rounds by 6e-8); with it 1e-5: the filter is exact to 1e-6, and gains times 32."""
+    synth = SnareSynth(**SMALL_SNARE, noise=2 * torch.rand(1024, generator=torch.Generator().manual_seed(1)) - 1)
+    theta = torch.rand(12, 14, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    theta[0], theta[1], theta[2, 8], theta[:6, 12] = 0, 1, 1, 0
+    theta[3:6, 13] = 0.9
+    theta[6:8, 8:10] = torch.tensor([0.2, 1.0], dtype=dtype)
+    shift = torch.tensor([0, 64, -64, 1, -1, 17] * 2)
+    audio = synth.render(theta, shift)[:, 0].double().numpy()
+    clipped = 0
+    for i in range(12):
+        expected, loudest = snare_closed_form(
+            synth, theta[i].double().numpy(), int(shift[i]), {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+        )
+        clipped += loudest > 1
+        assert np.abs(expected).max() > (1e-5 if i == 0 else 0.01)
+        assert np.abs(audio[i] - expected).max() < (1e-6 if i < 6 else 1e-5)
+    assert clipped >= 2
+
+
+@pytest.mark.parametrize("cutoff_hz", [20, 40, 1000, 11025, 22000, 22050])
+@pytest.mark.parametrize("q", [0.5, 10])
+def test_snare_filter_equals_the_time_domain_one(cutoff_hz, q):
+    """Over one second of noise to the end, absolute 1e-5, with ringing longer than a second (20 Hz, Q 10: 60 dB in 1.1 s)."""
+    synth = SnareSynth()
+    x, (cutoff, quality) = synth.noise, torch.tensor([[cutoff_hz], [q]], dtype=torch.float64).split(1)
+    expected = lfilter(*high_pass_coefficients(cutoff_hz, q, 44100), x.numpy())
+    assert np.abs(expected).max() > (0.05 if cutoff_hz < 22050 else -1)
+    assert np.abs(synth._high_pass(x[None], cutoff, quality)[0].numpy() - expected).max() < 1e-5
+
+
+def test_snare_is_twice_differentiable_in_all_parameters():
+    """Finite differences in float64, first and second order; the noise is clipped at places, but no sample is near a kink."""
+    noise = 1.5 * (2 * torch.rand(512, generator=torch.Generator().manual_seed(3)) - 1)
+    synth = SnareSynth(**(SMALL_SNARE | {"n_samples": 512}), noise=noise)
+    theta = 0.3 + 0.4 * torch.rand(2, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    theta[:, 10:13] = 0.8  # audible
+    theta[:, 8] = torch.tensor([0.9, 0.2])
+    value = [p.value(theta[:, [u]]) for u, p in enumerate(synth.parameters)]
+    envelope = synth._envelopes(value[7], torch.float64)[:, 0]
+    filtered = synth._high_pass(synth.noise * envelope, value[8], value[9]).abs()
+    assert (filtered > 1).sum(1).min() >= 5 and (filtered - 1).abs().min() > 1e-4
+    shift = torch.tensor([5, -20])
+    target = synth.render(torch.full((2, 14), 0.6, dtype=torch.float64), shift)
+    theta.requires_grad_()
+
+    def loss(theta):
+        return ((synth.render(theta, shift) - target) ** 2).sum()
+
+    (gradient,) = torch.autograd.grad(loss(theta), theta)
+    assert gradient.abs().min() > 1e-3
+    assert torch.autograd.gradcheck(loss, theta, eps=1e-6, atol=1e-4, rtol=1e-5)
+    assert torch.autograd.gradgradcheck(loss, theta, eps=1e-6, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sample_rate_hz", [4000, 8192, 44100])
+def test_snare_has_finite_derivatives_at_the_ends(dtype, sample_rate_hz):
+    synth = SnareSynth(sample_rate_hz, n_samples=4096)
+    theta = torch.tensor([[0.0] * 14, [1.0] * 14, [0.0, 1.0] * 7, [1.0, 0.0] * 7], dtype=dtype, requires_grad=True)
+    audio = synth(theta, torch.arange(4))
+    assert audio.dtype == dtype and audio.isfinite().all() and audio.abs().max() <= 1 and audio.abs().amax(2).min() > 1e-6
+    (gradient,) = torch.autograd.grad(audio.square().sum(), theta, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), theta)
+    assert gradient.abs().amax(1).min() > 0 and gradient.isfinite().all() and second.isfinite().all()
+
+
+def test_snare_starts_at_the_common_delay_plus_its_shift():
+    """Exact zeros before; shifted audio is the same audio, bit for bit, less its end."""
+    synth = SnareSynth(**SMALL_SNARE)
+    theta = torch.full((3, 14), 0.6)
+    audio = synth.render(theta, torch.tensor([0, 64, -64]))[:, 0]
+    for row, start in zip(audio, (128, 192, 64)):
+        assert not row[:start].any() and row[start].abs() < 1e-7 < row[start + 1].abs()  # an envelope begins with 0
+        assert torch.equal(row[start:], audio[2, 64 : 64 + 1024 - start])
+    micro = SnareSynth(**(SMALL_SNARE | {"max_shift": 0}))
+    assert micro.draw(torch.arange(50))[0].unique().tolist() == [0]
+    assert torch.equal(micro(theta[:1], torch.tensor([3]))[0, 0], audio[0])
+
+
+def test_snare_draws_are_an_item_s_own():
+    """Shifts are uniform (seeds 0 ... 9999, chi-square over 9 bins, p > 0.01), audio does not depend on the batch (1e-6)."""
+    (shift,) = SnareSynth(max_shift=4).draw(torch.arange(10_000))
+    counts = torch.bincount(shift + 4)
+    assert len(counts) == 9 and stats.chisquare(counts.numpy()).pvalue > 0.01
+    synth = SnareSynth(**SMALL_SNARE)
+    theta = torch.rand(4, 14, generator=torch.Generator().manual_seed(0))
+    seeds = torch.tensor([7, 2**62 + 5, 0, 7])
+    theta[3] = theta[0]
+    audio = synth(theta, seeds)
+    for i in range(4):
+        assert synth.draw(seeds[[i]])[0] == synth.draw(seeds)[0][i]
+        assert (SnareSynth(**SMALL_SNARE)(theta[[i]], seeds[[i]])[0] - audio[i]).abs().max() < 1e-6
+    assert (audio[0] - audio[3]).abs().max() < 1e-6 and (audio[0] - audio[1]).abs().max() > 0.1
+
+
+def test_snare_noise_is_fixed_and_uniform():
+    """Kolmogorov-Smirnov, n = 44100, p > 0.01; a shorter buffer is the beginning of a longer one, and no global seed counts."""
+    torch.manual_seed(1)
+    noise = SnareSynth().noise
+    torch.manual_seed(2)
+    assert torch.equal(SnareSynth(**SMALL_SNARE).noise, noise[:1024]) and noise.dtype == torch.float64
+    assert stats.kstest(noise.numpy() / 2 + 0.5, "uniform").pvalue > 0.01
+    assert abs(float((noise[1:] * noise[:-1]).mean())) < 0.01
+
+
+def test_snare_parameters_are_the_paper_s():
+    parameters = SnareSynth().parameters
+    assert len(parameters) == SnareSynth.n_params == 14 and {p.curve for p in parameters} == {"linear"}
+    assert [p.min for p in parameters] == SNARE_MIN.tolist()
+    assert [p.max for p in parameters] == np.where(np.isnan(SNARE_MAX), 22050, SNARE_MAX).tolist()
+    assert " ".join(p.name for p in parameters) == (
+        "osc1_freq osc1_mod osc2_freq osc2_mod freq_decay osc1_decay osc2_decay noise_decay noise_cutoff noise_q "
+        "osc1_gain osc2_gain noise_gain tanh_gain"
+    )
+    assert [p.unit for p in parameters] == ["Hz", "", "Hz", "", "ms", "ms", "ms", "ms", "Hz", "", "dB", "dB", "dB", "dB"]
+    assert SnareSynth(**SMALL_SNARE).parameters[8].max == 4000
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"sample_rate_hz": 3999}, "sample_rate_hz must be at least 4000 and finite, got 3999"),
+        ({"max_shift": 129}, "max_shift <= common_delay .* got max_shift 129, common_delay 128 and n_samples 1024"),
+        ({"max_shift": -1}, "0 <= max_shift"),
+        ({"common_delay": 1016}, r"common_delay < n_samples - 8 \(the attack\)"),
+        ({"noise": torch.zeros(1023)}, r"noise must be a float tensor of shape \(n_samples,\) = \(1024,\), got .* \(1023,\)"),
+        ({"noise": np.zeros(1024)}, "noise must be a float tensor .* got ndarray"),
+        ({"noise": torch.zeros(1024).long()}, "noise must be a float tensor .* got torch.int64"),
+        ({"noise": torch.full((1024,), torch.nan)}, "noise must be finite, got 1024 NaN"),
+    ],
+)  # fmt: skip
+def test_bad_snares_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        SnareSynth(**(SMALL_SNARE | change))
+
+
+def test_bad_snare_calls_are_refused():
+    synth, theta = SnareSynth(**SMALL_SNARE), torch.full((2, 14), 0.5)
+    for shift in (torch.tensor([0, 65]), torch.tensor([0.0, 1.0]), torch.tensor([0])):
+        with pytest.raises(ValueError, match=r"shift must be int64 of shape \(batch,\) = \(2,\) and in \[-64, 64\]"):
+            synth.render(theta, shift)
+    with pytest.raises(ValueError, match=r"theta must be .* \(batch, 14\)"):
+        synth(theta[:, :13], torch.arange(2))
+    with pytest.raises(ValueError, match=r"theta must lie in \[0, 1\]"):
+        synth(theta + 1, torch.arange(2))
+    with pytest.raises(ValueError, match="one seed per item.* got 3 seeds"):
+        synth(theta, torch.arange(3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_snare_on_cuda_is_that_of_the_cpu():
+    """Float64, absolute 1e-9."""
+    synth, seeds = SnareSynth(**SMALL_SNARE), torch.arange(3)
+    theta = torch.rand(3, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    audio = synth(theta.cuda(), seeds)
+    assert audio.device.type == "cuda" and (audio.cpu() - SnareSynth(**SMALL_SNARE)(theta, seeds)).abs().max() < 1e-9
