@@ -13,14 +13,11 @@ How it is computed. An item's loss depends on w through its own theta_n alone, s
     M_u v = sum_n J_{n,u} sum_u' H_n[u, u'] (J_{n,u'} . v)  +  sum_n s_{n,u} (d2 theta_{n,u} / dw2) v.
 
 s and H come from the synthesizer and the transform, without the encoder: first and second derivatives of the audio are
-carried forward through the transform, whose first order all paths share (`SCRAPLLoss.derivatives`). The J and the Hessians
-A_{n,u} = d2 theta_{n,u} / dw2 are the same for all paths: only the numbers s and H are a path's own. So the products A v of one
-set of directions v serve every path (`_Space`): a path's M, as far as these directions see it, is a small dense matrix
-whose eigenvalues cost nothing, and a direction is added (along what that eigenvector's product with M leaves) only where the
-eigenvalue is not good enough yet. For a single path this is Arnoldi's iteration; the paths after the first need one or two
-products each in place of ten. M_u is not symmetric (its first term is not), so its eigenvalues may be negative or complex: C is the
-magnitude. Unlike the paper's power iteration this converges for complex pairs and for nearly opposite eigenvalues, too
-(common here; 20 power iterations are then far from the end, and scrapl-loss 0.1.0 returns less).
+carried forward through the transform, whose first order all paths share (`SCRAPLLoss.derivatives`). The J are shared by all paths, and the first (Gauss-Newton) term has at most rank N. The second term takes
+one Hessian-vector product of the encoder alone. M_u is not symmetric (its first term is not), so its eigenvalues may be
+negative or complex: C is the magnitude. The power iteration of the paper is replaced by Arnoldi's: from the same products
+M_u v it takes the best eigenvalue of the whole space they span, and it converges for complex pairs and for nearly opposite
+eigenvalues, too (common here; 20 power iterations are then far from the end, and scrapl-loss 0.1.0 returns less).
 
 Precision. s and H come in float64: as the phases of the audio turn by thousands of radians with theta, H is the small
 difference of two large numbers (400 times as large on path 100 of the granular configuration; in float32 the values are
@@ -32,7 +29,6 @@ Several batches: L is the mean over each batch, and M the sum over batches; C is
 import functools
 import hashlib
 import json
-import math
 import os
 import sys
 import warnings
@@ -49,9 +45,8 @@ from .jets import Jets
 
 Encode = Callable[[Tensor], Tensor]
 Synthesize = Callable[[Tensor], Tensor]
-START_NOISE = 1.0  # random part of the first direction beside the Gauss-Newton one: eigenvectors outside the span of the J are
-# found through it
-SKETCH = 256  # numbers that stand for a vector of weights where only its length is asked for: known to about 6 %
+START_NOISE = 1.0  # random part of Arnoldi's first vector beside the Gauss-Newton one: eigenvectors outside the span of the J
+# are found through it
 SAME = 1e-5  # two calls of a deterministic function agree to this fraction of the largest value, on CUDA too
 
 
@@ -105,7 +100,7 @@ def theta_importance(
     loss: torch.nn.Module, encode: Encode, synthesize: Synthesize | Sequence[Synthesize], inputs: Tensor | Sequence[Tensor],
     params: Iterable[Tensor], n_iter: int = 20, tol: float = 1e-4, *, floor: float = 0.0, gauss_newton: bool = False,
     paths: Sequence[int] | None = None, save: Path | str | None = None, fingerprint: str | None = None,
-    dtype: torch.dtype = torch.float64, chunk: int = 64, audio_chunk: int = 4, progress: bool = True,
+    dtype: torch.dtype = torch.float64, chunk: int = 32, audio_chunk: int = 4, progress: bool = True,
 ) -> Importance:  # fmt: skip
     """Curvature of every path with respect to every parameter, and the sampling probabilities that follow.
 
@@ -121,10 +116,11 @@ def theta_importance(
             batch if there are several.
         inputs: reference audio, one batch or several.
         params: the weights of `encode`.
-        n_iter: largest number of directions added per path and parameter. tol: an eigenvalue is taken once its residual
-            |M v - lambda v| is below the root of tol times its size (for all but strongly asymmetric M the error goes with
-            the residual's square). A warning names the paths where n_iter came first. As with power iteration, a largest
-            eigenvalue whose direction nothing points to may be missed for the next one.
+        n_iter: largest number of products with M per path and parameter. tol: stop once the eigenvalue changes by less
+            than this fraction and its residual is below the root of it (for all but strongly asymmetric M the eigenvalue's
+            error goes with the residual's square). A warning names the paths where n_iter came first.
+            As with power iteration, a largest eigenvalue only a little above the next may be missed for that one;
+            a smaller tol looks longer.
         floor: least probability of a path as a fraction of the uniform one.
         gauss_newton: leave out the second term of M. No iteration then, but other values wherever the slope s matters.
         paths: only these (default: all); `merge` puts parts together.
@@ -132,9 +128,8 @@ def theta_importance(
         fingerprint: stands for everything that the curvature depends on. Default: SHA-256 of transform, options, weights,
             inputs and synthesized audio to the last bit; give one if parts come from machines that round differently.
         dtype: of synthesizer and transform. In float32 H is a small difference of large numbers, and some are lost.
-        chunk: N U up to which the graphs of the encoder's gradients are kept; beyond, each is made anew for each product.
-            audio_chunk: items the transform is differentiated for at once. Besides, the J take N U W numbers, and the
-            directions W each: a hundred or two per parameter.
+        chunk: items the encoder is differentiated for at once. audio_chunk: the same for the transform. Besides, the J
+            take N U W numbers.
         progress: show a bar with the time left.
     Raises:
         TypeError, ValueError: wrong shapes, types or lengths; stochastic `encode` or `synthesize`; weights that `encode`
@@ -195,7 +190,7 @@ def theta_importance(
         if hasattr(loss, "path_idx"):
             loss.path_idx = kept
     if slow:
-        warnings.warn(f"the eigenvalues of paths {slow} have residuals above {tol**0.5:.2g} of their size after n_iter = {n_iter} directions", stacklevel=2)
+        warnings.warn(f"the eigenvalues of paths {slow} still moved by more than {tol} after n_iter = {n_iter}", stacklevel=2)
     return Importance(curvature, floor, fingerprint)
 
 
@@ -357,22 +352,22 @@ def _derivatives(
 
 
 class _Encoder:
-    """thetas: [(batch, U)]; J: (N, U, W); the Hessians A of theta; the largest eigenvalues of M."""
+    """thetas: [(batch, U)]; J: (N, U, W); products with M."""
 
     def __init__(self, encode: Encode, inputs: list[Tensor], params: list[Tensor], chunk: int) -> None:
         if not params or not all(isinstance(w, Tensor) and w.requires_grad for w in params):
             raise ValueError("params must be the encoder's weights: at least one tensor, all with requires_grad")
-        self.encode, self.params = encode, params
+        self.encode, self.params, self.graph = encode, params, None
+        self.parts = torch.cat(inputs).split(chunk)
         self.thetas = [self._checked_theta(x) for x in inputs]
-        self.items = torch.cat(inputs).split(1)
         self.n_params = self.thetas[0].shape[1]
-        self.J = torch.stack([self._jacobian(*pair) for pair in zip(self.items, torch.cat(self.thetas).split(1), strict=True)])
+        pairs = [(x[n : n + 1], theta[n : n + 1]) for x, theta in zip(inputs, self.thetas, strict=True) for n in range(len(x))]
+        J = [self._jacobian(*pair) for pair in pairs]
+        self.J = torch.stack(J)
         flat = self.J.flatten(0, 1)
-        self.gram = (flat @ flat.T).double().view(len(self.J), self.n_params, len(self.J), self.n_params)
+        self.gram = (flat @ flat.T).double().view(len(J), self.n_params, len(J), self.n_params)
         self.random = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat)
         self.random /= self.random.norm()
-        self.kept: dict[tuple[int, int], tuple[Tensor, ...]] | None = {} if self.J.shape[0] * self.n_params <= chunk else None
-        self.spaces = [_Space(self, u) for u in range(self.n_params)]
 
     def _checked_theta(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -395,131 +390,78 @@ class _Encoder:
                              "leave those out")  # fmt: skip
         return torch.stack([_flat(_grad(alone[0, u], self.params, retain_graph=True)) for u in range(theta.shape[1])])
 
-    def hessian_products(self, v: Tensor, u: int) -> Iterator[Tensor]:
-        """A_{n,u} v of each item n, (W,) each."""
-        like_params = [a.view_as(w) for a, w in zip(v.split([w.numel() for w in self.params]), self.params, strict=True)]
-        for n in range(len(self.items)):
-            along = sum((a * g).sum() for a, g in zip(like_params, self._gradient(n, u), strict=True))
-            yield _flat(_grad(along, self.params, retain_graph=self.kept is not None))
-
-    def _gradient(self, n: int, u: int) -> tuple[Tensor, ...]:
-        """grad_w theta_{n,u} with its graph."""
-        if self.kept is not None and (n, u) in self.kept:
-            return self.kept[n, u]
-        theta = self.encode(self.items[n])[0]
-        of = {v: torch.autograd.grad(theta[v], self.params, create_graph=True) for v in (range(self.n_params) if self.kept is not None else [u])}
-        if self.kept is not None:
-            self.kept |= {(n, v): gradient for v, gradient in of.items()}
-        return of[u]
-
     def largest_eigenvalue(self, s: Tensor, H: Tensor, u: int, n_iter: int, tol: float, gauss_newton: bool) -> tuple[float, bool]:
         """|largest eigenvalue| of M_u for slopes s (N, U) and curvatures H (N, U, U), and whether it has converged."""
         s, H = s[:, u], H[:, u]
         scale = float(torch.maximum(s.abs().max(), H.abs().max()))
         if scale == 0:
             return 0.0, True
-        s, H = (s / scale).to(self.gram), (H / scale).to(self.gram)  # a gradient of 1e-9 stays away from float32's end
+        s, H = s / scale, H / scale  # a gradient of 1e-9 and its square stay away from float32's end
         # Gauss-Newton: if A c = lambda c, then J_u^T c is an eigenvector of the first term
-        values, vectors = np.linalg.eig(torch.einsum("nv,nvm->nm", H, self.gram[..., u]).cpu().numpy())
+        A = torch.einsum("nv,nvm->nm", H.to(self.gram), self.gram[..., u])
+        values, vectors = np.linalg.eig(A.cpu().numpy())
         first = np.abs(values).argmax()
         if gauss_newton:
             return scale * float(abs(values[first])), True
         start = torch.as_tensor(vectors[:, first].real).to(self.J) @ self.J[:, u]
-        start = start / start.norm().clamp_min(torch.finfo(start.dtype).tiny)
-        size, converged = self.spaces[u].largest_eigenvalue(s, H, start, float(abs(values[first])), n_iter, tol)
+        start = start / start.norm().clamp_min(torch.finfo(start.dtype).tiny) + START_NOISE * self.random
+        size, converged = _arnoldi(self._product(s.to(self.J), H.to(self.J), u), start, n_iter, tol)
         return scale * size, converged
 
+    def _product(self, s: Tensor, H: Tensor, u: int) -> Callable[[Tensor], Tensor]:
+        """v -> M_u v. If all items are one part, its graph serves all products; else it is made anew for each."""
+        sizes = [len(part) for part in self.parts]
+        kept = [self._slope_gradient(self.parts[0], s, u)] if len(sizes) == 1 else None
 
-class _Space:
-    """Orthonormal directions Q (k, W) of the weights, and all that M_u of any path does among them.
+        def product(v: Tensor) -> Tensor:
+            like_params = [a.view_as(w) for a, w in zip(v.split([w.numel() for w in self.params]), self.params, strict=True)]
+            out = (H * (self.J @ v)).sum(dim=1) @ self.J[:, u]
+            for part, s_part in zip(self.parts, s.split(sizes), strict=True):
+                gradient = kept[0] if kept else self._slope_gradient(part, s_part, u)
+                along = sum((a * g).sum() for a, g in zip(like_params, gradient, strict=True))
+                out += _flat(_grad(along, self.params, retain_graph=kept is not None))
+            return out
 
-    K: Q A_n Q^T, (N, k, k). JQ: J_n Q^T, (N, U, k). sketches: of A_n q (N, k, m), of q (k, m) and of J_{n,u} (N, m).
-    """
+        return product
 
-    def __init__(self, encoder: _Encoder, u: int) -> None:
-        J, self.encoder, self.u = encoder.J, encoder, u
-        N, U, W = J.shape
-        generator = torch.Generator().manual_seed(1)
-        self.bucket = torch.randint(SKETCH, (W,), generator=generator).to(J.device)
-        self.sign = (2 * torch.randint(2, (W,), generator=generator) - 1).to(J)
-        self.Q, self.K, self.JQ = J.new_empty(0, W), encoder.gram.new_empty(N, 0, 0), encoder.gram.new_empty(N, U, 0)
-        self.sketched_A, self.sketched_Q = encoder.gram.new_empty(N, 0, SKETCH), encoder.gram.new_empty(0, SKETCH)
-        self.sketched_J = self._sketch(J[:, u])
-
-    def _sketch(self, v: Tensor) -> Tensor:
-        """(..., W) -> (..., m) float64, whose length is about that of v: each weight, with a random sign, goes into one of m sums."""
-        return torch.zeros(*v.shape[:-1], SKETCH, device=v.device, dtype=v.dtype).index_add_(-1, self.bucket, v * self.sign).to(self.K)
-
-    def _add(self, v: Tensor) -> bool:
-        """Take in a direction; False if there is nothing in it that is not there already."""
-        length = v.norm()
-        for _ in range(2):  # once leaves rounding errors in the directions of Q
-            v = v - (self.Q @ v) @ self.Q
-        if not v.norm() > 100 * torch.finfo(v.dtype).eps * length:
-            return False
-        v = v / v.norm()
-        self.Q = torch.cat([self.Q, v[None]])
-        k = len(self.Q)
-        K = self.K.new_zeros(len(self.K), k, k)
-        K[:, : k - 1, : k - 1] = self.K
-        sketches = []
-        for n, product in enumerate(self.encoder.hessian_products(v, self.u)):
-            K[n, -1] = K[n, :, -1] = (self.Q @ product).to(K)
-            sketches.append(self._sketch(product))
-        self.K = K
-        self.JQ = torch.cat([self.JQ, (self.encoder.J @ v).to(K)[..., None]], dim=2)
-        self.sketched_A = torch.cat([self.sketched_A, torch.stack(sketches)[:, None]], dim=1)
-        self.sketched_Q = torch.cat([self.sketched_Q, self._sketch(v)[None]])
-        return True
-
-    def _seen(self, s: Tensor, H: Tensor) -> tuple[float, Tensor, float]:
-        """|largest eigenvalue| of the path's M among the directions, its eigenvector (k,) there, and its residual over its size."""
-        HJQ = torch.einsum("nv,nvk->nk", H, self.JQ)
-        T = torch.einsum("n,nij->ij", s, self.K) + self.JQ[:, self.u].T @ HJQ
-        if not torch.isfinite(T).all():
-            return math.nan, T[0], math.nan
-        values, vectors = np.linalg.eig(T.cpu().numpy())
-        first = np.abs(values).argmax()
-        y = torch.as_tensor(vectors[:, first]).to(T.device, torch.complex128)
-        M = torch.einsum("n,nkm->mk", s, self.sketched_A) + self.sketched_J.T @ HJQ
-        residual = (M - 0j) @ y - complex(values[first]) * ((self.sketched_Q.T - 0j) @ y)
-        size = float(abs(values[first]))
-        return size, y, float(residual.norm()) / size if size else 0.0
-
-    def largest_eigenvalue(self, s: Tensor, H: Tensor, start: Tensor, start_size: float, n_iter: int, tol: float) -> tuple[float, bool]:
-        """|largest eigenvalue| of M_u for one path, and whether it has converged; adds the directions that this takes.
-
-        start, start_size: eigenvector of the Gauss-Newton term and the size of its eigenvalue.
-        """
-        if not len(self.Q):
-            self._add(start + START_NOISE * self.encoder.random)
-            n_iter -= 1
-        size, y, residual = self._seen(s, H)
-        outside = float((start - (self.Q @ start) @ self.Q).norm())
-        if n_iter and outside > 0.5 and start_size > size / 2:  # no residual can tell of what the directions do not touch
-            self._add(start)
-            n_iter -= 1
-            size, y, residual = self._seen(s, H)
-        while residual > tol**0.5 and n_iter > 0 and math.isfinite(size):
-            parts = [part.to(self.Q) @ self.Q for part in (y.real, y.imag)[:n_iter] if part.norm() > 1e-6]
-            new = [self._add(self._product(part, s, H)) for part in parts]
-            size, y, residual = self._seen(s, H)
-            n_iter -= len(new)
-            if not any(new):  # M maps the directions into themselves
-                return size, True
-        return size, residual <= tol**0.5
-
-    def _product(self, v: Tensor, s: Tensor, H: Tensor) -> Tensor:
-        """M_u v of a path."""
-        J = self.encoder.J
-        out = torch.einsum("nv,nv->n", H.to(J), J @ v) @ J[:, self.u]
-        for weight, product in zip(s.tolist(), self.encoder.hessian_products(v, self.u), strict=True):
-            out += weight * product
-        return out
+    def _slope_gradient(self, part: Tensor, s: Tensor, u: int) -> tuple[Tensor, ...]:
+        """grad_w sum_n s_n theta_{n,u}, with its graph."""
+        if len(self.parts) > 1:
+            theta = self.encode(part)
+        else:
+            theta = self.graph = self.encode(part) if self.graph is None else self.graph
+        return torch.autograd.grad(theta[:, u] @ s.to(theta), self.params, create_graph=True)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, n_iter: int, tol: float) -> tuple[float, bool]:
+    """|largest eigenvalue| of a linear map (W,) -> (W,), and whether it has converged (see `theta_importance`).
+
+    Q has orthonormal rows that span start, M start, M^2 start, ...; the eigenvalues of T = Q M Q^T approach the outer
+    ones of M. A space that M maps into itself ends the iteration.
+    """
+    Q, T = start.new_empty(n_iter + 1, len(start)), np.zeros((n_iter + 1, n_iter))
+    Q[0], size, last = start / start.norm(), np.nan, np.nan
+    for k in range(n_iter):
+        v = product(Q[k])
+        for _ in range(2):  # once leaves rounding errors in the directions of Q
+            along = Q[: k + 1] @ v
+            v = v - along @ Q[: k + 1]
+            T[: k + 1, k] += along.double().cpu().numpy()
+        T[k + 1, k] = float(v.norm())
+        if not np.isfinite(T).all():
+            return np.nan, False
+        values, vectors = np.linalg.eig(T[: k + 1, : k + 1])
+        first = np.abs(values).argmax()
+        size, residual = abs(values[first]), T[k + 1, k] * abs(vectors[k, first])
+        closed = T[k + 1, k] <= 10 * torch.finfo(Q.dtype).eps * np.abs(T).max()
+        if closed or (abs(size - last) <= tol * size and residual <= tol**0.5 * size):
+            return float(size), True
+        Q[k + 1], last = v / T[k + 1, k], size
+    return float(size), False
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

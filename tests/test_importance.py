@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scrapl_lib import SCRAPLLoss, importance, theta_importance
+from scrapl_lib import SCRAPLLoss, theta_importance
 from scrapl_lib.experiments import make_config
 from scrapl_lib.importance import AdaptiveProbs, merge, probabilities
 from scrapl_lib.synths import GranularSynth
@@ -17,7 +17,7 @@ TINY = dict(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1)  # 21 paths
 SYNTH = GranularSynth(n_samples=512, n_grains=4, grain_samples=128, hop=16)
 SEEDS = torch.tensor([5, 6, 7])
 PATHS = list(range(0, 21, 4))  # those whose dense matrices are made
-EXACT = dict(n_iter=60, tol=1e-18, progress=False)
+EXACT = dict(n_iter=60, tol=1e-10, progress=False)
 
 
 class SmallEncoder(nn.Module):
@@ -117,57 +117,6 @@ def test_curvature_is_the_dense_matrixs_largest_eigenvalue_for_every_parameter(t
     expected = (found.curvature / found.curvature.sum(dim=1, keepdim=True)).mean(dim=0)
     assert float((found.probs - expected).abs().max()) < 1e-12 and abs(float(found.probs.sum()) - 1) < 1e-12
     loss.probs = found.probs
-
-
-def test_paths_share_their_directions(tiny, monkeypatch):
-    """All paths together take under a third of the products that they take one by one, and give the same values to 5e-3
-    (residuals may be a hundredth; found: 1.2e-3)."""
-    loss, encoder, x, params, _ = tiny
-    counted = []
-
-    def counting(self, v, u, real=importance._Encoder.hessian_products):
-        counted.append(u)
-        return real(self, v, u)
-
-    monkeypatch.setattr(importance._Encoder, "hessian_products", counting)
-    together = theta_importance(loss, encoder, synthesizer(), x, params, progress=False).curvature
-    n_together = len(counted)
-    alone = [theta_importance(loss, encoder, synthesizer(), x, params, paths=[p], progress=False).curvature[:, p] for p in range(21)]
-    assert relative(together, torch.stack(alone, dim=1)) < 5e-3
-    assert 0 < n_together < (len(counted) - n_together) / 3
-
-
-def test_the_residual_is_about_the_true_one(tiny):
-    """The length of M v - lambda v, from 256 sums, to a quarter (its standard deviation is 4 %); s and H of the paths' usual sizes."""
-    _, encoder, x, params, _ = tiny
-    space = importance._Encoder(encoder, [x], params, 64).spaces[1]
-    generator = torch.Generator().manual_seed(5)
-    for _ in range(4):
-        space._add(torch.randn(space.Q.shape[1], dtype=space.Q.dtype, generator=generator))
-    for weights in ((1, 1), (1, 0), (0, 1)):  # both terms, each alone
-        s, H = (weight * torch.randn(*size, dtype=torch.float64, generator=generator) for weight, size in zip(weights, [(len(x),), (len(x), 2)]))
-        size, y, residual = space._seen(s, H)
-        vectors = [part.to(space.Q) @ space.Q for part in (y.real, y.imag)]
-        M_real, M_imag = (space._product(v, s, H) for v in vectors)
-        y_M_y = torch.complex(M_real, M_imag) @ torch.complex(*vectors).conj()  # the eigenvalue: Q M Q^T y = lambda y
-        exact = torch.complex(M_real, M_imag) - y_M_y * torch.complex(*vectors)
-        assert abs(size / float(y_M_y.abs()) - 1) < 1e-9 and abs(residual * size / float(exact.norm()) - 1) < 0.25
-
-
-def test_an_eigenvector_that_an_earlier_path_does_not_touch_is_found():
-    """Path 0 sees item 0 only; of path 1 item 0 gives the eigenvalue 0.9 |J_0|^2, and item 1, almost at right angles, 1.0 |J_1|^2."""
-    J = torch.randn(2, 1, 200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    J = J / J.norm(dim=2, keepdim=True) * torch.tensor([1.0, -1.0])[:, None, None] * J[..., :1].sign()  # the sign tells the items apart
-
-    class Loss:
-        n_paths = 2
-
-        def __call__(self, x_hat, x, path_idx):
-            of_item = torch.tensor([[1.0, 0.0], [0.9, 1.0]], dtype=torch.float64)[path_idx, (x[:, 0, 0] < 0).long()]
-            return (of_item * x_hat[:, 0, 0].square() / 2).mean()
-
-    found = theta_importance(Loss(), *linear_problem(J), progress=False)
-    assert relative(found.curvature, [[0.5, 0.5]]) < 5e-3  # the loss is a mean over two items
 
 
 def test_default_tolerance_is_kept(tiny):
@@ -372,7 +321,7 @@ def test_curvature_that_is_not_finite_is_refused_with_its_path(tmp_path):
 
 
 def test_too_few_iterations_are_said():
-    with pytest.warns(UserWarning, match=r"paths \[1\] have residuals above 0.01 of their size after n_iter = 2"):
+    with pytest.warns(UserWarning, match=r"paths \[1\] still moved"):
         quick(n_iter=2)
 
 
