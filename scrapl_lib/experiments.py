@@ -15,6 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import get_origin
 
+from . import circuit_808
 from .data import COUNTS, OneShots, ThetaGrid
 from .encoder import Encoder
 from .losses import EmbeddingLoss, SCRAPLLoss, WeightsUnavailable
@@ -31,7 +32,7 @@ CHIRPLETS = {  # task: ranges of AM and FM rate
 }
 TR808 = {"tr808_micro": False, "tr808_meso": True}  # task: whether reconstructions are shifted in time
 TASKS = ("granular", *CHIRPLETS, *TR808)
-CIRCUIT = "circuit-model corpus"
+CIRCUIT = f"circuit-model corpus, version {circuit_808.VERSION}"
 PROFILES = ("smoke", "quick", "paper")
 # method -> (loss, optimizer), in display order
 METHODS = {
