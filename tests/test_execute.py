@@ -120,7 +120,10 @@ except NotebookFailed as error:
     print(error, flush=True)
     raise SystemExit(error.exit_status)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     deadline = time.monotonic() + 300
     while not (child.exists() and child.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
