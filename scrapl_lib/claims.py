@@ -261,7 +261,8 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
     """Each of `claims` judged by the runs of one profile and task, granular by default; write it with `tables.write_table`.
 
     claims, theirs: of another task, with the paper's numbers. costs: milliseconds of a step, see `figures.step_costs`: claims on
-    time are judged by these, not by the runs, whose steps shared the machine with others. runs: as `records.load_runs` gives them. not_run: method -> why it has no runs. Columns claim, place (in the paper),
+    time are judged by these, not by the runs, whose steps shared the machine with others. runs: as `records.load_runs` gives
+    them. not_run: method -> why it has no runs. Columns claim, place (in the paper),
     profile, unit, ours, seeds ("5" or "3 to 5"), paper, paper_verdict (the same rule on the paper's numbers), verdict,
     suspected_cause (of claims that do not hold or only in part), left_out, rule. The verdict is "holds", "holds in part" or
     "does not hold" by the rule; "too few seeds" when a side of the comparison has no method with 3 seeds that have the

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, TextIO
 from tqdm import tqdm
 
 from .experiments import PROFILES, check_name
-from .records import ROOT, utc_now, write_text_atomic
+from .records import ROOT, n_cores, utc_now, write_text_atomic
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 ALONE = ("08_cost",)  # its times, which 05_granular draws, want the whole machine
@@ -200,14 +200,13 @@ def run_notebooks(
 
 def _run_side_by_side(paths: Sequence[Path], flags: Sequence[str]) -> None:
     """Run `notebook PATH flags` for each in a process of its own; end by SystemExit as soon as one fails."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting, running = list(paths), {}
     one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     bar = tqdm(total=len(paths), desc="notebooks", unit="notebook", mininterval=0.5 if sys.stderr.isatty() else 10.0)
     with tempfile.TemporaryDirectory() as folder, _stoppable():
         try:
             while waiting or running:
-                while waiting and len(running) < cores:
+                while waiting and len(running) < n_cores():
                     path = waiting.pop(0)
                     command = [sys.executable, "-m", "scrapl_lib", "notebook", str(path), *flags]
                     with open(Path(folder) / f"{path.stem}.log", "wb") as said:

@@ -85,7 +85,7 @@ class RunConfig:
     # data
     grid_size: int | None = 32
     n_synth_seeds: int | None = 5
-    sounds: str | None = None  # what `data.OneShots.source` says
+    sounds: str | None = None  # CIRCUIT, or "recordings" and a hash of them
     n_sounds: int | None = None
     # scattering transform
     J: int = 12

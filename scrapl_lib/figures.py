@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scrapl_lib.claims import chance_permille, paper_cells
-from scrapl_lib.paper import CHIRPLETS, METHODS
+from scrapl_lib.paper import CHIRPLETS, METHODS, TIMED_AS
 from scrapl_lib.records import ROOT, Run, write_bytes_atomic, write_csv
 from scrapl_lib.stats import mean_ci95
 from scrapl_lib.tables import (
@@ -126,13 +126,12 @@ def _plain_log(axis_name: str, ax: Axes) -> None:
 def step_costs(folder: Path) -> dict[str, float]:
     """Milliseconds of a training step by method: Table 5's loss plus encoder and synthesizer, as `paper.step_ms` has it.
 
-    folder: holds table_5.csv, written by notebook 08_cost. Without it {}: nothing was measured. SCRAPL's variants share a loss.
+    folder: holds table_5.csv, written by notebook 08_cost. Without it {}: nothing was measured.
     """
     if not (folder / "table_5.csv").is_file():
         return {}
     ms = pd.read_csv(folder / "table_5.csv").set_index("method")["ms"].dropna()
-    of = {method: "scrapl" if method.startswith("scrapl") else method for method in METHODS}
-    return {method: float(ms[name] + ms["model"]) for method, name in of.items() if name in ms.index}
+    return {method: float(ms[name] + ms["model"]) for method, name in TIMED_AS.items() if name in ms.index}
 
 
 OURS_COST = "our Table 5 (08_cost, batch 4) plus encoder and synthesizer"

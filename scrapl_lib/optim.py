@@ -185,7 +185,7 @@ class _PathOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on bit for bit from a copy of `state_dict` (so the tables are held twice until you drop yours).
 
-        Raises ValueError if it is another optimizer's, of another P or of weights of other shapes.
+        Raises ValueError if it is no such state, another optimizer's or of another P.
         """
         if not isinstance(state_dict, dict):
             raise ValueError(f"expected what state_dict() of a {type(self).__name__} returned, got {type(state_dict).__name__}")

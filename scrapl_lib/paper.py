@@ -80,6 +80,10 @@ CHIRPLET_HYPERPARAMETERS = {name: value for name, value in HYPERPARAMETERS.items
 """The chirplet tasks as the authors ran SCRAPL (Table 11 and the configurations of their runs)."""
 
 
+TIMED_AS = {method: "scrapl" if method.startswith("scrapl") else method for method in METHODS}
+"""A method's row in Table 5, which has one SCRAPL: its variants share the loss."""
+
+
 class Published(NamedTuple):
     """A printed number: value (float, or "<0.01" for a p-value so printed), 95 % half-width (NaN: none printed), seeds."""
 
@@ -123,12 +127,11 @@ def published(table: str, method: str, metric: str, condition: str | None = None
 def step_ms() -> dict[str, float]:
     """Milliseconds of one training step by method in the paper's Figure 1: the loss (Table 5) plus encoder and synthesizer.
 
-    Measured on an RTX A5000, batch 4, 32768 samples. Table 5 has one SCRAPL: its variants share the loss.
+    Measured on an RTX A5000, batch 4, 32768 samples.
     """
     model = published("figure_1", "encoder_and_synth", "model_step_time").value
     times = {method: model + published("table_5", method, "median_time").value for method in methods_in("table_5")}
-    named = {method: "scrapl" if method.startswith("scrapl") else method for method in METHODS}
-    return {method: times[name] for method, name in named.items() if name in times}
+    return {method: times[name] for method, name in TIMED_AS.items() if name in times}
 
 
 def methods_in(table: str) -> list[str]:

@@ -87,6 +87,11 @@ class Run:
         return float(found.iloc[0]) if len(found) else float("nan")
 
 
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def utc_now() -> str:
     """This moment in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -207,7 +212,8 @@ def write_run(folder: Path, *, status: str, config: dict[str, Any], history: pd.
 
     folder: from `run_folder`. status: "ok" or "failed:<why>". history, test: exactly the columns of `COLUMNS`, may be empty.
     start_utc: from `utc_now`. train_step_ms: median, q25, q75 in ms and n, or None. more: goes into run.json as it is. Waits
-    for the folder's flock: do not hold one on it. Raises ValueError for another status, columns or folder, a config that contradicts it, NaN in the JSON.
+    for the folder's flock: do not hold one on it. Raises ValueError for another status, columns or folder, a config that
+    contradicts it, NaN in the JSON.
     """
     tables = {"history.csv": history, "test.csv": test}
     for name, table in tables.items():

@@ -54,6 +54,7 @@ from .records import (
     command_for,
     config_hash,
     load_runs,
+    n_cores,
     read_record,
     read_run,
     run_folder,
@@ -714,8 +715,7 @@ def ensure_runs(
     if missing:
         device = device or default_device(profile)
         check_device(device)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        n_workers = workers or (cores if device == "cpu" else 1)
+        n_workers = workers or (n_cores() if device == "cpu" else 1)
         needed = states(dict.fromkeys(_needs(c) for c in missing if c.method == "scrapl"), output)
         if stale := [c for c, state in needed.items() if state not in ("done", "missing")]:
             print(*(f"{c.task}: no scrapl runs, the path probabilities are {needed[c]}" for c in stale), sep="\n", file=sys.stderr)
