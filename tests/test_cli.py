@@ -50,7 +50,7 @@ def test_seeds(text, seeds):
     "text, message",
     [(text, f"seeds are numbers and ranges such as 0-4 or 0,2,5; got {text!r}") for text in
      ("", "a", "0,", "1-", "-1", "0-1-2", "1.5", "0..4", "0 1")]
-    + [("4-0", "the range '4-0' is empty; write the smaller number first"), ("1,4-2", "the range '4-2' is empty")],
+    + [("0-99999999999", "'0-99999999999' is more than a million seeds"), ("4-0", "the range '4-0' is empty; write the smaller number first"), ("1,4-2", "the range '4-2' is empty")],
 )  # fmt: skip
 def test_bad_seeds_are_refused(tmp_path, text, message, capsys):
     with pytest.raises(SystemExit) as refused:
@@ -88,6 +88,19 @@ def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch, arguments, mess
 def test_cuda_without_cuda_is_refused(tmp_path, arguments, capsys):
     assert main(["run", "--output", str(tmp_path), *arguments]) == 2
     assert "this PyTorch sees 0 CUDA devices; use --device cpu" in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["run", "--profile", "smoke", "--task", "granular", "--method", "p_loss", "--output", str(tmp_path / "file")]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("error: ") and str(tmp_path / "file") in said and "Traceback" not in said
+
+
+def test_a_reader_who_has_seen_enough_ends_the_command(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # is put back afterwards
+    monkeypatch.setattr(__main__, "_status", Mock(side_effect=BrokenPipeError))
+    assert main(["status"]) == 128 + signal.SIGPIPE
 
 
 # ---- exit codes and status ------------------------------------------------------------------------------------------

@@ -439,6 +439,7 @@ def test_any_legal_configuration_works(config):
         (dict(Q1="8"), TypeError, "Q1 must be an integer, got '8'"),
         (dict(Q2=-1), ValueError, "Q2 must be at least 1, got -1"),
         (dict(J_fr=0), ValueError, "J_fr must be at least 1"),
+        (dict(J_fr=20), ValueError, "J_fr = 20 spans 2\\^J_fr = 1048576 log-frequency bins, there are 11 wavelets; lower J_fr"),
         (dict(Q_fr=None), TypeError, "Q_fr must be an integer, got None"),
         (dict(T=513), ValueError, "T = 513 is longer than the signal of 512 samples; lower T or use T='global'"),
         (dict(T=0), ValueError, r"T must be at least 1 \(or None, or 'global'\), got 0"),

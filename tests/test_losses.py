@@ -525,6 +525,18 @@ def test_wrong_configurations_say_what_is_wrong(Loss):
             Loss(**{**TINY, **change})
 
 
+@pytest.mark.parametrize("options, message", [({"seed": "a"}, "seed must be an integer, got 'a'"), ({"seed": True}, "seed must be"),
+                                              ({"log1p": "no"}, "log1p must be True or False, got 'no'")])  # fmt: skip
+def test_options_of_another_type_are_refused(options, message):
+    with pytest.raises(TypeError, match=message):
+        SCRAPLLoss(**TINY, **options)
+
+
+def test_a_state_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"expected what get_extra_state\(\) of a SCRAPLLoss returned, got {}"):
+        SCRAPLLoss(**TINY).set_extra_state({})
+
+
 @pytest.mark.parametrize("options", [{}, {"log1p": True}, {"T": "global", "F": "global"}, {"T": 1}], ids=str)
 def test_derivatives_are_those_of_autograd(options):
     """Gradient and Hessian of every path's distance in two parameters that a sound with a silent end depends on, against two

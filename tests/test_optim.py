@@ -391,6 +391,8 @@ def test_a_state_of_other_paths_or_another_optimizer_is_refused(cls):
         make(other, 5)[2].load_state_dict(optimizer.state_dict())
     with pytest.raises(ValueError, match="keeps no paths"):
         optimizer.load_state_dict(torch.optim.AdamW(weights).state_dict())
+    with pytest.raises(ValueError, match=r"expected what state_dict\(\) of a .* returned, got NoneType"):
+        optimizer.load_state_dict(None)
     assert len(larger.state) == 0 and optimizer.state[weights[0]]["k"] == 3
 
 
