@@ -47,8 +47,8 @@ help: ## this list
 venv: .venv/.installed ## make .venv from requirements.lock (the other targets do so themselves)
 
 .venv/.installed: requirements.lock pyproject.toml
-	$(call once,$@,"$$python" -m venv .venv; $(PY) -m pip install -r requirements.lock; \
-	$(PY) -m pip install --no-deps --no-build-isolation -e .)
+	$(call once,$@,"$$python" -m venv .venv; $(PY) -m pip install --no-compile -r requirements.lock; \
+	$(PY) -m pip install --no-compile --no-deps --no-build-isolation -e .)
 
 reproduce: venv ## run what is missing of the granular task, then all notebooks: tables, figures, report card
 	$(PY) -m scrapl_lib run --task granular $(RUN_FLAGS)

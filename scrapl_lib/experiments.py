@@ -187,7 +187,7 @@ _QUICK = {
     "grid_size": 16, "n_synth_seeds": 3,
     "J": 10, "Q2": 1, "Q_fr": 1,
     "cqt_octaves": 4, "cqt_hop": 64, "channels": 32, "pools": ((2, 2),) * 4, "dense": 32, "dropout": 0.0,
-    "epochs": 12, "batch_size": 8, "lr": 1e-3, "n_audio_test": 64,
+    "epochs": 8, "batch_size": 8, "lr": 1e-3, "n_audio_test": 64,
 }  # fmt: skip
 _SMOKE = {
     "n_samples": 2560, "n_grains": 4, "grain_samples": 512, "slope_hop": 32,
@@ -201,7 +201,7 @@ _SMOKE = {
 _CHIRPLET = {
     "smoke": {"sample_rate_hz": 1024, "f0_hz": 256.0, "max_shift": 160, "J": 5},
     "quick": {"sample_rate_hz": 1024, "n_samples": 4096, "f0_hz": 256.0, "max_shift": 256, "J": 9, "Q1": 4, "J_fr": 2,
-              "cqt_octaves": 2, "lr": 5e-4},
+              "cqt_octaves": 2, "epochs": 12, "lr": 5e-4},
     "paper": {"f0_hz": 512.0, "max_shift": 2048, "epochs": 50, "lr": 1e-4},
 }  # fmt: skip
 # What sets the TR-808 tasks apart. Quick: a quarter of the sample rate, three quarters of the time; delays as long as the paper's.
