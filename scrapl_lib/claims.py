@@ -1,5 +1,5 @@
-"""The report card: each claim of the paper that the granular task can test, and the rule that judges it; and
-the same for the chirplet tasks, which show what theta-importance sampling is for. Notebook 09 says which rules were changed with
+"""The report card: each claim of the paper that the granular task can test, and the rule that judges it; the same for the
+chirplet tasks, which show what theta-importance sampling is for, and for drum sounds, aligned and misaligned. Notebook 09 says which rules were changed with
 records in view; so were the suspected causes written.
 
 A judge takes the groups of methods a claim compares and returns (text, verdict); its docstring is the rule as printed.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -76,6 +77,13 @@ def within_factor_2(groups: Groups) -> tuple[str, str]:
     other = str(others[0]) if len(others) == 1 else f"{number(mean)}, the mean of {len(others)}"
     favourable = (a.mean - a.half_width) <= 2 * (mean + half_width)
     return f"ratio {number(a.mean / mean)}: {a} against {other}", _verdict(a.mean <= 2 * mean, favourable)
+
+
+def within_a_quarter(groups: Groups) -> tuple[str, str]:
+    """Holds: the mean is at most a quarter above the other side's; in part: the two 95 % intervals overlap."""
+    ((a,), (b,)) = groups
+    overlap = a.mean - a.half_width <= b.mean + b.half_width
+    return f"ratio {number(a.mean / b.mean)}: {a} against {b}", _verdict(a.mean <= 1.25 * b.mean, overlap)
 
 
 def at_chance(groups: Groups) -> tuple[str, str]:
@@ -211,13 +219,61 @@ def chirplet_card(runs: Sequence[Run], not_run: dict[str, str], profile: str) ->
     return pd.concat(cards, ignore_index=True)
 
 
+DRUM_LOSSES = ("jtfs", "scrapl", "scrapl_no_theta_is")
+
+
+def drum_claims() -> tuple[Claim, ...]:
+    """What the paper's Tables 4, 8 and 9 say of drum sounds. A method's runs of the one task and of the other are told apart as
+    "jtfs micro" (aligned) and "jtfs meso" (misaligned)."""
+
+    def at(condition: str, *methods: str) -> tuple[str, ...]:
+        return tuple(f"{method} {condition}" for method in methods)
+
+    loudness, labels = "transient_loudness_l1", paper.METHODS
+    return (
+        *(Claim(f"{labels[m]} loses the transient when misaligned: its loudness error grows", "Table 8",
+                (at("micro", m), at("meso", m)), loudness, lower) for m in MSS),
+        *(Claim(f"{labels[m]} keeps the transient when misaligned", "Table 8",
+                (at("meso", m), at("micro", m)), loudness, within_a_quarter) for m in DRUM_LOSSES),
+        *(Claim(f"misaligned, JTFS and SCRAPL are closer than any MSS in {METRICS[metric][0].removesuffix(' L1')}", "Table 8",
+                (at("meso", *DRUM_LOSSES), at("meso", *MSS)), metric, lower) for metric in (loudness, "transient_spectral_centroid_l1")),
+        Claim("misaligned, JTFS and SCRAPL end at a lower JTFS distance than any MSS", "Table 4",
+              (at("meso", *DRUM_LOSSES[:2]), at("meso", *MSS)), "jtfs_distance", lower),
+        *(Claim(f"{name}, every MSS is closer than SCRAPL in decay loudness", "Table 9",
+                (at(condition, *MSS), at(condition, *DRUM_LOSSES[1:])), "decay_loudness_l1", lower) for condition, name in paper.TR808.values()),
+        *(Claim(f"{name}, θ-IS lowers SCRAPL's JTFS distance", "Table 4",
+                (at(condition, "scrapl_no_theta_is"), at(condition, "scrapl")), "jtfs_distance", improves) for condition, name in paper.TR808.values()),
+    )  # fmt: skip
+
+
+def drum_paper_cells() -> dict[tuple[str, str], Cell]:
+    """The printed numbers of Tables 4, 8 and 9 by (method and condition, metric)."""
+    cells = {}
+    for table, metrics in (("table_4", tables.TABLE_4_METRICS[:2]), ("table_8", tables.TABLE_8_METRICS), ("table_9", tables.TABLE_9_METRICS)):
+        for method, (condition, _), metric in itertools.product(tables.DRUM_METHODS, paper.TR808.values(), metrics):
+            key = f"{method} {condition}"
+            cells[key, metric] = Cell(_label(key), *paper.published(table, method, metric, condition))
+    return cells
+
+
+def drum_card(runs: Sequence[Run], not_run: dict[str, str], profile: str) -> pd.DataFrame:
+    """`drum_claims` judged by the runs of the TR-808 tasks of one profile; as `report_card`."""
+    runs = [replace(run, method=f"{run.method} {paper.TR808[run.task][0]}") for run in runs]
+    return report_card(runs, not_run, profile, drum_claims(), drum_paper_cells())
+
+
+def _label(key: str) -> str:
+    method, _, condition = key.partition(" ")
+    return paper.METHODS[method] + (f", {dict(paper.TR808.values())[condition]}" if condition else "")
+
+
 def _cells(values: pd.DataFrame, grid_size: int) -> dict[tuple[str, str], Cell]:
     cells, chance = {}, chance_permille(grid_size)
     for method, metric in values[["method", "metric"]].drop_duplicates().itertuples(index=False):
         if len(seeds := values_by_seed(values, method, metric)):
             mean, half_width = mean_ci95(seeds)
             half_width = 0.0 if math.isnan(half_width) else half_width
-            cells[method, metric] = Cell(paper.METHODS[method], mean, half_width, len(seeds), seeds, chance)
+            cells[method, metric] = Cell(_label(method), mean, half_width, len(seeds), seeds, chance)
     return cells
 
 
@@ -269,7 +325,7 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
     value (failed ones and, for steps, those that never converged do not), or a pair fewer than 3 in common; "not run" when a
     side has no run. left_out names the methods of the claim left out of it for that, and failed seeds, with the reason.
     """
-    grid_size = runs[0].config["grid_size"] if runs else 32
+    grid_size = runs[0].config.get("grid_size", 32) if runs else 32  # drum sounds have none, and no claim on guessing
     ours, theirs, rows = _cells(tables.seed_values(runs), grid_size), paper_cells() if theirs is None else theirs, []
     ours |= {(method, STEP): Cell(paper.METHODS[method], ms, 0.0, 1) for method, ms in (costs or {}).items()}
     for claim in claims:
@@ -286,12 +342,12 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
             cell, reason = ours.get((method, claim.metric)), tables.row_note(runs, method, not_run)
             if timed:
                 if cell is None:
-                    left.setdefault(f"not measured: {not_run.get(method, 'notebook 08_cost does it')}", []).append(paper.METHODS[method])
+                    left.setdefault(f"not measured: {not_run.get(method, 'notebook 08_cost does it')}", []).append(_label(method))
                 continue
             n, tried = cell.n if cell else 0, sum(run.method == method for run in runs)
             few = f"seeds with a value: {n} of {tried}" if n < LEAST_SEEDS and tried else ""
             if few or reason:
-                left.setdefault("; ".join(filter(None, (few, reason))), []).append(paper.METHODS[method])
+                left.setdefault("; ".join(filter(None, (few, reason))), []).append(_label(method))
         n = sorted({cell.n for group in used for cell in group})
         cause = _suspected_cause(claim, used, runs) if verdict in VERDICTS[1:3] else ""
         seeds = "" if timed else " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))

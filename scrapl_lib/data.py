@@ -135,13 +135,18 @@ class OneShots(Split):
             )
         self.x, self.names, self.source, self.sample_rate_hz = x, list(names), source, sample_rate_hz
         self.kinds = [_kind(name) for name in names]
-        n_other = max(1, round(len(x) * 128 / 681))
         order = torch.from_numpy(np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(x)))
-        parts = order.split([len(x) - 2 * n_other, n_other, n_other])
+        parts = order.split(self.sizes(len(x)))
         self.train, self.val, self.test = (part.sort().values for part in parts)
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @staticmethod
+    def sizes(n: int) -> list[int]:
+        """How many of n sounds go to train, val and test."""
+        n_other = max(1, round(n * 128 / 681))
+        return [n - 2 * n_other, n_other, n_other]
 
     @classmethod
     def from_folder(

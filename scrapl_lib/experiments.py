@@ -154,9 +154,11 @@ class RunConfig:
             n_samples = self.n_samples - self.common_delay
             if self.sounds != CIRCUIT:
                 return OneShots.from_folder(None, self.sample_rate_hz, n_samples, self.seed)
-            counts = {kind: max(1, round(n * self.n_sounds / sum(COUNTS.values()))) for kind, n in COUNTS.items()}
-            return OneShots.from_circuit(counts, self.sample_rate_hz, n_samples, self.seed, cache=ROOT / "cache")
+            return OneShots.from_circuit(self._counts(), self.sample_rate_hz, n_samples, self.seed, cache=ROOT / "cache")
         return ThetaGrid(self.grid_size, self.synth().n_params, self.n_synth_seeds)
+
+    def _counts(self) -> dict[str, int]:
+        return {kind: max(1, round(n * self.n_sounds / sum(COUNTS.values()))) for kind, n in COUNTS.items()}
 
     def encoder(self) -> Encoder:
         """A new encoder; its weights come from torch's global generator."""
@@ -167,7 +169,9 @@ class RunConfig:
 
     def derived(self) -> dict[str, int]:
         """What follows from the config and is worth knowing beside it: sizes of the transform, of the encoder, of the run."""
-        steps = self.epochs * len(self.data().batches("train", self.batch_size * self.accumulate))
+        known = self.sounds == CIRCUIT  # without rendering them
+        n_train = OneShots.sizes(sum(self._counts().values()))[0] if known else len(self.data().train)
+        steps = self.epochs * (n_train // (self.batch_size * self.accumulate))
         n_weights = sum(weight.numel() for weight in self.encoder().parameters())
         n_paths = SCRAPLLoss(**self.transform()).n_paths
         return {"T": self.T or 2**self.J, "F": self.F or 2**self.J_fr, "n_paths": n_paths, "n_weights": n_weights, "n_steps": steps,

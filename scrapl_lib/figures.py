@@ -22,12 +22,14 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from scrapl_lib.claims import chance_permille, paper_cells
-from scrapl_lib.paper import CHIRPLETS, METHODS, TIMED_AS
+from scrapl_lib.claims import chance_permille, drum_paper_cells, paper_cells
+from scrapl_lib.paper import CHIRPLETS, METHODS, TIMED_AS, TR808
 from scrapl_lib.records import ROOT, Run, write_bytes_atomic, write_csv
 from scrapl_lib.stats import mean_ci95
 from scrapl_lib.tables import (
     ABLATION,
+    DRUM_METHODS,
+    DRUM_SCALES,
     METRICS,
     SAMPLERS,
     TABLE_3_METRICS,
@@ -340,3 +342,42 @@ def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: s
         figure.colorbar(dots, ax=list(axes), label="probability over uniform", location="bottom", shrink=0.3, format="{x:g}", extend="both")
     data = pd.concat([table.assign(task=task) for task, table in paths.items()]) if paths else pd.DataFrame(columns=["task"])
     return _finish(figure, axes, data, "Figure 6: path probabilities of theta-importance sampling", notes, profile)
+
+
+def drum_features(runs: Sequence[Run], metrics: Sequence[str], profile: str, not_run: dict[str, str]) -> Plot:
+    """Some measures of drum sounds by method, aligned and misaligned: ours above, the paper's below.
+
+    runs: of the TR-808 tasks and this profile. metrics: of `tables.METRICS`. data: task, source ("ours", "paper"), method, metric,
+    n_seeds, value, ci95.
+    """
+    figure, axes = _start(runs, profile, 12.0, len(metrics), TR808, rows=2)
+    printed, rows = drum_paper_cells(), []
+    for task, (condition, _) in TR808.items():
+        values = seed_values([run for run in runs if run.task == task])
+        for method, metric in ((method, metric) for method in DRUM_METHODS for metric in metrics):
+            if len(seeds := values_by_seed(values, method, metric)):
+                rows.append((task, "ours", method, metric, len(seeds), *mean_ci95(seeds)))
+            cell = printed[f"{method} {condition}", metric]
+            rows.append((task, "paper", method, metric, cell.n, cell.mean, cell.half_width))
+    data = pd.DataFrame(rows, columns=["task", "source", "method", "metric", "n_seeds", "value", "ci95"])
+    panels = ((source, metric) for source in ("ours", "paper") for metric in metrics)
+    for number, (ax, (source, metric)) in enumerate(zip(axes, panels)):
+        mine = data[(data["source"] == source) & (data["metric"] == metric)]
+        for row in mine.itertuples():
+            colour, marker, _ = STYLE[row.method]
+            place, face = DRUM_METHODS.index(row.method), colour if row.task == "tr808_meso" else "white"
+            error = 0 if math.isnan(row.ci95) else row.ci95
+            ax.errorbar(row.value, place, xerr=error, fmt=marker, color=colour, markerfacecolor=face, capsize=2)
+        labels = [METHODS[method] for method in DRUM_METHODS] if number % len(metrics) == 0 else []
+        ax.set_yticks(range(len(DRUM_METHODS)), labels or [""] * len(DRUM_METHODS), fontsize=8)
+        ax.set_ylim(len(DRUM_METHODS) - 0.5, -0.5)
+        if mine.empty:
+            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
+        else:
+            _plain_log("x", ax)
+        ax.set_title(f"{METRICS[metric][0]}, {source}", fontsize=9)
+    axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="aligned")
+    axes[0].plot([], [], "o", color="0.4", label="misaligned")
+    notes = [f"Hollow: aligned, filled: misaligned. Bars: {BAND}. {DRUM_SCALES}"]
+    notes += [f"{name.capitalize()}: {seeds_note([run for run in runs if run.task == task], DRUM_METHODS, not_run)}" for task, (_, name) in TR808.items()]
+    return _finish(figure, axes, data, "Drum sounds, aligned and misaligned", notes, profile)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import hashlib
 import math
 import pathlib
@@ -42,8 +44,20 @@ def p_loss(theta_hat: Tensor, theta: Tensor) -> Tensor:
 LOG_FLOOR = 1e-3  # rho(S) = log(1 + S / LOG_FLOOR)
 
 
+def _without_autocast(method: Callable) -> Callable:
+    @functools.wraps(method)
+    def computed(self: nn.Module, x_hat: Tensor, *args: object, **options: object) -> Tensor:
+        with torch.autocast(x_hat.device.type if isinstance(x_hat, Tensor) else "cpu", enabled=False):
+            return method(self, x_hat, *args, **options)
+
+    return computed
+
+
 class _ScatteringLoss(nn.Module):
-    """What SCRAPLLoss and JTFSLoss share: the transform, and the distance of one path's coefficients."""
+    """What SCRAPLLoss and JTFSLoss share: the transform, and the distance of one path's coefficients.
+
+    Under torch.autocast the audio's own precision is kept; call `backward()` outside of it, as PyTorch asks.
+    """
 
     def __init__(self, shape: int = 32768, J: int = 12, Q1: int = 8, Q2: int = 2, J_fr: int = 3, Q_fr: int = 2,
                  T: int | str | None = None, F: int | str | None = None, log1p: bool = False) -> None:  # fmt: skip
@@ -137,6 +151,7 @@ class SCRAPLLoss(_ScatteringLoss):
         self.path_idx = min(int(torch.searchsorted(cumulative, u, right=True)), int(torch.nonzero(self._probs)[-1]))
         return self.path_idx
 
+    @_without_autocast
     def forward(self, x_hat: Tensor, x: Tensor, path_idx: int | None = None) -> Tensor:
         """x_hat, x (batch, 1, shape) -> scalar. `path_idx` computes that path instead of a drawn one."""
         check_pair(x_hat, x, self.jtfs.shape)
@@ -190,6 +205,7 @@ class JTFSLoss(_ScatteringLoss):
         """x_hat, x (batch, 1, shape) -> scalar, the batch mean of `per_item`."""
         return self.per_item(x_hat, x, S).mean()
 
+    @_without_autocast
     def per_item(self, x_hat: Tensor, x: Tensor, S: Tensor | None = None) -> Tensor:
         """x_hat, x (batch, 1, shape) -> distance of each item (batch,).
 
@@ -205,6 +221,7 @@ class JTFSLoss(_ScatteringLoss):
         return self._distance(S_hat.flatten(0, 1), S.flatten(0, 1)).unflatten(0, S.shape[:2]).mean(dim=1)
 
 
+MSS_NAMES = ("mss_linear", "mss_log_linear", "mss_random", "mss_revisited")
 _OCTAVE_FFT_SIZES = (64, 128, 256, 512, 1024, 2048)
 _REVISITED_WINDOWS = (67, 127, 257, 509, 1021, 2053)
 _REVISITED_HOPS = (33, 63, 128, 254, 510, 1026)
@@ -246,7 +263,9 @@ class MSSLoss(nn.Module):
             for n in _REVISITED_WINDOWS:
                 self.register_buffer(f"window_{n}", torch.from_numpy(flattop(n, sym=False)).float(), persistent=False)
         else:
-            raise ValueError(f"name must be mss_linear, mss_log_linear, mss_random or mss_revisited, got {name!r}")
+            near = difflib.get_close_matches(str(name), MSS_NAMES, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"name must be one of {', '.join(MSS_NAMES)}, got {name!r}{hint}")
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """x_hat, x (batch, 1, samples), at least 1027 samples -> scalar. Raises as `check_pair` does."""
@@ -374,19 +393,19 @@ class EmbeddingLoss(nn.Module):
         return torch.linalg.vector_norm(self._embedding(x_hat) - self._embedding(x), dim=1).mean()
 
     def _embedding(self, x: Tensor) -> Tensor:
-        audio = _resample(x[:, 0], self.sample_rate_hz, self.model_rate_hz)
+        audio = resample(x[:, 0], self.sample_rate_hz, self.model_rate_hz)
         audio = audio.repeat(1, math.ceil(self.model_samples / audio.shape[1]))[:, : self.model_samples]
         embedding = self.embed(audio)
         return embedding.mean(dim=1) if embedding.ndim == 3 else embedding
 
 
-def _resample(x: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """x (batch, samples) -> (batch, samples * to_hz / from_hz, rounded): band-limited and periodic.
+def resample(x: Tensor, from_hz: int, to_hz: int) -> Tensor:
+    """x (..., samples) -> (..., samples * to_hz / from_hz, rounded): band-limited and periodic.
 
     Frequencies from the lower of the two Nyquist frequencies on are left out.
     """
     if from_hz == to_hz:
         return x
-    n, n_new = x.shape[1], round(x.shape[1] * to_hz / from_hz)
-    spectrum = torch.fft.rfft(x)[:, : (min(n, n_new) + 1) // 2]
+    n, n_new = x.shape[-1], round(x.shape[-1] * to_hz / from_hz)
+    spectrum = torch.fft.rfft(x)[..., : (min(n, n_new) + 1) // 2]
     return torch.fft.irfft(spectrum, n=n_new) * (n_new / n)

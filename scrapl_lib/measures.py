@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -11,13 +12,13 @@ from scipy.signal.windows import flattop, hann
 from torch import Tensor, nn
 
 from .jtfs import check_audio
-from .losses import JTFSLoss, MSSLoss, check_pair
+from .losses import JTFSLoss, MSSLoss, WeightsUnavailable, check_pair, resample
 
 PERMILLE = 1000.0
 AUDIO_DISTANCES = ("jtfs", "mss_linear", "mss_log_linear", "mss_revisited")
 
-# drum features: one frame's length and hop in samples, and how many frames each part has, the decay at most
-FRAME, HOP = 2048, 512
+# drum features: one frame's length in seconds, and how many frames each part has, the decay at most
+FRAME_S = 2048 / 44100
 TRANSIENT_FRAMES, DECAY_FRAMES = 2, 64
 POWER_FLOOR = 1e-8
 CHUNK = 32  # sounds computed at a time, does not change the result
@@ -92,7 +93,8 @@ def audio_distances(
 def drum_features(x: Tensor, sample_rate_hz: float = 44100) -> dict[str, Tensor]:
     """Loudness, spectral centroid and spectral flatness of the beginning of a drum sound and of its decay.
 
-    Of frames of 2048 samples, 512 apart, the first 2 are the transient and the next 64, or as many as there are, the
+    Of frames of 2048 samples, 512 apart (at 44.1 kHz; at other rates of the power of two of samples that comes closest to
+    as many milliseconds, a quarter of it apart), the first 2 are the transient and the next 64, or as many as there are, the
     decay. (Paper, section 8; clipping, windows and the 1e-8 of the flatness are what reproduces the authors' values.)
     - Loudness, dB: -0.691 + 10 log10(mean square + 1e-8) of the frame, K-weighted from rest, with the output of either
       filter clipped to [-1, 1].
@@ -102,13 +104,16 @@ def drum_features(x: Tensor, sample_rate_hz: float = 44100) -> dict[str, Tensor]
       spectrum under a periodic Hann window, at least 1e-10.
 
     Args:
-        x: (batch, 1, samples) without the synthesizer's common delay; samples at least 2048 + 2 512 = 3072.
-        sample_rate_hz: sample rate; the lengths of frames stay in samples.
+        x: (batch, 1, samples) without the synthesizer's common delay; samples at least one and a half frames, 3072.
+        sample_rate_hz: sample rate.
     Returns:
         {name: (batch, frames) float64} for transient_ and decay_ each: loudness, spectral_centroid, spectral_flatness.
     """
     check_audio(x, "x")
-    shortest = FRAME + TRANSIENT_FRAMES * HOP
+    _check_rate(sample_rate_hz)
+    size = _frame_samples(sample_rate_hz)
+    hop = size // 4
+    shortest = size + TRANSIENT_FRAMES * hop
     if x.shape[2] < shortest:
         raise ValueError(
             f"x must have at least {shortest} samples, {TRANSIENT_FRAMES} frames for the transient and 1 for the "
@@ -117,19 +122,19 @@ def drum_features(x: Tensor, sample_rate_hz: float = 44100) -> dict[str, Tensor]
     if len(x) > CHUNK:
         parts = [drum_features(part, sample_rate_hz) for part in x.split(CHUNK)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    frames = x[:, 0].double().unfold(1, FRAME, HOP)[:, : TRANSIENT_FRAMES + DECAY_FRAMES]  # (batch, frames, FRAME)
+    frames = x[:, 0].double().unfold(1, size, hop)[:, : TRANSIENT_FRAMES + DECAY_FRAMES]  # (batch, frames, size)
 
     weighted = frames
     for b, a in k_weighting(sample_rate_hz):
-        impulse = torch.eye(1, FRAME, dtype=torch.float64).numpy()  # from rest: no later part of the response is heard
+        impulse = torch.eye(1, size, dtype=torch.float64).numpy()  # from rest: no later part of the response is heard
         response = torch.from_numpy(lfilter(b, a, impulse)).to(x.device)
-        filtered = torch.fft.irfft(torch.fft.rfft(weighted, 2 * FRAME) * torch.fft.rfft(response, 2 * FRAME))
-        weighted = filtered[..., :FRAME].clamp(-1, 1)
+        filtered = torch.fft.irfft(torch.fft.rfft(weighted, 2 * size) * torch.fft.rfft(response, 2 * size))
+        weighted = filtered[..., :size].clamp(-1, 1)
     loudness = -0.691 + 10 * torch.log10(weighted.square().mean(2) + POWER_FLOOR)
 
-    flat_top, periodic_hann = (torch.from_numpy(w).to(x.device) for w in (flattop(FRAME), hann(FRAME, sym=False)))
+    flat_top, periodic_hann = (torch.from_numpy(w).to(x.device) for w in (flattop(size), hann(size, sym=False)))
     weight = torch.log1p(torch.fft.rfft(frames * flat_top).abs().clamp(min=1e-4))
-    f_hz = torch.fft.rfftfreq(FRAME, 1 / sample_rate_hz, dtype=torch.float64, device=x.device)
+    f_hz = torch.fft.rfftfreq(size, 1 / sample_rate_hz, dtype=torch.float64, device=x.device)
     centroid = -34.61 * ((weight * f_hz).sum(2) / weight.sum(2)) ** -0.1621 + 21.2985
 
     power = torch.fft.rfft(frames * periodic_hann).abs().square().clamp(min=1e-10)
@@ -185,7 +190,7 @@ def log_mel_statistics(x: Tensor, sample_rate_hz: float) -> Tensor:
     """Mean and standard deviation over time of a log-mel spectrogram: embeddings of sounds without trained weights.
 
     `frechet_distance` of two sets of these is a Fréchet distance of log-mel statistics, not FAD: the paper's FAD uses
-    EnCodec. Frames of about 46 ms (2048 samples at 44.1 kHz), a quarter of it apart, under a Hann window, not padded;
+    EnCodec. Frames as in `drum_features` (46 ms), under a Hann window, not padded;
     power relative to a sine of amplitude 1; 64 triangles of height 1 from 0 Hz to half the sample rate, equally spaced
     in mel, 2595 log10(1 + f / 700); log(sum + 1e-8).
 
@@ -193,7 +198,7 @@ def log_mel_statistics(x: Tensor, sample_rate_hz: float) -> Tensor:
     """
     check_audio(x, "x")
     _check_rate(sample_rate_hz)
-    size = 2 ** round(math.log2(0.046 * sample_rate_hz))
+    size = _frame_samples(sample_rate_hz)
     if x.shape[2] < size:
         raise ValueError(
             f"x must have at least {size} samples, a frame at {sample_rate_hz} Hz, got {x.shape[2]}: pad it with zeros"
@@ -211,6 +216,38 @@ def log_mel_statistics(x: Tensor, sample_rate_hz: float) -> Tensor:
     triangles = torch.minimum(rise[:, :-1], 1 - rise[:, 1:]).clamp(min=0)  # (bins, N_MELS)
     log_mel = torch.log(spectrum.abs().square() @ triangles + 1e-8)
     return torch.cat([log_mel.mean(1), log_mel.std(1, correction=0)], dim=1)
+
+
+@functools.cache
+def _encodec() -> nn.Module:
+    try:
+        from encodec import EncodecModel
+
+        return EncodecModel.encodec_model_24khz().encoder.eval()
+    except Exception as error:  # import, network, unpickling
+        raise WeightsUnavailable(
+            f"FAD needs EnCodec's 24 kHz model, which could not be loaded ({type(error).__name__}: {error}). In an environment "
+            "of its own, with network access: pip install '.[embeddings]'; the weights are then downloaded once from "
+            "https://dl.fbaipublicfiles.com/encodec/v0"
+        ) from error
+
+
+@torch.no_grad()
+def encodec_frames(x: Tensor, sample_rate_hz: int, encoder: nn.Module | None = None) -> Tensor:
+    """EnCodec's embeddings of all frames of all sounds: `frechet_distance` of two sets of these is FAD (paper, section 8).
+
+    Args:
+        x: (batch, 1, samples), resampled to 24 kHz. encoder: in place of the 24 kHz model's, (batch, 1, samples) ->
+            (batch, dims, frames).
+    Returns:
+        (batch * frames, dims) float64; 128 dimensions.
+    Raises:
+        WeightsUnavailable: the package `encodec` or its weights cannot be had; says how to get them.
+    """
+    check_audio(x, "x")
+    encoder = (_encodec() if encoder is None else encoder).to(x.device)
+    frames = [encoder(resample(part, sample_rate_hz, 24000).float()) for part in x.split(CHUNK)]
+    return torch.cat([part.movedim(1, 2).flatten(0, 1) for part in frames]).double()
 
 
 @torch.no_grad()
@@ -236,6 +273,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     shared = torch.linalg.svdvals(root_a @ root_b.T).sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + root_a.square().sum() + root_b.square().sum() - 2 * shared
     return max(float(distance), 0.0)
+
+
+def _frame_samples(sample_rate_hz: float) -> int:
+    return 2 ** round(math.log2(FRAME_S * sample_rate_hz))
 
 
 def _check_rate(sample_rate_hz: float) -> None:

@@ -185,7 +185,7 @@ class _PathOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on bit for bit from a copy of `state_dict` (so the tables are held twice until you drop yours).
 
-        Raises ValueError if it is no such state, another optimizer's or of another P.
+        Raises ValueError if it is no such state, another optimizer's, of another P or of weights of other shapes.
         """
         if not isinstance(state_dict, dict):
             raise ValueError(f"expected what state_dict() of a {type(self).__name__} returned, got {type(state_dict).__name__}")
@@ -200,6 +200,14 @@ class _PathOptimizer(torch.optim.Optimizer):
                 f"the state has {n_paths} paths, but the loss of this optimizer has {self.paths.n_paths}: give it "
                 "the settings (J, Q1, Q2, J_fr, Q_fr) that the state was saved with, or start the optimizer afresh"
             )
+        saved, own = ([w for group in groups for w in group["params"]] for groups in (state_dict["param_groups"], self.param_groups))
+        for place, (key, w) in enumerate(zip(saved, own)):
+            for rows in state_dict["state"].get(key, {}).get("table", {}).values():
+                if rows[0].shape != w.shape:
+                    raise ValueError(
+                        f"the state's weight tensor {place} has shape {tuple(rows[0].shape)}, that of this optimizer {tuple(w.shape)}: "
+                        "give it the weights that the state was saved with, in their order, or start the optimizer afresh"
+                    )
         super().load_state_dict(copy.deepcopy(state_dict))
 
 

@@ -80,6 +80,24 @@ CHIRPLET_HYPERPARAMETERS = {name: value for name, value in HYPERPARAMETERS.items
 """The chirplet tasks as the authors ran SCRAPL (Table 11 and the configurations of their runs)."""
 
 
+TR808 = {  # task: its condition in Tables 4, 8 and 9, its name
+    "tr808_micro": ("micro", "aligned"),
+    "tr808_meso": ("meso", "misaligned"),
+}
+
+_COMMON = ("J", "Q1", "Q2", "Q_fr", "cqt_hop", "channels", "beta1", "beta2", "weight_decay")
+TR808_HYPERPARAMETERS = {name: HYPERPARAMETERS[name] for name in _COMMON} | {
+    "sample_rate_hz": 44100, "n_samples": 44100, "common_delay": 2048, "max_shift": 2048, "n_sounds": 681,
+    "J_fr": 5, "T": 2048, "F": 1, "rho": "log1p", "n_paths": 483,
+    "cqt_octaves": 9, "pools": [[2, 2], [2, 2], [2, 3], [3, 3], [3, 3]], "dense": 128, "dropout": 0.25,
+    "epochs": 50, "n_steps": 2650, "batch_size": 8, "lr": 1e-4, "lr_end": 1e-5, "importance_examples": 16, "n_seeds": 40,
+}  # fmt: skip
+"""The misaligned TR-808 task as the authors ran SCRAPL (Table 12 and section 7); JTFS ran 4 seeds."""
+
+NAMES = {task: name for task, (_, name) in (CHIRPLETS | TR808).items()}
+"""What tables call a task."""
+
+
 TIMED_AS = {method: "scrapl" if method.startswith("scrapl") else method for method in METHODS}
 """A method's row in Table 5, which has one SCRAPL: its variants share the loss."""
 
@@ -137,6 +155,12 @@ def step_ms() -> dict[str, float]:
 def methods_in(table: str) -> list[str]:
     """The methods that `table` prints, under this project's names."""
     return list(dict.fromkeys(_table(table)["method"]))
+
+
+def prints(table: str, method: str, metric: str) -> bool:
+    """Whether `table` has a number for a method and metric, under this project's names."""
+    rows = _table(table)
+    return bool(((rows["method"] == method) & (rows["metric"] == metric)).any())
 
 
 def authors_seeds() -> pd.DataFrame:

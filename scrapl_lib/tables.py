@@ -32,7 +32,15 @@ METRICS = {  # metric: label, unit
     "theta_am_convergence_steps": ("AM steps to 100 ‰", "steps"),
     "theta_fm_convergence_rate": ("FM converged", "%"),
     "theta_fm_convergence_steps": ("FM steps to 100 ‰", "steps"),
+    "mss_log_linear_distance": ("MSS distance", ""),
+    "fad_encodec": ("FAD, EnCodec", ""),
+    "frechet_log_mel": ("Fréchet distance, log-mel statistics", ""),
+    **{f"{part}_{name}_l1": (f"{part} {name.replace('_', ' ')} L1", "")
+       for part in ("transient", "decay") for name in ("loudness", "spectral_centroid", "spectral_flatness")},
 }
+_DRUM_SCALE = {"jtfs_distance": 1000, "mss_log_linear_distance": 1000, "transient_loudness_l1": 100, "decay_loudness_l1": 100,
+               "transient_spectral_centroid_l1": 10, "decay_spectral_centroid_l1": 10}  # fmt: skip
+DRUM_SCALES = "Distances times 1000, loudness times 100, centroid times 10, as printed."
 STEPS = {  # Table 6: technique: label, before, after
     "plus_padam": ("+ P-Adam", "scrapl_plain", "scrapl_padam"),
     "plus_psaga": ("+ P-SAGA", "scrapl_padam", "scrapl_no_theta_is"),
@@ -40,19 +48,24 @@ STEPS = {  # Table 6: technique: label, before, after
 }
 ABLATION = ("scrapl_plain", "scrapl_padam", "scrapl_no_theta_is", "scrapl", "jtfs", "p_loss")
 SAMPLERS = ("scrapl_no_theta_is", "scrapl")
+DRUM_METHODS = tuple(method for method in paper.METHODS if method in paper.methods_in("table_4"))
 TABLE_3_METRICS = ("theta_am_l1", "theta_fm_l1")
 TABLE_7_METRICS = tuple(metric for metric in METRICS if "convergence" in metric and metric.startswith("theta_"))
+TABLE_4_METRICS = ("mss_log_linear_distance", "jtfs_distance", "fad_encodec", "frechet_log_mel")
+TABLE_8_METRICS, TABLE_9_METRICS = (tuple(m for m in METRICS if m.startswith(part)) for part in ("transient", "decay"))
 TABLE_2_METRICS = ("theta_synth_l1", "val_total_variation", "val_convergence_steps")
 
 
 def seed_values(runs: Iterable[Run]) -> pd.DataFrame:
     """The test values of the finished runs: columns method, seed, metric, value, as `paper.authors_seeds` has them.
 
-    train_step_ms, the median over a run's training steps, is added as a metric. Values a run lacks are NaN or absent.
+    train_step_ms, the median over a run's training steps, is added as a metric. Values a run lacks are NaN or absent. Those of
+    the TR-808 tasks are scaled as the paper prints them.
     """
     rows = []
     for run in (run for run in runs if run.ok):
-        rows += [(run.method, run.seed, row.metric, row.value) for row in run.test.itertuples()]
+        scale = _DRUM_SCALE if run.task in paper.TR808 else {}
+        rows += [(run.method, run.seed, row.metric, scale.get(row.metric, 1) * row.value) for row in run.test.itertuples()]
         rows += [(run.method, run.seed, "train_step_ms", (run.info["train_step_ms"] or {}).get("median"))]
     return pd.DataFrame(rows, columns=["method", "seed", "metric", "value"]).astype({"value": float})
 
@@ -123,10 +136,13 @@ def _table(runs: Sequence[Run], methods: Sequence[str], metrics: Sequence[str], 
             mean, half_width = mean_ci95(cell) if n else (math.nan, math.nan)
             if metric.endswith("_rate"):
                 n, mean, half_width = finished, 100 * n / finished if finished else math.nan, math.nan
+            elif metric == "fad_encodec" and finished and not n:
+                lack = "FAD not run: EnCodec's weights unavailable"
             elif n < finished:
                 lack = f"{finished - n} of {finished} seeds without {METRICS[metric][0]}"
-            there = method in paper.methods_in(table)  # a method of one's own is not
-            printed = paper.published(table, method, prefix.get(metric, "") + metric, condition) if there else (math.nan, math.nan, 0)
+            name = prefix.get(metric, "") + metric
+            there = paper.prints(table, method, name)  # a method or measure of one's own is not
+            printed = paper.published(table, method, name, condition) if there else (math.nan, math.nan, 0)
             note = "; ".join(filter(None, [row_note(runs, method, not_run), lack]))
             rows.append((method, metric, METRICS[metric][1], n, failed, mean, half_width, *printed, note))
     columns = ["method", "metric", "unit", "n_seeds", "n_failed", "mean", "ci95", "paper_mean", "paper_ci95", "paper_n", "note"]
@@ -151,10 +167,11 @@ def table_2(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
     return _table(runs, ABLATION, TABLE_2_METRICS, not_run, "table_2", {"theta_synth_l1": "test_"})
 
 
-def _chirplet_table(runs: Sequence[Run], metrics: Sequence[str], not_run: dict[str, str], table: str) -> pd.DataFrame:
+def _by_task(tasks: dict[str, tuple[str, str]], runs: Sequence[Run], methods: Sequence[str], metrics: Sequence[str],
+             not_run: dict[str, str], table: str) -> pd.DataFrame:  # fmt: skip
     parts = []
-    for task, (condition, _) in paper.CHIRPLETS.items():
-        part = _table([run for run in runs if run.task == task], SAMPLERS, metrics, not_run, table, {}, condition)
+    for task, (condition, _) in tasks.items():
+        part = _table([run for run in runs if run.task == task], methods, metrics, not_run, table, {}, condition)
         part.insert(0, "task", task)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
@@ -165,13 +182,24 @@ def table_3(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
 
     runs: of the chirplet tasks and one profile. Columns task and those of `table_1`.
     """
-    return _chirplet_table(runs, TABLE_3_METRICS, not_run, "table_3")
+    return _by_task(paper.CHIRPLETS, runs, SAMPLERS, TABLE_3_METRICS, not_run, "table_3")
 
 
 def table_7(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
     """Table 7, chirplet convergence, per parameter: share of seeds in percent that reach a validation L1 of 100 per mille, and
     their steps. Arguments and columns as in `table_3`."""
-    return _chirplet_table(runs, TABLE_7_METRICS, not_run, "table_7")
+    return _by_task(paper.CHIRPLETS, runs, SAMPLERS, TABLE_7_METRICS, not_run, "table_7")
+
+
+def drum_table(table: str, runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
+    """Tables 4, 8 and 9, reconstructions of drum sounds, aligned (micro) and misaligned (meso): audio distances, then L1 of
+    loudness, spectral centroid and flatness of the transient and of the decay.
+
+    table: "table_4", "table_8" or "table_9". runs: of the TR-808 tasks and one profile. Columns task and those of `table_1`.
+    The Fréchet distance of log-mel statistics stands beside FAD, which takes EnCodec's weights, and is not in the paper.
+    """
+    metrics = {"table_4": TABLE_4_METRICS, "table_8": TABLE_8_METRICS, "table_9": TABLE_9_METRICS}[table]
+    return _by_task(paper.TR808, runs, DRUM_METHODS, metrics, not_run, table)
 
 
 def theta_is_effect(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
@@ -262,7 +290,8 @@ def table_6(values: pd.DataFrame, not_run: dict[str, str]) -> pd.DataFrame:
 
 
 def table_10(configs: dict[str, dict[str, Any]], printed: dict[str, Any] = paper.HYPERPARAMETERS) -> pd.DataFrame:
-    """Table 10, hyperparameters, or Table 11 if `printed` is `paper.CHIRPLET_HYPERPARAMETERS`: columns name, one per config of the code that runs, paper (as printed), and note, which marks
+    """Table 10, hyperparameters, or Tables 11 and 12 if `printed` is
+    `paper.CHIRPLET_HYPERPARAMETERS` or `TR808_HYPERPARAMETERS`: columns name, one per config of the code that runs, paper (as printed), and note, which marks
     the rows where the last config differs from the paper. What a side does not have is blank."""
     sides = {**configs, "paper": printed}
     rows = []
@@ -320,7 +349,7 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _named_tasks(table: pd.DataFrame) -> dict[str, pd.Series]:
-    return {"task": table["task"].map(lambda task: paper.CHIRPLETS[task][1])} if "task" in table else {}
+    return {"task": table["task"].map(paper.NAMES)} if "task" in table else {}
 
 
 def styled(table: pd.DataFrame, caption: str = "") -> Styler:

@@ -35,11 +35,12 @@ from tqdm.auto import tqdm
 from .data import ThetaGrid, meso_seeds
 from .experiments import OTHER_STEP_COST, STEP_COST, RunConfig, grid, importance_config
 from .importance import Importance, merge, theta_importance
-from .losses import EmbeddingLoss, JTFSLoss, MSSLoss, SCRAPLLoss, p_loss
+from .losses import EmbeddingLoss, JTFSLoss, MSSLoss, SCRAPLLoss, WeightsUnavailable, p_loss
 from .measures import (
     audio_distances,
     convergence_step,
     drum_feature_distances,
+    encodec_frames,
     frechet_distance,
     log_mel_statistics,
     theta_l1,
@@ -121,6 +122,7 @@ class Training:
         self.optimizer = self._make_optimizer()
         self.x, self.features = self._render()
         self.S = self._scatter() if config.loss == "jtfs" else None
+        self.heard: dict | None = None
         self.step = 0
         self.step_s: list[float] = []
         self.untimed_steps, self.timer_s = 0, 0.0
@@ -319,7 +321,8 @@ class Training:
         return rows
 
     def _test_sounds(self) -> list[tuple]:
-        """Reconstructions as they are, without a random shift, against the sounds (section 8)."""
+        """Reconstructions as they are, without a random shift, against the sounds (section 8). Of each kind of drum, what was
+        estimated for the first test sound is kept, as `heard`, for listening."""
         c, items = self.config, self.data.test
         theta_hat = self._estimate(items)
         with torch.no_grad():
@@ -333,6 +336,10 @@ class Training:
         features = drum_feature_distances(x_hat, x, c.sample_rate_hz)
         values |= {f"{name}_l1": value for name, value in features.items()}
         values["frechet_log_mel"] = frechet_distance(*(log_mel_statistics(audio, c.sample_rate_hz) for audio in (x_hat, x)))
+        with contextlib.suppress(WeightsUnavailable):
+            values["fad_encodec"] = frechet_distance(*(encodec_frames(audio, c.sample_rate_hz) for audio in (x_hat, x)))
+        first = {self.data.kinds[item]: row for row, item in reversed(list(enumerate(items.tolist())))}
+        self.heard = {self.data.names[items[row]]: theta_hat[row].tolist() for _, row in sorted(first.items())}
         return [(metric, value, "1") for metric, value in values.items()]
 
     def history_table(self) -> pd.DataFrame:
@@ -458,7 +465,7 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
     if config.method == "scrapl":
         probs, (record, _) = path_probabilities(config, output), read_record(importance_folder(config, output))
         drawn_from = {"probabilities_sha256": record["files"]["probabilities.csv"]["sha256"]}
-    training, test = None, pd.DataFrame([], columns=COLUMNS["test.csv"])
+    training, test, heard = None, pd.DataFrame([], columns=COLUMNS["test.csv"]), {}
 
     def after_step() -> None:
         nonlocal saved_s
@@ -471,6 +478,8 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
         load_checkpoint(training, checkpoints)
         training.run(report, after_step)
         test = training.test()
+        if training.heard is not None:
+            heard["heard"] = training.heard
     except RunFailed as error:
         status = f"failed:{error}"
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -479,7 +488,7 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
     write_run(
         folder, status=status, config=config.flat, history=history, test=test, start_utc=start_utc,
         device=device, threads=torch.get_num_threads(), train_step_ms=training.step_ms() if training else None,
-        **drawn_from,
+        **drawn_from, **heard,
     )  # fmt: skip
 
 

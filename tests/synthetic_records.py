@@ -73,6 +73,23 @@ def write_chirplet(output, task, method, seed, am, fm, am_steps=100, fm_steps=20
     )  # fmt: skip
 
 
+def write_drums(output, task, method, seed, loudness, jtfs=1.0, profile="quick"):
+    """Write one run of a TR-808 task, times `spread`: transient loudness in dB, a tenth of it in the decay, JTFS distance."""
+    k = spread(seed)
+    test = {"jtfs_distance": k * jtfs, "mss_log_linear_distance": k, "transient_loudness_l1": k * loudness, "decay_loudness_l1": k * loudness / 10,
+            "transient_spectral_centroid_l1": k * loudness, "frechet_log_mel": 5 * k}  # fmt: skip
+    records.write_run(
+        records.run_folder(profile, task, method, seed, output), status="ok", config={"method": method, "seed": seed, "n_samples": 8192},
+        start_utc=records.utc_now(), device="cpu", threads=1, train_step_ms=None,
+        history=pd.DataFrame([(0, "val", "loss", 1.0, 0.0)], columns=records.COLUMNS["history.csv"]),
+        test=pd.DataFrame([(m, v, "") for m, v in test.items()], columns=records.COLUMNS["test.csv"]),
+    )  # fmt: skip
+
+
+def load_drums(output, profile="quick"):
+    return [run for task in paper.TR808 for run in records.load_runs(profile, task, None, output)]
+
+
 def load_chirplets(output, profile="quick"):
     return [run for task in paper.CHIRPLETS for run in records.load_runs(profile, task, None, output)]
 

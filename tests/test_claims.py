@@ -55,6 +55,11 @@ def test_report_card_of_synthetic_records(tmp_path):
     assert card.loc["P-SAGA lowers the θ L1", "ours"].startswith("-35.0 ± 1.4 (p = ")
 
 
+@pytest.mark.parametrize("value, half_width, verdict", [(125, 0, "holds"), (125.1, 25.1, "holds in part"), (125.1, 25.0, "does not hold")])
+def test_within_a_quarter_at_its_borders(value, half_width, verdict):
+    assert claims.within_a_quarter([[one(value, half_width)], [one(100)]])[1] == verdict
+
+
 @pytest.mark.parametrize("error, verdict", [(90, "holds"), (140, "holds in part"), (500, "does not hold")])
 def test_each_technique_lowers_the_mean_error(tmp_path, monkeypatch, error, verdict):
     """The others are at 185, 140 and 105 per mille."""
@@ -202,3 +207,26 @@ def test_chirplet_card(tmp_path):
     assert steps["verdict"] == "does not hold" and steps["ours"].startswith("-25 %: ")
     assert card.loc["slow AM, slow FM: θ-IS lowers FM L1 (text: by 14 to 80 %)", "verdict"] == "does not hold"
     assert "never" not in summary(card.reset_index()) and summary(card.reset_index()).count("- slow AM, slow FM") == 4
+
+
+def test_the_papers_own_numbers_on_drums():
+    """Its SCRAPL without theta-IS misses one interval: 1050 +- 50 against 1140 +- 48 in JTFS distance."""
+    card = claims.drum_card([], {}, "paper")
+    assert len(card) == 14 == card["claim"].nunique() and set(card["verdict"]) == {"not run"}
+    verdicts = card.set_index("claim")["paper_verdict"]
+    assert verdicts[verdicts != "holds"].to_dict() == {"aligned, θ-IS lowers SCRAPL's JTFS distance": "holds in part"}
+
+
+def test_drum_card_tells_aligned_from_misaligned(tmp_path):
+    for task, jtfs, mss in (("tr808_micro", 2.0, 3.0), ("tr808_meso", 2.2, 9.0)):
+        for seed in range(3):
+            synthetic.write_drums(tmp_path, task, "jtfs", seed, jtfs)
+            synthetic.write_drums(tmp_path, task, "mss_linear", seed, mss)
+    card = claims.drum_card(synthetic.load_drums(tmp_path), {}, "quick").set_index("claim")
+    keeps = card.loc["JTFS keeps the transient when misaligned"]
+    assert keeps["verdict"] == "holds" and keeps["ours"].startswith("ratio 1.10: JTFS, misaligned 216 ± ") and keeps["seeds"] == "3"
+    loses = card.loc["MSS linear loses the transient when misaligned: its loudness error grows"]
+    assert loses["verdict"] == "holds" and loses["paper"] == "MSS linear, aligned 381 ± 12 against MSS linear, misaligned 2510 ± 480"
+    closer = card.loc["misaligned, JTFS and SCRAPL are closer than any MSS in transient loudness"]
+    assert closer["verdict"] == "holds" and "SCRAPL, misaligned" in closer["left_out"] and "MSS random, misaligned" in closer["left_out"]
+    assert card.loc["SCRAPL keeps the transient when misaligned", "verdict"] == "not run"

@@ -49,6 +49,25 @@ def relative_l2(found, expected):
 # ---- official values ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("make", [SCRAPLLoss, JTFSLoss])
+def test_autocast_does_not_touch_the_transform(make):
+    """bfloat16 would be off by 1e-2."""
+    loss, x = make(shape=2048, J=7, Q1=4, Q2=1, J_fr=2, Q_fr=1), torch.randn(2, 2, 1, 2048, generator=torch.Generator().manual_seed(0))
+    options = {"path_idx": 3} if make is SCRAPLLoss else {}
+    x_hat = x[0].requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (x_hat[0] @ x_hat[0].mT).dtype == torch.bfloat16
+        found = loss(x_hat, x[1], **options)
+    expected = loss(x_hat, x[1], **options)
+    assert found.dtype == torch.float32 and expected > 0 and float(found) == float(expected)
+    assert torch.autograd.grad(found, x_hat)[0].abs().max() > 0
+
+
+def test_the_nearest_mss_is_named():
+    with pytest.raises(ValueError, match="name must be one of mss_linear, .*, got 'mss_log': did you mean 'mss_log_linear'"):
+        MSSLoss("mss_log")
+
+
 @pytest.mark.parametrize(("name", "evaluated"), [("small", 42), ("granular", 315), ("tr808", 69)])
 def test_path_losses_are_the_official_ones(name, evaluated):
     loss, (x_hat, x), official = SCRAPLLoss(**OFFICIAL[name]), official_pair(name), reference(name)

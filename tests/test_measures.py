@@ -1,6 +1,7 @@
 """Parameter errors, total variation, convergence, audio distances, drum features and the Fréchet distance."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ from scipy.linalg import sqrtm
 from scipy.signal import lfilter
 from torch import nn
 
-from scrapl_lib.losses import JTFSLoss, MSSLoss
+from scrapl_lib.losses import JTFSLoss, MSSLoss, WeightsUnavailable
 from scrapl_lib.measures import (
     LOUDNESS_FLOOR_DB,
     audio_distances,
     convergence_step,
     drum_feature_distances,
     drum_features,
+    encodec_frames,
     frechet_distance,
     k_weighting,
     log_mel_statistics,
@@ -172,7 +174,10 @@ def test_drum_features_equal_a_numpy_twin_frame_by_frame():
         for name, value in zip(names, expected):
             assert abs(found[f"{part}_{name}"][item, i] - value) < 1e-9, (item, frame, name)
     other = drum_features(x, 22050)["transient_spectral_centroid"][0, 0]
-    assert abs(other - frame_twin(x[0, 0, :2048].numpy(), 22050)[1]) < 1e-9
+    assert abs(other - frame_twin(x[0, 0, :1024].numpy(), 22050)[1]) < 1e-9  # half the rate, half the samples
+    assert drum_features(x, 8820)["transient_loudness"].shape == (2, 2)
+    fifth = drum_features(x, 8820)["decay_loudness"][1, 5]  # 410 samples would be the time: 512, 128 apart
+    assert abs(fifth - frame_twin(x[1, 0, 7 * 128 : 7 * 128 + 512].numpy(), 8820)[0]) < 1e-9
 
 
 def test_silence_has_the_floor_of_every_feature():
@@ -296,6 +301,27 @@ def test_frechet_distance_with_fewer_items_than_dimensions():
     assert abs(frechet_distance(a.flip(0) @ basis, b @ basis) - expected) < 1e-10
     assert 0 <= frechet_distance(a @ basis, a @ basis) < 1e-10
     assert abs(frechet_distance(3 * a @ basis, 3 * b @ basis) - 9 * expected) < 1e-9
+
+
+def test_encodec_frames_are_those_of_all_sounds_at_24_khz():
+    """A sine of 600 Hz at 44.1 kHz is one at 24 kHz (1e-5; its periods fit); the encoder is a stand-in: 40 frames of 600 samples."""
+
+    class Frames(torch.nn.Module):
+        def forward(self, x):
+            assert x.shape[1:] == (1, 24000) and x.dtype == torch.float32
+            return x.unflatten(2, (40, 600))[:, 0].mT[:, :7]  # (batch, dims, frames)
+
+    x = torch.sin(2 * torch.pi * 600 * torch.arange(44100) / 44100).expand(35, 1, -1) * torch.linspace(0.1, 1, 35)[:, None, None]
+    found = encodec_frames(x, 44100, Frames())
+    assert found.shape == (35 * 40, 7) and found.dtype == torch.float64
+    sine = torch.sin(2 * torch.pi * 600 * torch.arange(7) / 24000)
+    assert (found.view(35, 40, 7) - torch.linspace(0.1, 1, 35)[:, None, None] * sine).abs().max() < 1e-5
+
+
+def test_without_encodec_fad_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "encodec", None)  # as if it were not installed
+    with pytest.raises(WeightsUnavailable, match=r"could not be loaded \(ModuleNotFoundError.*pip install '.\[embeddings\]'"):
+        encodec_frames(torch.zeros(1, 1, 44100), 44100)
 
 
 @pytest.mark.parametrize(

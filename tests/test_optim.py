@@ -396,6 +396,16 @@ def test_a_state_of_other_paths_or_another_optimizer_is_refused(cls):
     assert len(larger.state) == 0 and optimizer.state[weights[0]]["k"] == 3
 
 
+@BOTH
+def test_a_state_of_other_weights_is_refused(cls):
+    weights, paths, small = make(cls, 5, shapes=[(3,), (4,)])
+    advance(weights, paths, small, 3)
+    _, _, large = make(cls, 5, shapes=[(3,), (5,)])
+    with pytest.raises(ValueError, match=r"weight tensor 1 has shape \(4,\), that of this optimizer \(5,\)"):
+        large.load_state_dict(small.state_dict())
+    assert len(large.state) == 0
+
+
 def test_wrong_arguments_are_refused():
     weights, paths, optimizer = make(PAdam, 5)
     with pytest.raises(TypeError, match="n_paths.*got 0.001"):

@@ -447,3 +447,60 @@ def test_figure_6(tmp_path):
     assert plot.figure.axes[1].texts[0].get_text() == "not run" and len(plot.data) == 5
     assert plot._repr_png_().startswith(b"\x89PNG")
     assert figures.figure_6({}, dict.fromkeys(paper.CHIRPLETS, PLANE), "paper", {}).data.empty
+
+
+# ---- drum sounds ----------------------------------------------------------------------------------------------------
+
+ALIGNED, MISALIGNED = "tr808_micro", "tr808_meso"
+
+
+@pytest.fixture(scope="module")
+def drums(tmp_path_factory):
+    output = tmp_path_factory.mktemp("drums")
+    for seed in range(5):
+        synthetic.write_drums(output, ALIGNED, "jtfs", seed, 2.0)
+        synthetic.write_drums(output, MISALIGNED, "mss_linear", seed, 30.0, 1.5)
+    return synthetic.load_drums(output)
+
+
+def test_drum_tables_are_scaled_as_printed(drums):
+    found = {name: tables.drum_table(name, drums, {}) for name in ("table_4", "table_8", "table_9")}
+    assert [len(table) for table in found.values()] == [2 * 7 * 4, 2 * 7 * 3, 2 * 7 * 3]
+    jtfs = chirplet_cell(found["table_4"], ALIGNED, "jtfs", "jtfs_distance")
+    assert abs(jtfs["mean"] - 1000) < 1e-6 and (jtfs["n_seeds"], jtfs["paper_mean"], jtfs["paper_ci95"], jtfs["paper_n"]) == (5, 490, 28, 4)
+    loudness = chirplet_cell(found["table_8"], MISALIGNED, "mss_linear", "transient_loudness_l1")
+    assert abs(loudness["mean"] - 3000) < 1e-6 and loudness["paper_mean"] == 2510
+    centroid = chirplet_cell(found["table_8"], MISALIGNED, "mss_linear", "transient_spectral_centroid_l1")
+    assert abs(centroid["mean"] - 300) < 1e-6 and centroid["paper_mean"] == 2350
+    assert abs(chirplet_cell(found["table_9"], ALIGNED, "jtfs", "decay_loudness_l1")["mean"] - 20) < 1e-6
+    assert chirplet_cell(found["table_9"], MISALIGNED, "scrapl", "decay_loudness_l1")["note"] == "not run: no record yet"
+
+
+def test_fad_and_the_other_frechet_distance_are_not_confused(drums):
+    table = tables.drum_table("table_4", drums, {})
+    fad = chirplet_cell(table, ALIGNED, "jtfs", "fad_encodec")
+    assert math.isnan(fad["mean"]) and fad["paper_mean"] == 0.781 and fad["note"] == "FAD not run: EnCodec's weights unavailable"
+    other = chirplet_cell(table, ALIGNED, "jtfs", "frechet_log_mel")
+    assert abs(other["mean"] - 5) < 1e-6 and math.isnan(other["paper_mean"]) and other["paper_n"] == 0
+    shown = tables.show(table).set_index(["task", "method"]).loc[("aligned", "JTFS")]
+    assert shown["FAD, EnCodec"] == "not run" and shown["Fréchet distance, log-mel statistics"] == "5.00 ± 0.12"
+    assert shown["paper: FAD, EnCodec"] == "0.781 ± 0.069" and shown["paper: Fréchet distance, log-mel statistics"] == ""
+
+
+def test_table_12_the_code_runs_what_is_printed():
+    config = make_config(MISALIGNED, "scrapl", 0, "paper")
+    flat = config.flat | config.derived()
+    table = tables.table_10({"paper profile": flat}, paper.TR808_HYPERPARAMETERS).set_index("name")
+    assert set(paper.TR808_HYPERPARAMETERS) <= set(flat) and set(table["note"]) == {""}
+    assert flat["n_weights"] == 724_642 and make_config(ALIGNED, "scrapl", 0, "paper").max_shift == 0
+
+
+def test_the_figure_of_drums_shows_both_conditions(drums):
+    metrics = ("transient_loudness_l1", "transient_spectral_centroid_l1", "decay_loudness_l1")
+    plot = figures.drum_features(drums, metrics, "quick", {})
+    assert len(plot.figure.axes) == 6 and len(plot.data) == 2 * 7 * 3 + 2 * 3
+    mine = plot.data.query("source == 'ours' and metric == 'transient_loudness_l1'").set_index("task")["value"]
+    assert abs(mine[ALIGNED] - 200) < 1e-6 and abs(mine[MISALIGNED] - 3000) < 1e-6
+    assert "Aligned: Seeds: 5." in plot.caption and "loudness times 100" in plot.caption
+    empty = figures.drum_features([], metrics, "smoke", {})
+    assert [ax.texts[0].get_text() for ax in empty.figure.axes[:3]] == ["not run"] * 3

@@ -156,10 +156,15 @@ def test_drums_are_trained_without_their_parameters(tmp_path, task, method):
     assert list(run.test["metric"]) == ["jtfs_distance", "mss_log_linear_distance", *names, "frechet_log_mel"]
     assert np.isfinite(run.test["value"]).all() and (run.test["value"] > 0).all()
     assert set(run.history["metric"]) == {"loss"} and len(run.history) == 2 + 3  # of training, and of validation
+    data = config.data()
+    kinds = {data.kinds[item] for item in data.test.tolist()}
+    assert {data.kinds[data.names.index(name)] for name in run.info["heard"]} == kinds and len(run.info["heard"]) == len(kinds)
+    assert all(len(theta) == 14 and min(theta) > 0 and max(theta) < 1 for theta in run.info["heard"].values())
     training, tested = Training(config, CPU), []
     render = training.synth.render
     training.synth.render = lambda theta, shift: tested.append(shift) or render(theta, shift)
     training.test()
+    assert list(training.heard) == list(run.info["heard"])
     assert sum(map(len, tested)) == len(training.data.test) > 1 and not any(shift.any() for shift in tested)
     shifts = training.synth.draw(meso_seeds(0, 1, 50))[0]
     assert (shifts.unique().numel() > 20) == (task == "tr808_meso") and training.x[..., : config.common_delay].abs().max() == 0
