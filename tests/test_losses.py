@@ -59,7 +59,7 @@ def test_autocast_does_not_touch_the_transform(make):
         assert (x_hat[0] @ x_hat[0].mT).dtype == torch.bfloat16
         found = loss(x_hat, x[1], **options)
     expected = loss(x_hat, x[1], **options)
-    assert found.dtype == torch.float32 and expected > 0 and float(found) == float(expected)
+    assert found.dtype == torch.float32 and expected > 0 and found.item() == expected.item()
     assert torch.autograd.grad(found, x_hat)[0].abs().max() > 0
 
 
