@@ -311,7 +311,7 @@ def test_encodec_frames_are_those_of_all_sounds_at_24_khz():
             assert x.shape[1:] == (1, 24000) and x.dtype == torch.float32
             return x.unflatten(2, (40, 600))[:, 0].mT[:, :7]  # (batch, dims, frames)
 
-    x = torch.sin(2 * torch.pi * 600 * torch.arange(44100) / 44100).expand(35, 1, -1) * torch.linspace(0.1, 1, 35)[:, None, None]
+    x = torch.sin(2 * torch.pi * 600 * torch.arange(44100).double() / 44100).float() * torch.linspace(0.1, 1, 35)[:, None, None]
     found = encodec_frames(x, 44100, Frames())
     assert found.shape == (35 * 40, 7) and found.dtype == torch.float64
     sine = torch.sin(2 * torch.pi * 600 * torch.arange(7) / 24000)
