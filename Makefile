@@ -33,7 +33,7 @@ sh -euc 'python=$$1; if [ -z "$$(find $(1) -newer requirements.lock -newer pypro
 sh "$$python"
 endef
 
-.PHONY: help venv reproduce smoke test status bench peers lab lock clean
+.PHONY: help venv reproduce recordings smoke test status bench peers lab lock clean
 
 help: ## this list
 	@echo "SCRAPL, a replication. Targets:"
@@ -41,6 +41,7 @@ help: ## this list
 	@echo "Variables (make reproduce PROFILE=paper DEVICE=cuda):"
 	@echo "  PROFILE=quick   quick (two CPU cores), paper (a CUDA GPU) or smoke (toy size, numbers mean nothing)"
 	@echo "  FRESH=1         ignore the committed records (and keep them): everything is made anew, in fresh/ (delete it to begin again)"
+	@echo "  TR808_DIR=      a folder of one-shots (WAV, FLAC, AIFF at 44.1 kHz; BD, SD, Tom, OH, CH): also the TR-808 tasks, in recordings/"
 	@echo "  DEVICE=         cpu or cuda; by default what the profile says"
 	@echo "  PYTHON=         the interpreter to build .venv with; by default the first fit one found"
 
@@ -51,8 +52,13 @@ venv: .venv/.installed ## make .venv from requirements.lock (the other targets d
 	$(PY) -m pip install --no-compile --no-deps --no-build-isolation -e .)
 
 reproduce: venv ## run what is missing of the granular task, then all notebooks: tables, figures, report card
-	$(PY) -m scrapl_lib run --task granular $(RUN_FLAGS)
-	$(PY) -m scrapl_lib notebook --profile $(PROFILE) $(OUTPUT)
+	env -u TR808_DIR $(PY) -m scrapl_lib run --task granular $(RUN_FLAGS)
+	env -u TR808_DIR $(PY) -m scrapl_lib notebook --profile $(PROFILE) $(OUTPUT)
+	$(if $(TR808_DIR),$(MAKE) recordings)
+
+recordings: venv # the TR-808 tasks with the recordings in TR808_DIR, into recordings/
+	$(PY) -m scrapl_lib run --task tr808_micro,tr808_meso --profile $(PROFILE) $(if $(DEVICE),--device $(DEVICE)) --output recordings
+	$(PY) -m scrapl_lib notebook 07_tr808 --profile $(PROFILE) --output recordings
 
 smoke: ## the same at toy size, from nothing, in minutes
 	rm -rf results/smoke figures/smoke checkpoints/smoke

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.signal import resample_poly
 from torch import Tensor
 
 from . import circuit_808
@@ -151,20 +152,26 @@ class OneShots(Split):
     @classmethod
     def from_folder(
         cls, folder: Path | str | None = None, sample_rate_hz: int = 44100, n_samples: int = 44100, seed: int = 0,
-        min_files: int = 64,
+        min_files: int = 40, file_rate_hz: int | None = None,
     ) -> OneShots:  # fmt: skip
         """Recordings: every WAV, FLAC and AIFF file in a folder and its sub-folders, in the order of their names.
 
         The paper's are "Samples From Mars TR-808", a commercial product. Channels are averaged; what is longer than
-        n_samples is cut, what is shorter is followed by zeros; how many is said on stderr. Nothing is resampled or scaled.
+        n_samples is cut, what is shorter is followed by zeros; how many is said on stderr. Nothing is scaled, and nothing resampled
+        unless file_rate_hz asks for it, which is said too.
         Hidden files ("._BD 01.wav", as macOS leaves them, too) and files of other types are ignored.
 
         Args:
             folder: None takes the environment variable TR808_DIR.
-            sample_rate_hz: what every file must have. n_samples: length. seed: of the split. min_files: fewer are refused.
+            sample_rate_hz: of the sounds. n_samples: their length. seed: of the split. min_files: fewer are refused.
+            file_rate_hz: what every file must have, a multiple of sample_rate_hz, to which it is brought; None: the same.
         Raises: ValueError for no folder, too few files, a name of unknown kind, a file that cannot be read to its end, has
             another rate, or is empty, silent or not finite. It names the file and what to do.
         """
+        file_rate_hz = file_rate_hz or sample_rate_hz
+        if file_rate_hz % sample_rate_hz:
+            raise ValueError(f"file_rate_hz must be a multiple of sample_rate_hz = {sample_rate_hz}, got {file_rate_hz}")
+        factor = file_rate_hz // sample_rate_hz
         folder = folder or os.environ.get("TR808_DIR")
         if not folder:
             raise ValueError("no folder of one-shots: set the environment variable TR808_DIR to it, or pass its path")
@@ -185,16 +192,22 @@ class OneShots(Split):
         x = torch.zeros(len(paths), 1, n_samples)
         n_averaged = n_cut = 0
         for row, path in zip(x[:, 0], paths.values()):
-            audio, n_frames = _read(path, sample_rate_hz, n_samples)  # (samples, channels)
-            n_averaged, n_cut = n_averaged + (audio.shape[1] > 1), n_cut + (n_frames > n_samples)
-            row[: len(audio)] = torch.from_numpy(audio.mean(axis=1))
+            audio, n_frames = _read(path, file_rate_hz, factor * n_samples)  # (samples, channels)
+            n_averaged, n_cut = n_averaged + (audio.shape[1] > 1), n_cut + (n_frames > factor * n_samples)
+            mono = resample_poly(audio.mean(axis=1), 1, factor)
+            row[: len(mono)] = torch.from_numpy(mono)
             if not row.isfinite().all() or row.abs().max() < _SILENCE:
                 what = "is silent (-80 dB)" if row.isfinite().all() else "holds NaN or infinite values"
                 raise ValueError(f"{path} {what} in its first {n_samples} samples, averaged: replace it or move it away")
         source = f"recordings in {folder.name}"
+        said = []
+        if factor > 1:
+            said = [f"resampled from {file_rate_hz} to {sample_rate_hz} Hz"]
+            source += f", {said[0]}"
         if n_averaged or n_cut:
-            said = f"{n_averaged} of several channels, averaged; {n_cut} longer than {n_samples} samples, cut"
-            print(f"{source}: {len(x)} files; {said}", file=sys.stderr, flush=True)
+            said += [f"{n_averaged} of several channels, averaged", f"{n_cut} longer than {n_samples} samples, cut"]
+        if said:
+            print(f"recordings in {folder.name}: {len(x)} files; {'; '.join(said)}", file=sys.stderr, flush=True)
         return cls(x, list(paths), source, sample_rate_hz, seed)
 
     @classmethod

@@ -33,6 +33,7 @@ CHIRPLETS = {  # task: ranges of AM and FM rate
 TR808 = {"tr808_micro": False, "tr808_meso": True}  # task: whether reconstructions are shifted in time
 TASKS = ("granular", *CHIRPLETS, *TR808)
 CIRCUIT = f"circuit-model corpus, version {circuit_808.VERSION}"
+RECORDINGS_HZ = 44100  # of the files in TR808_DIR, whatever the profile's own rate
 PROFILES = ("smoke", "quick", "paper")
 # method -> (loss, optimizer), in display order
 METHODS = {
@@ -153,7 +154,7 @@ class RunConfig:
         if self.task in TR808:
             n_samples = self.n_samples - self.common_delay
             if self.sounds != CIRCUIT:
-                return OneShots.from_folder(None, self.sample_rate_hz, n_samples, self.seed)
+                return OneShots.from_folder(None, self.sample_rate_hz, n_samples, self.seed, file_rate_hz=RECORDINGS_HZ)
             return OneShots.from_circuit(self._counts(), self.sample_rate_hz, n_samples, self.seed, cache=ROOT / "cache")
         return ThetaGrid(self.grid_size, self.synth().n_params, self.n_synth_seeds)
 

@@ -73,6 +73,23 @@ def test_channels_are_averaged_and_long_sounds_cut_and_it_is_said_once(folder, c
     assert capsys.readouterr() == ("", said)
 
 
+def test_a_lower_rate_is_reached_by_resampling_and_said(folder, capsys):
+    """A sine of 500 Hz is one at a quarter of the rate, too (1e-3 away from the ends); one of 20 kHz, which that rate cannot hold, is gone."""
+    n = np.arange(4000)
+    low, high = (0.5 * np.sin(2 * np.pi * f_hz * n / 44100) for f_hz in (500, 20000))
+    write(folder / "SD low.wav", low, subtype="FLOAT")
+    write(folder / "SD high.wav", low + high, subtype="FLOAT")
+    shots = read(folder, sample_rate_hz=11025, file_rate_hz=44100)
+    for name in ("SD low.wav", "SD high.wav"):
+        found = shots.x[shots.names.index(name), 0].numpy()
+        assert found.shape == (800,) and np.abs(found - 0.5 * np.sin(2 * np.pi * 500 * np.arange(800) / 11025))[20:780].max() < 1e-3
+    assert shots.source == "recordings in kit, resampled from 44100 to 11025 Hz"
+    assert capsys.readouterr().err == ("recordings in kit: 5 files; resampled from 44100 to 11025 Hz; "
+                                       "0 of several channels, averaged; 2 longer than 800 samples, cut\n")
+    with pytest.raises(ValueError, match="must be a multiple of sample_rate_hz = 11025, got 48000"):
+        read(folder, sample_rate_hz=11025, file_rate_hz=48000)
+
+
 def test_the_folder_may_come_from_the_environment(folder, monkeypatch):
     monkeypatch.setenv("TR808_DIR", str(folder))
     assert len(read(None)) == 3
