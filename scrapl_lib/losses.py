@@ -152,8 +152,11 @@ class SCRAPLLoss(_ScatteringLoss):
         return self.path_idx
 
     @_without_autocast
-    def forward(self, x_hat: Tensor, x: Tensor, path_idx: int | None = None) -> Tensor:
-        """x_hat, x (batch, 1, shape) -> scalar. `path_idx` computes that path instead of a drawn one."""
+    def forward(self, x_hat: Tensor, x: Tensor, path_idx: int | None = None, S: Tensor | None = None) -> Tensor:
+        """x_hat, x (batch, 1, shape) -> scalar. `path_idx` computes that path instead of a drawn one.
+
+        S: `jtfs.path(x, path_idx)`, where it is known already (a reference that comes again).
+        """
         check_pair(x_hat, x, self.jtfs.shape)
         self.weight = 1.0
         if path_idx is None:
@@ -162,9 +165,14 @@ class SCRAPLLoss(_ScatteringLoss):
                 self.weight = 1 / (self.n_paths * float(self._probs[self.path_idx]))
         else:
             self.path_idx = self.jtfs.checked_path(path_idx).index
-        with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-            S = self.jtfs.path(x, self.path_idx)
-        return self.weight * self._distance(self.jtfs.path(x_hat, self.path_idx), S).mean()
+        S_hat = self.jtfs.path(x_hat, self.path_idx)
+        if S is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+                S = self.jtfs.path(x, self.path_idx)
+        elif path_idx is None or S.shape != S_hat.shape:
+            raise ValueError(f"S must be jtfs.path(x, path_idx), of shape {tuple(S_hat.shape)} here, for a given path_idx; got "
+                             f"{tuple(S.shape)} for path_idx {path_idx}")  # fmt: skip
+        return self.weight * self._distance(S_hat, S).mean()
 
     def derivatives(self, x_hat: Tensor, x: Tensor, jets: Jets, paths: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
         """First and second derivatives of paths' distances in U parameters that x_hat depends on, without a graph.

@@ -122,6 +122,7 @@ class Training:
         self.optimizer = self._make_optimizer()
         self.x, self.features = self._render()
         self.S = self._scatter() if config.loss == "jtfs" else None
+        self.validation: list[dict] | None = None
         self.heard: dict | None = None
         self.step = 0
         self.step_s: list[float] = []
@@ -276,15 +277,16 @@ class Training:
     @torch.no_grad()
     def _validation_loss(self) -> float:
         c, batches = self.config, self.data.batches("val", self.config.batch_size)
-        options = [{}] * len(batches)
-        if c.loss == "scrapl":
-            generator = torch.Generator().manual_seed(c.seed)
-            paths = torch.multinomial(self.loss.probs, len(batches), replacement=True, generator=generator)
-            options = [{"path_idx": path} for path in paths.tolist()]
+        if self.validation is None:
+            self.validation = [{}] * len(batches)
+            if c.loss == "scrapl":
+                generator = torch.Generator().manual_seed(c.seed)
+                paths = torch.multinomial(self.loss.probs, len(batches), replacement=True, generator=generator).tolist()
+                self.validation = [{"path_idx": p, "S": self.loss.jtfs.path(self.x[items], p)} for p, items in zip(paths, batches)]
         numpy_state = np.random.get_state()
         np.random.seed(c.seed)
         total = 0.0
-        for number, (items, option) in enumerate(zip(batches, options, strict=True)):
+        for number, (items, option) in enumerate(zip(batches, self.validation, strict=True)):
             seeds = meso_seeds(c.seed, number, len(items), "val")
             total += float(self._batch_loss(items, seeds, **option)) * len(items)
         np.random.set_state(numpy_state)

@@ -49,6 +49,18 @@ def relative_l2(found, expected):
 # ---- official values ------------------------------------------------------------------------------------------------
 
 
+def test_a_known_path_of_the_reference_is_taken_as_it_is(monkeypatch):
+    loss, x = SCRAPLLoss(**TINY), torch.randn(3, 2, 1, 512, generator=torch.Generator().manual_seed(0))
+    S, expected, calls = loss.jtfs.path(x[1], 5), loss(x[0], x[1], path_idx=5), []
+    path = loss.jtfs.path
+    monkeypatch.setattr(loss.jtfs, "path", lambda x, p: calls.append(p) or path(x, p))
+    assert expected > 0 and loss(x[0], x[1], path_idx=5, S=S).item() == expected.item() and calls == [5]
+    assert loss(x[0], x[2], path_idx=5, S=S).item() == expected.item()
+    for options in ({"S": S}, {"S": S[:1], "path_idx": 5}):
+        with pytest.raises(ValueError, match=r"S must be jtfs.path\(x, path_idx\), of shape"):
+            loss(x[0], x[1], **options)
+
+
 @pytest.mark.parametrize("make", [SCRAPLLoss, JTFSLoss])
 def test_autocast_does_not_touch_the_transform(make):
     """bfloat16 would be off by 1e-2."""

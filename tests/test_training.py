@@ -537,6 +537,22 @@ def test_validation_leaves_the_training_as_it_is(monkeypatch, method):
     assert weights and all(torch.equal(weights[name], weights_0[name]) for name in weights)
 
 
+def test_the_validation_loss_of_scrapl_is_that_of_one_path_per_batch():
+    """Paths drawn by the run's seed from the sampling probabilities, the references' transforms kept from one validation to the next."""
+    training = Training(smoke("scrapl_no_theta_is", seed=3), CPU)
+    found = training._validation_loss()
+    paths = torch.multinomial(training.loss.probs, 2, replacement=True, generator=torch.Generator().manual_seed(3)).tolist()
+    batches, total = training.data.batches("val", 4), 0.0
+    assert len(batches) == 2
+    with torch.no_grad():
+        for number, (items, path) in enumerate(zip(batches, paths)):
+            x_hat = training.synth(training._estimate(items), meso_seeds(3, number, len(items), "val"))
+            total += float(training.loss(x_hat, training.x[items], path_idx=path)) * len(items)
+    assert found > 0 and abs(found - total / len(training.data.val)) < 1e-9 * found and training._validation_loss() == found
+    training.x[training.data.val] = 0
+    assert training._validation_loss() == found
+
+
 def test_the_weights_of_the_lowest_validation_loss_are_tested():
     run = Training(smoke("p_loss", seed=2, grid_size=6, lr=0.05, epochs=6), CPU)
     seen = {0: run._weights()}
