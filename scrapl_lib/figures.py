@@ -373,6 +373,7 @@ def drum_features(runs: Sequence[Run], metrics: Sequence[str], profile: str, not
         ax.set_ylim(len(DRUM_METHODS) - 0.5, -0.5)
         if mine.empty:
             ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
+            ax.set_xticks([])
         else:
             _plain_log("x", ax)
         ax.set_title(f"{METRICS[metric][0]}, {source}", fontsize=9)
