@@ -9,7 +9,7 @@ import torch
 from scipy.signal.windows import flattop
 from torch import nn
 
-from scrapl_lib.losses import EmbeddingLoss, MSSLoss, WeightsUnavailable, _resample, check_audio, check_pair, p_loss
+from scrapl_lib.losses import EmbeddingLoss, MSSLoss, WeightsUnavailable, resample, check_audio, check_pair, p_loss
 
 SYMMETRIC = ("mss_linear", "mss_log_linear", "mss_revisited")
 
@@ -205,11 +205,11 @@ def test_resampling_keeps_tones_and_drops_what_does_not_fit(n, from_hz, to_hz):
     top = (min(n, n_new) - 1) // 2
     x = sum(np.cos(2 * np.pi * k * t + k) for k in (0, 3, top))
     expected = sum(np.cos(2 * np.pi * k * t_new + k) for k in (0, 3, top))
-    y = _resample(torch.from_numpy(x)[None], from_hz, to_hz)[0].numpy()
+    y = resample(torch.from_numpy(x)[None], from_hz, to_hz)[0].numpy()
     assert y.shape == (n_new,)
     assert np.abs(y - expected).max() < 1e-9
     nyquist = torch.from_numpy(np.cos(2 * np.pi * (top + 1) * t))[None]
-    assert _resample(nyquist, from_hz, to_hz).abs().max() < 1e-9
+    assert resample(nyquist, from_hz, to_hz).abs().max() < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_pretrained_models_are_called_as_their_packages_want(monkeypatch, tmp_pa
     monkeypatch.setattr("scrapl_lib.losses._panns_checkpoint", lambda: {"model": {"scale": torch.tensor(3.0)}})
     x_hat, x = pair(4096, batch=1, dtype=torch.float32)
     for name, rate, scale in (("ms_clap", 44100, 1), ("panns_wavegram_logmel", 32000, 3)):
-        a, b = (_resample(y[:, 0], 8192, rate)[0, :4] for y in (x_hat, x))
+        a, b = (resample(y[:, 0], 8192, rate)[0, :4] for y in (x_hat, x))
         assert abs(float(EmbeddingLoss(name, 8192)(x_hat, x)) - scale * float((a - b).norm())) < 1e-5
     assert built["clap"] == ("2023", False)
     assert built["panns"] == {
