@@ -307,7 +307,7 @@ def test_bad_pairs_are_refused():
 
 
 def test_bad_names_and_lengths_are_refused():
-    with pytest.raises(ValueError, match="name must be mss_linear, .* got 'mss'"):
+    with pytest.raises(ValueError, match="name must be one of mss_linear, .* got 'mss'"):
         MSSLoss("mss")
     with pytest.raises(ValueError, match="name must be one of ms_clap, panns_wavegram_logmel, got 'clap'"):
         EmbeddingLoss("clap", 8192)
