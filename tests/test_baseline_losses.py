@@ -9,7 +9,7 @@ import torch
 from scipy.signal.windows import flattop
 from torch import nn
 
-from scrapl_lib.losses import EmbeddingLoss, MSSLoss, WeightsUnavailable, resample, check_audio, check_pair, p_loss
+from scrapl_lib.losses import EmbeddingLoss, MSSLoss, WeightsUnavailable, check_audio, check_pair, p_loss, resample
 
 SYMMETRIC = ("mss_linear", "mss_log_linear", "mss_revisited")
 
