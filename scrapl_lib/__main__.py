@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
+import time
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 
+from . import __started_s__
 from .execute import NotebookFailed, notebook_names, run_notebook, run_notebooks
-from .experiments import METHODS, NOT_RUN, PROFILES, TASKS, check_name, grid, importance_config, make_config, methods_of
-from .records import IMPORTANCE, ROOT, BrokenRecord
+from .experiments import (
+    METHODS,
+    NOT_RUN,
+    PROFILES,
+    TASKS,
+    RunConfig,
+    check_name,
+    grid,
+    importance_config,
+    make_config,
+    methods_of,
+    needs,
+    step_cost,
+)
+from .records import IMPORTANCE, ROOT, BrokenRecord, hours_of, read_record, read_run, run_folder
 from .training import (
+    STOP_S,
+    Budget,
     checkpoint_folder,
     compute_importance,
     default_device,
     ensure_runs,
+    kept_of,
     states,
     train,
     watch_parent,
@@ -41,6 +61,16 @@ def _seeds(text: str, what: str = "seeds") -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"a budget is a positive number of minutes such as 25 or 7.5; got {text!r}")
+    return minutes
+
+
 def _run(args: argparse.Namespace) -> int:
     methods = None if args.method is None else [name.strip() for name in args.method.split(",")]
     suited = [task for task in TASKS if set(methods or ()) <= set(methods_of(task))]
@@ -50,13 +80,32 @@ def _run(args: argparse.Namespace) -> int:
         progress = checkpoint_folder(config, args.output) / "progress.json"
         train(config, args.output, args.device, write_progress(progress))
         return 0
-    wanted = {config for task in tasks for config in grid(task, args.profile, methods, args.seeds)}
-    runs = ensure_runs(tasks, methods, args.seeds, args.profile, args.output, args.device, args.workers)
+    wanted = dict.fromkeys(config for task in tasks for config in grid(task, args.profile, methods, args.seeds))
+    budget, before = None, None
+    if args.budget_minutes is not None:
+        budget = Budget(args.started_s + 60 * args.budget_minutes, STOP_S[args.profile])
+        before = states(wanted, args.output)
+    runs = ensure_runs(tasks, methods, args.seeds, args.profile, args.output, args.device, args.workers, budget)
     failed = [run for run in runs if not run.ok]
     print(f"{len(runs) - len(failed)} of {len(wanted)} runs finished, {len(failed)} failed, in {args.output / 'results'}")
     for run in failed:
         print(f"  {run.task}/{run.method}/seed {run.seed}: {run.status}")
-    return 0 if len(runs) == len(wanted) else 1
+    left = {} if budget is None else wanted.keys() & budget.left
+    if budget is not None:
+        print(_balance(args, before, states(wanted, args.output), budget))
+    return 0 if len(runs) + len(left) == len(wanted) else 1
+
+
+def _balance(args: argparse.Namespace, before: dict[RunConfig, str], after: dict[RunConfig, str], budget: Budget) -> str:
+    """What was done within the budget, what is under way and what is missing, in a line."""
+    missing = [config for config, state in after.items() if state == "missing"]
+    kept = {c: kept_of(c, args.output) for c in dict.fromkeys([*missing, *filter(None, map(needs, missing))])}
+    under_way = ", ".join(f"{c.task}/{c.method}/seed {c.seed} at {words}" for c, words in kept.items() if words)
+    n_done = list(before.values()).count("missing") - len(missing)
+    too_short = 60 * args.budget_minutes <= 3 * budget.stop_s
+    what_next = f"; none is started in the last {3 * budget.stop_s:g} s" if too_short else "; the same command goes on"
+    return (f"budget of {args.budget_minutes:g} minutes: {n_done} runs done; under way: {under_way or 'none'}; "
+            f"{sum(not kept[c] for c in missing)} missing{what_next if missing else ''}")  # fmt: skip
 
 
 def _importance(args: argparse.Namespace) -> int:
@@ -68,17 +117,58 @@ def _importance(args: argparse.Namespace) -> int:
     return 0
 
 
+def _hours_of_a_run(method: str, known: dict[str, list[float]]) -> float:
+    """Hours that a run of a task takes: the mean of the method's own in `known`, {method: hours of its finished runs}, else what
+    those of the other methods say by `step_cost`; nan without any."""
+    others = (hours / step_cost(other) for other in known if other != IMPORTANCE for hours in known[other])
+    found = known.get(method) or [step_cost(method) * hours for hours in others]
+    return mean(found) if found else math.nan
+
+
+def _tally(task: str, profile: str, output: Path) -> pd.DataFrame:
+    """What is on disk of a task: a row per method and for the path probabilities, with how many are done, failed, stale and
+    missing, and with the hours spent on the done and failed ones and to go for the missing (nan: unknown)."""
+    rows, known = {}, {}
+    for config, state in states([*grid(task, profile), importance_config(task, profile)], output).items():
+        row = rows.setdefault(config.method, dict.fromkeys(("done", "failed", "stale", "missing", "spent"), 0))
+        row[state] += 1
+        if state in ("done", "failed"):
+            folder = run_folder(profile, task, config.method, config.seed, output)
+            hours = hours_of(read_record(folder)[0]) if config.method == IMPORTANCE else read_run(folder).hours
+            row["spent"] += hours
+            if state == "done":
+                known.setdefault(config.method, []).append(hours)
+    for method, row in rows.items():
+        row["to_go"] = row["missing"] * _hours_of_a_run(method, known) if row["missing"] else 0
+    return pd.DataFrame(rows).T
+
+
+def _hours(value: float) -> str:
+    return "?" if math.isnan(value) else "0" if value == 0 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _cell(n: pd.Series) -> str:
+    stale = f"+{n['stale']:.0f} stale" if n["stale"] else ""
+    return f"{n['done']:.0f}/{n['failed']:.0f}/{n['missing']:.0f}{stale} {_hours(n['spent'])}+{_hours(n['to_go'])}"
+
+
 def _status(args: argparse.Namespace) -> int:
     check_name("profile", args.profile, PROFILES)
-    for task in TASKS:
-        rows = {}
-        for method in methods_of(task):
-            found = list(states(grid(task, args.profile, [method]), args.output).values()) if method not in NOT_RUN else []
-            counts = {state: found.count(state) for state in ("done", "failed", "stale", "missing")}
-            rows[method] = counts | {"note": f"not run: {NOT_RUN[method]}" if method in NOT_RUN else ""}
-        found = list(states([importance_config(task, args.profile)], args.output).values())
-        rows[IMPORTANCE] = {state: found.count(state) for state in counts} | {"note": "path probabilities of scrapl"}
-        print(f"{task}, profile {args.profile}: runs by method\n{pd.DataFrame(rows).T.to_string()}\n")
+    tallies, matrix = {task: _tally(task, args.profile, args.output) for task in TASKS}, {}
+    for task, tally in tallies.items():
+        not_run = dict.fromkeys(NOT_RUN.keys() & methods_of(task), "not run")
+        matrix[tuple(task.partition("_")[::2])] = not_run | tally.apply(_cell, axis=1).to_dict()
+    print(f"profile {args.profile}: done/failed/missing, hours spent+to go\n")
+    print(pd.DataFrame(matrix).reindex([*METHODS, IMPORTANCE]).fillna("").to_string())
+    whole = pd.concat(tallies)
+    n, unknown = whole.sum(), whole.loc[whole["to_go"].isna(), "missing"].sum()
+    besides = f" and {unknown:.0f} times ?" if unknown else ""
+    print(f"\nin all {n['done']:.0f} done, {n['failed']:.0f} failed, {n['stale']:.0f} stale, {n['missing']:.0f} missing; "
+          f"{_hours(n['spent'])} hours spent, {_hours(n['to_go'])} to go{besides}")  # fmt: skip
+    print("Hours are one worker's. Spent: by the records, which know of an interrupted run its training steps or its last part.\n"
+          "To go: by the finished runs of the task and method, else roughly by those of its other methods; ?: there are none.")
+    for method, why in NOT_RUN.items():
+        print(f"{method} not run: {why}")
     return 0
 
 
@@ -120,6 +210,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the profile")
     run.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
     run.add_argument("--workers", type=int, help="runs at once (default: one per core, one on CUDA)")
+    stop_s = ", ".join(f"{profile}: {stop_s:g} s" for profile, stop_s in STOP_S.items())
+    run.add_argument("--budget-minutes", type=_minutes, metavar="MINUTES", help="stop after so long, start-up included, with exit "
+                     "status 0 (1: a run crashed or is stale). One seed of every task and method comes first, then a second one, "
+                     "and so on, in each round the cheap before the dear. Shortly before the end the runs under way are asked to "
+                     f"write checkpoints, from which the same command goes on ({stop_s}); so that a run comes to its first, none "
+                     "is started in the last three times as long")  # fmt: skip
     run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     run.set_defaults(function=_run)
 
@@ -132,7 +228,8 @@ def parser() -> argparse.ArgumentParser:
     importance.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     importance.set_defaults(function=_importance)
 
-    status = commands.add_parser("status", parents=[common], help="which runs are done, failed, stale or missing")
+    status = commands.add_parser("status", parents=[common], help="task by method: how many runs are done, failed, stale and "
+                                 "missing, hours spent on them and to go")  # fmt: skip
     status.set_defaults(function=_status)
 
     notebook = commands.add_parser("notebook", parents=[common], help="execute notebooks strictly through papermill")
@@ -142,8 +239,10 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, started_s: float | None = None) -> int:
+    """started_s: when the command began, on the clock time.monotonic(); None: now."""
+    now_s = time.monotonic()
+    args = parser().parse_args(arguments, argparse.Namespace(started_s=now_s if started_s is None else started_s))
     if args.command in ("run", "importance") and args.device is None:
         args.device = default_device(args.profile)
     try:
@@ -162,4 +261,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(started_s=__started_s__))

@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -226,7 +227,7 @@ _SEEDS = {"smoke": (2, 2), "quick": (5, 3), "paper": (20, 1)}
 _TR808_SEEDS = {"smoke": (1, 1), "quick": (3, 3), "paper": (40, 4)}
 
 
-# rough cost of a step relative to a SCRAPL step, for the order of runs and the time left of the progress bar
+# rough cost of a step relative to a SCRAPL step, for the order of runs and what is said of the time left
 STEP_COST = {"jtfs": 11.0, "scrapl": 1.0, "p_loss": 0.15, IMPORTANCE: 1.0}
 OTHER_STEP_COST = 0.3
 
@@ -334,3 +335,34 @@ def grid(task: str, profile: str, methods: Iterable[str] | None = None, seeds: I
                 raise ValueError(f"method {method!r} is not run: {NOT_RUN[method]}: {error}") from error
         configs += wanted
     return configs
+
+
+def needs(config: RunConfig) -> RunConfig | None:
+    """The path probabilities that a run draws from, as a config."""
+    return replace(config, method=IMPORTANCE, seed=0) if config.method == "scrapl" else None
+
+
+def step_cost(method: str) -> float:
+    """Rough cost of a step of a method, or of path probabilities, relative to a SCRAPL step."""
+    return STEP_COST.get(method if method == IMPORTANCE else METHODS[method][0], OTHER_STEP_COST)
+
+
+def run_cost(config: RunConfig) -> float:
+    """Rough cost of a run: samples heard times `step_cost`. Recordings count as many as the paper's."""
+    n_items = (config.n_sounds or sum(COUNTS.values())) if config.task in TR808 else config.grid_size**2 * config.n_synth_seeds
+    return config.epochs * n_items * config.n_samples * step_cost(config.method)
+
+
+def by_worth(found: dict[RunConfig, str]) -> list[RunConfig]:
+    """The missing ones of `found`, a dict from run to its state on disk, in the order in which a limited time is best spent.
+
+    One seed of every task and method, then a second one of each, and so on; within such a round the cheap before the dear, by
+    `run_cost`, which counts path probabilities that are missing too. These come right before the first run that needs them.
+    """
+    seeds, worth = Counter((c.task, c.method) for c, state in found.items() if state == "done"), {}
+    missing = [c for c, state in found.items() if state == "missing" and c.method != IMPORTANCE]
+    for c in sorted(missing, key=lambda c: c.seed):
+        worth[c] = (seeds[c.task, c.method], sum(run_cost(each) for each in (needs(c), c) if found.get(each) == "missing"))
+        seeds[c.task, c.method] += 1
+    ordered = sorted(worth, key=worth.get)
+    return list(dict.fromkeys(each for c in ordered for each in (needs(c), c) if found.get(each) == "missing"))

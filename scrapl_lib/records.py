@@ -86,6 +86,18 @@ class Run:
         found = self.test.loc[self.test["metric"] == metric, "value"]
         return float(found.iloc[0]) if len(found) else float("nan")
 
+    @property
+    def hours(self) -> float:
+        """Hours that the run took, see `hours_of`."""
+        return hours_of(self.info, self.history["wall_s"].max() if len(self.history) else 0.0)
+
+
+def hours_of(info: dict[str, Any], steps_s: float = 0.0) -> float:
+    """Hours that a record took, at least: those of the process that wrote it, from start to end, or, if this is more, `steps_s`
+    seconds of training steps. A record knows no more of the processes that had to stop."""
+    start, end = (datetime.fromisoformat(info[key]) for key in ("start_utc", "end_utc"))
+    return max((end - start).total_seconds(), steps_s) / 3600
+
 
 def n_cores() -> int:
     """Cores that this process may use."""

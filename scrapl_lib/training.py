@@ -18,11 +18,12 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from .data import ThetaGrid, meso_seeds
-from .experiments import OTHER_STEP_COST, STEP_COST, RunConfig, grid, importance_config
+from .experiments import RunConfig, by_worth, grid, importance_config, needs, run_cost
 from .importance import Importance, merge, theta_importance
 from .losses import EmbeddingLoss, JTFSLoss, MSSLoss, SCRAPLLoss, WeightsUnavailable, p_loss
 from .measures import (
@@ -68,6 +69,8 @@ from .records import (
 )
 
 CHECKPOINT_EVERY_S = 120.0
+STOP_S = {"smoke": 10.0, "quick": 60.0, "paper": 60.0}  # what a profile's runs need to come to a stop: see Budget
+STOPPED = (os.EX_TEMPFAIL, -signal.SIGUSR1, -signal.SIGTERM)  # exit statuses of a worker that was stopped
 CUDA_CHECK_EVERY = 20  # steps between looks at the loss on CUDA, where each look waits for the device
 CHUNK = 64  # items at a time where no gradient is needed
 # glibc gives large blocks back to the kernel after every use; fetching them again costs more than computing in them
@@ -126,6 +129,8 @@ class Training:
         self.heard: dict | None = None
         self.step = 0
         self.step_s: list[float] = []
+        self.stopping = False  # a report may set it: a checkpoint is written as soon as it can be, and the process ends
+        self.look_every = 1 if device.type == "cpu" else CUDA_CHECK_EVERY
         self.untimed_steps, self.timer_s = 0, 0.0
         self.history: list[tuple[int, str, str, float, float]] = []
         self.epoch_losses: list[Tensor] = []
@@ -221,7 +226,7 @@ class Training:
             loss = self._batch_loss(part, part_seeds) / c.accumulate
             (c.gradient_scale * loss).backward()
             mean += loss.detach()
-        look = self.device.type == "cpu" or self.step % CUDA_CHECK_EVERY == 0 or self.step % self.steps_per_epoch == 0
+        look = self.stopping or self.step % self.look_every == 0 or self.step % self.steps_per_epoch == 0
         if look:
             self._check_finite(mean)
         if c.lr_end is not None:
@@ -387,7 +392,7 @@ class Training:
             torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
 
 
-Report = Callable[[Training], None]  # called after every step; may raise to stop
+Report = Callable[[Training], None]  # called after every step; may raise to stop at once, or set `stopping`
 
 
 def save_checkpoint(training: Training, folder: Path) -> None:
@@ -442,7 +447,8 @@ def train(config: RunConfig, output: Path = ROOT, device: str = "cpu", report: R
           checkpoint_every_s: float = CHECKPOINT_EVERY_S) -> Run:  # fmt: skip
     """Train one run to its end, from its newest checkpoint if there is one, and write its record.
 
-    A finished or failed run is returned as it is. `report` is called after every step.
+    A finished or failed run is returned as it is. `report` is called after every step; where it sets `stopping`, a checkpoint
+    is written and the process ends with status os.EX_TEMPFAIL.
 
     Raises: ValueError for a missing device, a stale record in the way or missing path probabilities; BrokenRecord for a
     broken record.
@@ -471,9 +477,12 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
 
     def after_step() -> None:
         nonlocal saved_s
-        if training.untimed_steps == 0 and time.monotonic() - saved_s >= checkpoint_every_s:
+        due = training.stopping or training.step == training.n_steps or time.monotonic() - saved_s >= checkpoint_every_s
+        if training.untimed_steps == 0 and due:
             save_checkpoint(training, checkpoints)
             saved_s = time.monotonic()
+            if training.stopping:
+                sys.exit(os.EX_TEMPFAIL)
 
     try:
         training = Training(config, device, probs)
@@ -629,12 +638,14 @@ def watch_parent() -> Callable[[], None]:
 
 def write_progress(path: Path) -> Report:
     """A report that writes step, number of steps, loss and validation error to `path`, twice a second at most; it ends
-    the worker when the process that started it is gone."""
-    last_s, watch = 0.0, watch_parent()
+    the worker when the process that started it is gone, and stops the training once SIGUSR1 asks for it."""
+    last_s, watch, asked = 0.0, watch_parent(), []
+    signal.signal(signal.SIGUSR1, lambda *_: asked.append(True))
 
     def report(training: Training) -> None:
         nonlocal last_s
         watch()
+        training.stopping = bool(asked)
         if time.monotonic() - last_s > 0.5:
             last_s = time.monotonic()
             loss = float(training.epoch_losses[-1]) if training.epoch_losses else None
@@ -678,8 +689,29 @@ class _Worker:
         return ""
 
 
-def _cost(config: RunConfig) -> float:
-    return STEP_COST.get(config.method, STEP_COST.get(config.loss, OTHER_STEP_COST))
+@dataclass
+class Budget:
+    """Time for a call of `ensure_runs`.
+
+    stop_s before its end the workers are asked to stop: each writes a checkpoint after the step that it is at. So that it comes
+    to one, none is started with less than three times stop_s to go. What still runs when a fifth of stop_s is left is ended.
+
+    end_s: when it is over, on the clock time.monotonic(). left: the call lists here which runs it stopped or did not start.
+    """
+
+    end_s: float
+    stop_s: float
+    left: list[RunConfig] = field(default_factory=list)
+
+
+def kept_of(config: RunConfig, output: Path = ROOT) -> str:
+    """How much there is of a run under way, or of path probabilities, for the next call to go on from; "" for nothing."""
+    folder = checkpoint_folder(config, output)
+    if config.method == IMPORTANCE:
+        n_paths = len({path for file in _curvatures(folder) for path in _paths_in(file)})
+        return f"{n_paths} paths" if n_paths else ""
+    steps = [int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.pt")]
+    return f"step {max(steps)}" if steps else ""
 
 
 def states(configs: Iterable[RunConfig], output: Path = ROOT) -> dict[RunConfig, str]:
@@ -696,6 +728,7 @@ def runs_on_disk(task: str, profile: str = "quick", output: Path = ROOT) -> list
 def ensure_runs(
     tasks: Iterable[str], methods: Iterable[str] | None = None, seeds: Iterable[int] | None = None,
     profile: str = "quick", output: Path = ROOT, device: str | None = None, workers: int | None = None,
+    budget: Budget | None = None,
 ) -> list[Run]:  # fmt: skip
     """Compute what is missing of a grid, each run in a worker process of one thread, and return what is then on disk.
 
@@ -704,10 +737,13 @@ def ensure_runs(
     its checkpoint. Runs that failed (status "failed:...") are not tried again, stale ones are named and
     left alone: delete a run's folder to ask for it anew.
 
+    The dearest run comes first, so that the whole grid is done soonest; with a budget they come `by_worth`.
+
     Args:
         tasks, methods, seeds: of the grid; None means all of the profile.
         output: folder that holds results/ and checkpoints/. device: cpu or cuda; None: what the profile wants.
         workers: processes at once; None: one per core on a CPU, one on CUDA.
+        budget: when to stop, checkpoints written; None: when all is done.
     Raises:
         ValueError: unknown names, workers below 1, or a device that is not here; BrokenRecord.
     """
@@ -722,16 +758,20 @@ def ensure_runs(
         folder = run_folder(config.profile, config.task, config.method, config.seed, output)
         print(f"stale, not used: {folder} was made with another configuration; delete it to run it again", file=sys.stderr)
     check_device(device or "cpu")
-    missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-_cost(c), c.seed))
+    missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-run_cost(c), c.seed))
     if missing:
         device = device or default_device(profile)
         check_device(device)
         n_workers = workers or (n_cores() if device == "cpu" else 1)
-        needed = states(dict.fromkeys(_needs(c) for c in missing if c.method == "scrapl"), output)
+        needed = states(dict.fromkeys(needs(c) for c in missing if c.method == "scrapl"), output)
         if stale := [c for c, state in needed.items() if state not in ("done", "missing")]:
             print(*(f"{c.task}: no scrapl runs, the path probabilities are {needed[c]}" for c in stale), sep="\n", file=sys.stderr)
-            missing = [c for c in missing if _needs(c) not in stale]
-        _run_all([c for c, state in needed.items() if state == "missing"] + missing, output, device, n_workers)
+            missing = [c for c in missing if needs(c) not in stale]
+        order = [c for c, state in needed.items() if state == "missing"] + missing
+        if budget is not None:
+            done = {c: state for c, state in found.items() if state == "done"}
+            order = by_worth(done | dict.fromkeys(order, "missing"))
+        _run_all(order, output, device, n_workers, budget or Budget(math.inf, 0.0))
     runs = []
     for task in dict.fromkeys(config.task for config in configs):
         expected = {(c.method, c.seed): config_hash(c.flat) for c in configs if c.task == task and found[c] != "stale"}
@@ -739,47 +779,57 @@ def ensure_runs(
     return runs
 
 
-def _needs(config: RunConfig) -> RunConfig | None:
-    """The path probabilities that a run draws from, as a config."""
-    return replace(config, method=IMPORTANCE, seed=0) if config.method == "scrapl" else None
-
-
-def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int) -> None:
+def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int, budget: Budget) -> None:
     """Run all in workers, in the order given, except that a run waits for the path probabilities it needs."""
     waiting, running, crashed = list(missing), [], []
-    finished = 0.0
+    finished, asked = 0.0, False
     bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     interval_s = 0.5 if sys.stderr.isatty() else 10
-    bar = tqdm(total=sum(map(_cost, missing)), desc=f"{len(missing)} runs", bar_format=bar_format, mininterval=interval_s)
+    bar = tqdm(total=sum(map(run_cost, missing)), desc=f"{len(missing)} runs", bar_format=bar_format, mininterval=interval_s)
     try:
         while waiting or running:
+            left_s = budget.end_s - time.monotonic()
+            if left_s < 3 * budget.stop_s:
+                budget.left += waiting
+                waiting = []
+            if left_s < budget.stop_s and not asked:
+                asked = True
+                for worker in running:
+                    worker.process.send_signal(signal.SIGUSR1)
+            if left_s < budget.stop_s / 5:
+                for worker in running:
+                    worker.process.terminate()
             under_way = {*waiting, *(worker.config for worker in running)}
-            free = [c for c in waiting if _needs(c) not in under_way][: n_workers - len(running)]
+            free = [c for c in waiting if needs(c) not in under_way][: n_workers - len(running)]
             running += [_Worker(c, output, device) for c in free]
             waiting = [c for c in waiting if c not in free]
             time.sleep(0.2)
             for worker in [w for w in running if w.process.poll() is not None]:
                 running.remove(worker)
-                finished += _cost(worker.config)
                 words, status = worker.words(), worker.process.returncode
-                if status:
+                if stopped := asked and status in STOPPED:
+                    budget.left.append(worker.config)
+                else:
+                    finished += run_cost(worker.config)
+                if status and not stopped:
                     crashed.append(worker)
                     last = words.splitlines()[-1] if words else "nothing in its log"
                     bar.write(f"{worker.name} crashed (exit status {status}: {last}); log: {worker.log}", file=sys.stderr)
-                    if any(_needs(c) == worker.config for c in waiting):
+                    if any(needs(c) == worker.config for c in waiting):
                         bar.write(f"{worker.config.task}: no scrapl runs, the path probabilities are missing", file=sys.stderr)
-                        waiting = [c for c in waiting if _needs(c) != worker.config]
+                        waiting = [c for c in waiting if needs(c) != worker.config]
                 else:
                     if words:
                         bar.write(f"{worker.name}: {words}", file=sys.stderr)
                     worker.log.unlink(missing_ok=True)
             progress = [(w, w.progress()) for w in running]
-            bar.n = min(bar.total, finished + sum(_cost(w.config) * p["step"] / p["of"] for w, p in progress))
+            bar.n = min(bar.total, finished + sum(run_cost(w.config) * p["step"] / p["of"] for w, p in progress))
             now = "; ".join(
                 f"{w.config.method} {w.config.seed}: loss {p['loss']:.3g}, val {p['val']}"
                 for w, p in progress if p["loss"] is not None
             )  # fmt: skip
-            bar.set_postfix_str(f"{len(missing) - len(waiting) - len(running)} done; {now}", refresh=False)
+            n_done = len(missing) - len(waiting) - len(running) - len(budget.left)
+            bar.set_postfix_str(f"{n_done} done; {now}", refresh=False)
             bar.update(0)
     finally:
         for worker in running:

@@ -7,15 +7,16 @@ import time
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import pandas as pd
 import psutil
 import pytest
 import torch
 
-from scrapl_lib import __main__, training
+from scrapl_lib import __main__, records, training
 from scrapl_lib.__main__ import _seeds, main
-from scrapl_lib.experiments import METHODS, NOT_RUN, TASKS, make_config
+from scrapl_lib.experiments import METHODS, NOT_RUN, make_config
 from scrapl_lib.records import IMPORTANCE, ROOT, read_run, run_folder
-from scrapl_lib.training import checkpoint_folder, ensure_runs, train
+from scrapl_lib.training import STOP_S, Budget, checkpoint_folder, ensure_runs, train
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,6 +57,15 @@ def test_bad_seeds_are_refused(tmp_path, text, message, capsys):
     with pytest.raises(SystemExit) as refused:
         run(tmp_path, "--seeds", text)
     assert refused.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "nan", "inf", "1e999", "soon", ""])
+def test_a_budget_that_is_no_length_of_time_is_refused(tmp_path, monkeypatch, text, capsys):
+    monkeypatch.setattr(__main__, "ensure_runs", lambda *_: pytest.fail("started"))
+    with pytest.raises(SystemExit) as refused:
+        run(tmp_path, f"--budget-minutes={text}")
+    said = f"a budget is a positive number of minutes such as 25 or 7.5; got {text!r}"
+    assert refused.value.code == 2 and said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -122,25 +132,71 @@ def test_an_embedding_loss_is_trained_when_asked_for_by_name(tmp_path, computed_
     assert "not run: weights unavailable" in capsys.readouterr().out
 
 
+def rows(said):
+    """The status matrix: method -> words of its row."""
+    lines = [line.split() for line in said.split("\n\n")[1].splitlines()]
+    return {line[0]: line[1:] for line in lines if line[0] in {*METHODS, IMPORTANCE}}
+
+
+def test_status_matrix(tmp_path, monkeypatch, capsys):
+    """Records of 1 h, 2 h and 0.5 h (failed) of P-loss, and one of MSS linear whose last process took 1 h, all of its steps 6 h.
+    An hour of P-loss is 1 / 0.15 of SCRAPL, one of MSS 1 / 0.3: by the three finished runs SCRAPL takes 40 / 3 h."""
+    monkeypatch.delenv("TR808_DIR", raising=False)
+
+    def write(task, method, seed, minutes, steps_s=60.0, status="ok", **changes):
+        monkeypatch.setattr(records, "utc_now", lambda: f"2026-01-01T{12 + minutes // 60}:{minutes % 60:02}:00+00:00")
+        history = pd.DataFrame([(9, "val", "loss", 1.0, steps_s)], columns=records.COLUMNS["history.csv"])
+        records.write_run(
+            run_folder("paper", task, method, seed, tmp_path), status=status, start_utc="2026-01-01T12:00:00+00:00",
+            config=make_config(task, method, seed, "paper", **changes).flat, history=history,
+            test=pd.DataFrame([], columns=records.COLUMNS["test.csv"]), device="cpu", threads=1, train_step_ms=None,
+        )  # fmt: skip
+
+    write("granular", "p_loss", 0, 60)
+    write("granular", "p_loss", 1, 120)
+    write("granular", "p_loss", 2, 30, status="failed:nonfinite")
+    write("granular", "mss_linear", 0, 60, steps_s=6 * 3600)
+    write("granular", "mss_random", 0, 60, lr=0.5)
+    write("chirplet_slow_moderate", "scrapl", 19, 15)
+    write("tr808_meso", "jtfs", 3, 66)
+    assert main(["status", "--profile", "paper", "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    heads = [line.split() for line in said.split("\n\n")[1].splitlines()[:2]]
+    assert heads == [["granular", "chirplet", "tr808"], [*"slow_slow slow_moderate fast_moderate fast_fast micro meso".split()]]
+    unknown, drums = ["0/0/20", "0+?"], ["0/0/40", "0+?"]
+    assert rows(said) == {
+        "p_loss": ["2/1/17", "3.50+25.50"],
+        "jtfs": ["0/0/1", "0+147", "0/0/4", "0+?", "1/0/3", "1.10+3.30"],
+        "scrapl": ["0/0/20", "0+267", *unknown, "1/0/19", "0.25+4.75", *unknown, *unknown, *drums, "0/0/40", "0+4.00"],
+        "scrapl_no_theta_is": ["0/0/20", "0+267", *unknown, "0/0/20", "0+5.00", *unknown, *unknown, *drums, "0/0/40", "0+4.00"],
+        "scrapl_padam": ["0/0/20", "0+267"],
+        "scrapl_plain": ["0/0/20", "0+267"],
+        "mss_linear": ["1/0/19", "6.00+114", *drums, "0/0/40", "0+1.20"],
+        "mss_log_linear": ["0/0/20", "0+80.00", *drums, "0/0/40", "0+1.20"],
+        "mss_revisited": ["0/0/20", "0+80.00", *drums, "0/0/40", "0+1.20"],
+        "mss_random": ["0/0/19+1", "stale", "0+76.00", *drums, "0/0/40", "0+1.20"],
+        "ms_clap": ["not", "run"],
+        "panns_wavegram_logmel": ["not", "run"],
+        "theta_importance": ["0/0/1", "0+13.33", "0/0/1", "0+?", "0/0/1", "0+0.25", *["0/0/1", "0+?"] * 3, "0/0/1", "0+0.10"],
+    }
+    # 25.5 + 146.7 + 4 x 266.7 + 114 + 80 + 80 + 76 + 13.3; chirplet 4.75 + 5 + 0.25; drums 3.3 + 2 x 4 + 4 x 1.2 + 0.1. Unknown: three
+    # chirplet tasks of 41, the micro drums' 4 + 6 x 40 + 1
+    assert "in all 5 done, 1 failed, 1 stale, 829 missing; 10.85 hours spent, 1628 to go and 368 times ?" in said
+    assert f"ms_clap not run: {NOT_RUN['ms_clap']}" in said
+
+
 def test_status_and_exit_codes(tmp_path, computed_here, monkeypatch, capsys):
     def counts():
         assert main(["status", "--profile", "smoke", "--output", str(tmp_path)]) == 0
-        said = capsys.readouterr().out
-        assert all(f"{task}, profile smoke: runs by method\n" in said for task in TASKS)
-        lines = [line.split(maxsplit=5) for line in said.split("\n\n")[0].splitlines()]
-        (header,) = (line for line in lines if line[:1] == ["done"])
-        assert header == ["done", "failed", "stale", "missing", "note"]
-        return {line[0]: [*map(int, line[1:5]), *line[5:]] for line in lines if line and line[0] in {*METHODS, IMPORTANCE}}
+        return {method: words[0] for method, words in rows(capsys.readouterr().out).items()}
 
     found = counts()
-    assert found["p_loss"] == found["jtfs"] == [0, 0, 0, 2] and len(found) == 13
-    assert found[IMPORTANCE] == [0, 0, 0, 1, "path probabilities of scrapl"]
-    assert found["ms_clap"] == [0, 0, 0, 0, f"not run: {NOT_RUN['ms_clap']}"]
+    assert found["p_loss"] == found["scrapl"] == "0/0/2" and found[IMPORTANCE] == "0/0/1"
 
     assert run(tmp_path, "--method", "p_loss,p_loss", "--task", "granular,granular") == 0
     assert computed_here == [("p_loss", 0), ("p_loss", 1)]
     assert "2 of 2 runs finished, 0 failed, in " in capsys.readouterr().out
-    assert counts()["p_loss"] == [2, 0, 0, 0]
+    assert counts()["p_loss"] == "2/0/0"
 
     # a failed run is a result: the command has done what it can
     with monkeypatch.context() as patch:
@@ -148,14 +204,14 @@ def test_status_and_exit_codes(tmp_path, computed_here, monkeypatch, capsys):
         assert run(tmp_path, "--method", "mss_linear", "--seeds", "1", "--task", "granular") == 0
     assert "0 of 1 runs finished, 1 failed" in (said := capsys.readouterr().out)
     assert "granular/mss_linear/seed 1: failed:nonfinite" in said
-    assert counts()["mss_linear"] == [0, 1, 0, 1]
+    assert counts()["mss_linear"] == "0/1/1"
 
     # a stale one is not
     train(make_config("granular", "mss_random", 0, "smoke", lr=2e-3), tmp_path)
     assert run(tmp_path, "--method", "mss_random", "--seeds", "0", "--task", "granular") == 1
     said = capsys.readouterr()
     assert "0 of 1 runs finished" in said.out and "stale, not used" in said.err
-    assert counts()["mss_random"] == [0, 0, 1, 1]
+    assert counts()["mss_random"] == "0/0/1+1"
 
     (folder_of("p_loss", 0, tmp_path) / "test.csv").write_text("metric,value,unit\n")
     for arguments in (["status"], ["run", "--method", "p_loss"]):
@@ -296,3 +352,134 @@ def test_stopping_the_command_ends_its_workers(tmp_path, number, request, capfd)
     else:
         log = checkpoint_folder(config, tmp_path).with_suffix(".log")
         assert "stopped: the process that started this worker is gone" in log.read_text()
+
+
+# ---- budgets --------------------------------------------------------------------------------------------------------
+
+HELD = """
+import os, signal, sys, time
+sys.path.insert(0, os.getcwd())
+from scrapl_lib import __main__, training
+asked, train_step = [], training.Training._train_step
+def held(self, items):
+    if self.step == 0:
+        stop = signal.getsignal(signal.SIGUSR1)
+        signal.signal(signal.SIGUSR1, lambda *arguments: (stop(*arguments), asked.append(True)))
+    train_step(self, items)
+    while self.step == 2 and not asked:
+        time.sleep(0.02)
+training.Training._train_step = held
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+class UntilSeen:
+    """A budget that is about to end as soon as a worker's progress is there: however slow the machine, the worker is at a step."""
+
+    def __init__(self, config, output):
+        self.file, self.stop_s, self.left = checkpoint_folder(config, output) / "progress.json", 10.0, []
+
+    @property
+    def end_s(self):
+        return time.monotonic() + (9 if self.file.exists() else 1000)
+
+
+def workers_are(monkeypatch, *command):
+    """In place of `python -m scrapl_lib ...`; returns the processes."""
+    started = []
+
+    def popen(asked, **options):
+        started.append(subprocess.Popen([*command, *asked[3:]], **options))
+        return started[-1]
+
+    monkeypatch.setattr(training, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
+    return started
+
+
+def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path, monkeypatch, capfd):
+    configs = [make_config("granular", "p_loss", seed, "smoke") for seed in (0, 1)]
+    (tmp_path / "held.py").write_text(HELD)
+
+    def ask(until=None):
+        """What the command says last, its log, and how many workers it started. until: the run whose progress ends the budget; each
+        worker waits at step 2 for that."""
+        with monkeypatch.context() as patch:
+            started = workers_are(patch, sys.executable, str(tmp_path / "held.py")) if until else []
+            if until:
+                patch.setattr(__main__, "Budget", lambda end_s, stop_s: UntilSeen(until, tmp_path))
+            arguments = ["--task", "granular", "--method", "p_loss", "--workers", "1", "--budget-minutes", "60"]
+            assert run(tmp_path, *arguments) == 0
+        said = capfd.readouterr()
+        assert "crashed" not in said.err
+        return said.out.splitlines()[-1], said.err, len(started)
+
+    said, _, n = ask(configs[0])
+    assert n == 1 and said.endswith("0 runs done; under way: granular/p_loss/seed 0 at step 2; 1 missing; the same command goes on")
+    said, log, n = ask(configs[1])
+    assert n == 2 and "granular/p_loss/seed 0: resumed from step 2" in log
+    assert said.endswith("1 runs done; under way: granular/p_loss/seed 1 at step 2; 0 missing; the same command goes on")
+    said, log, _ = ask()
+    assert said == "budget of 60 minutes: 1 runs done; under way: none; 0 missing"
+    assert "granular/p_loss/seed 1: resumed from step 2" in log
+    for config in configs:
+        whole, found = train(config, tmp_path / "whole"), read_run(folder_of("p_loss", config.seed, tmp_path))
+        assert found.ok and len(found.history) == 19 and len(found.test) > 5
+        assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(whole.test)
+        of_this_call = {"start_utc", "end_utc", "peak_memory_mb", "train_step_ms", "files", "record_sha256", "code_version"}
+        assert {*found.info} == {*whole.info} and len({*whole.info} - of_this_call) > 8
+        assert all(found.info[key] == value for key, value in whole.info.items() if key not in of_this_call)
+    assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_worker_that_has_nothing_to_keep_or_does_not_stop_is_ended_in_time(tmp_path, monkeypatch, capfd, deaf):
+    """Path probabilities and starting workers end at the signal; one that ignores it, before the budget is over."""
+
+    class FromNow(Budget):
+        end = None
+
+        @property
+        def end_s(self):
+            self.end = self.end or time.monotonic() + 3
+            return self.end
+
+        @end_s.setter
+        def end_s(self, value):
+            pass
+
+    budget, trap = FromNow(0.0, 0.9), "trap '' USR1; " if deaf else ""
+    started = workers_are(monkeypatch, "sh", "-c", f"{trap}exec sleep 100")
+    assert ensure_runs(["granular"], ["p_loss"], [0, 1], "smoke", tmp_path, workers=1, budget=budget) == []
+    left_s = budget.end_s - time.monotonic()
+    assert [process.poll() for process in started] == [-(signal.SIGTERM if deaf else signal.SIGUSR1)]
+    assert [(c.method, c.seed) for c in budget.left] == [("p_loss", 1), ("p_loss", 0)]
+    assert -2 < left_s < (0.9 / 5 if deaf else 3)
+    assert "crashed" not in capfd.readouterr().err and not list(tmp_path.rglob("*.log"))
+
+
+@pytest.mark.parametrize("parts_left, n_started", [(2.9, 0), (30.0, 1)])
+def test_no_run_is_started_that_cannot_come_to_a_checkpoint(tmp_path, monkeypatch, parts_left, n_started, capfd):
+    started = workers_are(monkeypatch, "true")
+    budget = Budget(time.monotonic() + parts_left * 100, 100.0)
+    ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path, budget=budget)
+    assert len(started) == n_started and len(budget.left) == 1 - n_started
+    if not n_started:
+        assert run(tmp_path, "--task", "granular", "--method", "p_loss", f"--budget-minutes={2.9 * STOP_S['smoke'] / 60}") == 0
+        said = capfd.readouterr().out.splitlines()[-1]
+        assert said.endswith("0 runs done; under way: none; 2 missing; none is started in the last 30 s") and started == []
+
+
+def test_a_crash_within_a_budget_is_no_success(tmp_path, monkeypatch, capfd):
+    workers_are(monkeypatch, "false")
+    assert run(tmp_path, "--task", "granular", "--method", "p_loss", "--seeds", "0", "--budget-minutes", "60") == 1
+    said = capfd.readouterr()
+    assert "seed 0 crashed (exit status 1" in said.err and "0 runs done; under way: none; 1 missing" in said.out
+    assert __main__.parser().parse_args(["run", "--budget-minutes", "7.5"]).budget_minutes == 7.5
+
+
+def test_the_budget_begins_with_the_command(tmp_path, monkeypatch, capfd):
+    """Its imports included: of 10 minutes that began 9.6 minutes ago nothing is left to start a run in."""
+    monkeypatch.setattr(training, "_Worker", lambda *_: pytest.fail("started"))
+    arguments = ["run", "--profile", "smoke", "--output", str(tmp_path), "--task", "granular", "--method", "p_loss"]
+    assert main([*arguments, "--budget-minutes", "10"], started_s=time.monotonic() - 9.6 * 60) == 0
+    assert "budget of 10 minutes: 0 runs done; under way: none; 2 missing" in capfd.readouterr().out

@@ -5,7 +5,19 @@ import sys
 import pytest
 
 from scrapl_lib import experiments
-from scrapl_lib.experiments import CHIRPLETS, METHODS, NOT_RUN, PROFILES, TASKS, grid, make_config, methods_of, seeds_of
+from scrapl_lib.experiments import (
+    CHIRPLETS,
+    METHODS,
+    NOT_RUN,
+    PROFILES,
+    TASKS,
+    by_worth,
+    grid,
+    importance_config,
+    make_config,
+    methods_of,
+    seeds_of,
+)
 from scrapl_lib.records import config_hash
 
 PAPER = {  # paper, sections 3, 5, 6 and 7: the granular task
@@ -174,3 +186,51 @@ def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, re
 def test_grid_refuses_unknown_names(task, profile, methods):
     with pytest.raises(ValueError, match="unknown (task|profile|method) 'x'"):
         grid(task, profile, methods)
+
+
+def test_order_of_worth(monkeypatch):
+    """One seed of every cell, then the next; cheap before dear; path probabilities, and what they cost, with the first run
+    that waits for them. Costs in units of a granular SCRAPL run: tr808 0.045, chirplet 0.25, each times the method's."""
+    monkeypatch.delenv("TR808_DIR", raising=False)
+    chirplet, drums = "chirplet_slow_slow", "tr808_micro"
+    states = {
+        ("granular", "jtfs", 0): "missing",
+        ("granular", "scrapl", 1): "missing",
+        ("granular", "scrapl", 0): "missing",
+        ("granular", "theta_importance", 0): "missing",
+        ("granular", "scrapl_plain", 1): "missing",
+        ("granular", "scrapl_plain", 0): "missing",
+        ("granular", "mss_linear", 0): "failed",  # has no value of its cell to show
+        ("granular", "mss_linear", 1): "missing",
+        ("granular", "p_loss", 0): "done",
+        ("granular", "p_loss", 2): "missing",
+        ("granular", "p_loss", 1): "missing",
+        ("granular", "mss_random", 0): "stale",
+        (chirplet, "scrapl_no_theta_is", 0): "missing",
+        (chirplet, "scrapl", 0): "missing",
+        (chirplet, "theta_importance", 0): "done",
+        (drums, "scrapl", 5): "missing",
+        (drums, "jtfs", 7): "missing",
+    }
+    expected = [
+        (drums, "scrapl", 5),  # 0.045
+        (chirplet, "scrapl_no_theta_is", 0),  # 0.25
+        (chirplet, "scrapl", 0),
+        ("granular", "mss_linear", 1),  # 0.3
+        (drums, "jtfs", 7),  # 11 x 0.045
+        ("granular", "scrapl_plain", 0),  # 1
+        ("granular", "theta_importance", 0),
+        ("granular", "scrapl", 0),  # 1 + 1
+        ("granular", "jtfs", 0),  # 11
+        ("granular", "p_loss", 1),  # the second round: 0.15
+        ("granular", "scrapl_plain", 1),
+        ("granular", "scrapl", 1),
+        ("granular", "p_loss", 2),
+    ]
+
+    def config(task, method, seed):
+        return importance_config(task, "paper") if method == "theta_importance" else make_config(task, method, seed, "paper")
+
+    found = by_worth({config(*key): state for key, state in states.items()})
+    assert [(c.task, c.method, c.seed) for c in found] == expected
+    assert by_worth({}) == []

@@ -12,7 +12,16 @@ import pandas as pd
 import pytest
 
 from scrapl_lib import records
-from scrapl_lib.records import BrokenRecord, config_hash, load_runs, read_run, run_folder, run_state, write_run
+from scrapl_lib.records import (
+    BrokenRecord,
+    config_hash,
+    hours_of,
+    load_runs,
+    read_run,
+    run_folder,
+    run_state,
+    write_run,
+)
 
 CONFIG = {"task": "granular", "method": "scrapl_plain", "seed": 3, "lr": 1e-3, "pools": ((2, 2), (2, 2)), "n_steps": 400}
 
@@ -281,3 +290,13 @@ def test_a_run_that_failed_at_once_has_empty_tables(tmp_path):
     run = read_run(folder)
     assert len(run.history) == len(run.test) == 0 and run.history["value"].dtype == np.float64
     assert run.status == "failed:out of memory" and run.info["files"]["test.csv"]["rows"] == 0
+
+
+def test_hours_are_those_of_the_process_or_of_all_steps_if_these_took_longer(tmp_path, monkeypatch):
+    times = {"start_utc": "2026-01-01T23:00:00+00:00", "end_utc": "2026-01-02T00:30:00+00:00"}
+    assert hours_of(times) == hours_of(times, 5000.0) == 1.5
+    assert hours_of(times, 7200.0) == 2.0  # resumed: its last process took less
+    folder = write(tmp_path)  # within a second; 19.2 s of training steps
+    assert abs(read_run(folder).hours - 19.2 / 3600) < 1e-6
+    monkeypatch.setattr(__name__ + ".history", lambda scale: pd.DataFrame([], columns=records.COLUMNS["history.csv"]))
+    assert read_run(write(tmp_path, status="failed:out of memory")).hours < 0.01

@@ -3,9 +3,11 @@
 import functools
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ from scrapl_lib.data import meso_seeds
 from scrapl_lib.experiments import METHODS, NOT_RUN, TASKS, TR808, grid, importance_config, make_config
 from scrapl_lib.records import COLUMNS, ROOT, BrokenRecord, config_hash, read_run, run_folder, run_state
 from scrapl_lib.training import (
+    Budget,
     Training,
     check_device,
     checkpoint_folder,
@@ -112,6 +115,25 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, uninterrupted, metho
     assert not checkpoint_folder(config, tmp_path).exists()
 
 
+def test_a_run_asked_to_stop_writes_a_checkpoint_as_soon_as_its_steps_are_looked_at(tmp_path, uninterrupted):
+    """Steps are looked at as seldom as on CUDA: 1, 2 and 3, an epoch's end, are timed, 4 is not, 5 is because of the stop."""
+    config, steps = smoke(dropout=0.5), []
+
+    def report(run):
+        run.look_every = training.CUDA_CHECK_EVERY
+        run.stopping = run.step == 4 or run.stopping
+        steps.append(run.step)
+
+    with pytest.raises(SystemExit) as stopped:
+        train(config, tmp_path, report=report)
+    assert stopped.value.code == os.EX_TEMPFAIL and steps == [1, 2, 3, 4, 5]
+    assert sorted(path.name for path in checkpoint_folder(config, tmp_path).glob("*.pt")) == ["step_00000005.pt"]
+    assert training.kept_of(config, tmp_path) == "step 5"
+    found = run_with_stops(config, tmp_path)
+    assert_same_result(found, uninterrupted(config))
+    assert found[3] == [6, 7, 8, 9] and read_run(folder_of(config, tmp_path)).info["train_step_ms"]["n"] == LAST - 1
+
+
 def test_a_run_killed_while_tested_is_not_trained_again(tmp_path, uninterrupted, monkeypatch):
     config, test, stops = smoke(dropout=0.5), Training.test, [Stop]
 
@@ -122,7 +144,7 @@ def test_a_run_killed_while_tested_is_not_trained_again(tmp_path, uninterrupted,
 
     monkeypatch.setattr(Training, "test", stopped_once)
     with pytest.raises(Stop):
-        train(config, tmp_path, checkpoint_every_s=0)
+        train(config, tmp_path)  # the last step's checkpoint does not wait for the timer
     assert run_state(folder_of(config, tmp_path), config_hash(config.flat)) == "missing"
     train(config, tmp_path, report=lambda run: pytest.fail("trained again"))
     assert (folder_of(config, tmp_path) / "test.csv").read_bytes() == uninterrupted(config)[2]
@@ -361,6 +383,16 @@ def test_only_what_is_missing_is_computed_and_deleting_a_folder_asks_again(tmp_p
     for path in folder_of(smoke("p_loss"), tmp_path).iterdir():
         path.unlink()
     assert ask([0, 1]) == [("p_loss", 0)]
+
+
+def test_the_dearest_run_comes_first_but_with_a_budget_the_most_worthwhile(tmp_path, computed_here):
+    ask = functools.partial(ensure_runs, ["granular"], ["p_loss", "mss_linear"], [1, 0], "smoke")
+    ask(tmp_path / "all")
+    assert computed_here == [("mss_linear", 0), ("mss_linear", 1), ("p_loss", 0), ("p_loss", 1)]
+    del computed_here[:]
+    train(smoke("p_loss"), tmp_path)
+    ask(tmp_path, budget=Budget(time.monotonic() + 1000, 10.0))
+    assert computed_here == [("mss_linear", 0), ("p_loss", 1), ("mss_linear", 1)]
 
 
 def test_a_stale_record_is_said_not_used_and_not_deleted(tmp_path, computed_here, capsys):
@@ -716,6 +748,7 @@ def test_importance_in_parts_and_resumed(tmp_path, importances, capsys):
     with pytest.raises(Stop):  # three paths are saved
         compute_importance(TASK, "smoke", tmp_path, watch=stop)
     assert len(json.loads((parts / "all" / "curvature.json").read_text())["curvature"]) == 3
+    assert training.kept_of(importance_config(TASK, "smoke"), tmp_path) == "15 paths"
     assert compute_importance(TASK, "smoke", tmp_path) == "done"
     assert importances[-1]["paths"] == [11, *range(13, 21)]  # not what the parts hold; its own file is theta_importance's to resume
     assert (importance_table(make_config(TASK, "scrapl", 0, "smoke"), tmp_path)["curvature_am"] == np.arange(1, 22)).all()
