@@ -33,7 +33,7 @@ sh -euc 'python=$$1; if [ -z "$$(find $(1) -newer requirements.lock -newer pypro
 sh "$$python"
 endef
 
-.PHONY: help venv reproduce recordings smoke test status bench peers lab lock clean
+.PHONY: help venv reproduce recordings smoke test status compare bench peers lab lock clean
 
 help: ## this list
 	@echo "SCRAPL, a replication. Targets:"
@@ -70,6 +70,9 @@ test: venv ## lint and tests
 
 status: venv ## which runs of PROFILE are done, missing, stale or failed
 	$(PY) -m scrapl_lib status --profile $(PROFILE) $(OUTPUT)
+
+compare: venv ## each cell of Tables 1 to 9 and each claim: ours, the paper's, verdict
+	$(PY) -m scrapl_lib compare --profile $(PROFILE) $(OUTPUT)
 
 bench: venv peers ## ratios to scrapl-loss 0.1.0: a path, the full JTFS, an update, a training step (16 GB of memory)
 	$(PY) benchmarks/bench.py

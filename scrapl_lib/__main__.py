@@ -1,4 +1,4 @@
-"""Command line: python -m scrapl_lib run | importance | status | notebook (see --help of each)."""
+"""Command line: python -m scrapl_lib run | importance | status | compare | notebook (see --help of each)."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from .training import (
     default_device,
     ensure_runs,
     kept_of,
+    runs_on_disk,
     states,
     train,
     watch_parent,
@@ -172,6 +173,15 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(args: argparse.Namespace) -> int:
+    from . import compare, tables  # with matplotlib, which workers go without
+
+    runs = {name: [run for task in TASKS for run in runs_on_disk(task, name, args.output)] for name in compare.compared(args.profile)}
+    for name, (table, caption) in compare.comparison(runs, NOT_RUN, args.profile, args.output).items():
+        print(tables.as_markdown(table, name, args.profile, caption))
+    return 0
+
+
 def _notebook(args: argparse.Namespace) -> int:
     parameters = {}
     for item in args.parameter:
@@ -231,6 +241,10 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", parents=[common], help="task by method: how many runs are done, failed, stale and "
                                  "missing, hours spent on them and to go")  # fmt: skip
     status.set_defaults(function=_status)
+
+    compare = commands.add_parser("compare", parents=[common], help="every cell of Tables 1 to 9 and every claim: ours, the paper's, "
+                                  "verdict, as 09_report_card writes them")  # fmt: skip
+    compare.set_defaults(function=_compare)
 
     notebook = commands.add_parser("notebook", parents=[common], help="execute notebooks strictly through papermill")
     notebook.add_argument("names", nargs="*", help="such as 05_granular; default all, in order")

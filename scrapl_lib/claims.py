@@ -142,6 +142,9 @@ def improves(groups: Groups) -> tuple[str, str]:
     return f"{text}, paired {change}" if change else "", verdict
 
 
+PAIRED = (lowers, raises, improves)  # the judges that ask for a p-value
+
+
 class Claim(NamedTuple):
     """A claim of the paper: where it stands, the sides it compares, in which metric, and who judges it."""
 
@@ -296,7 +299,7 @@ def groups_of(claim: Claim, cells: dict[tuple[str, str], Cell], least: int = 1) 
 def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run]) -> str:
     """What may stand behind a claim that does not hold, or only in part, as far as its runs show it. used: its sides."""
     causes, n = [], min(cell.n for group in used for cell in group)
-    if claim.judge in (lowers, raises, improves) and _paired(used)[0][2] >= ALPHA and n < 20:
+    if claim.judge in PAIRED and _paired(used)[0][2] >= ALPHA and n < 20:
         ours, theirs = (stats.t.ppf(1 - ALPHA / 2, count - 1) for count in (n, 20))
         causes.append(f"few seeds: p < {ALPHA} takes |t| > {ours:.1f} with {n}, {theirs:.1f} with the paper's 20")
     if claim.metric == STEP:
@@ -320,8 +323,8 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
     time are judged by these, not by the runs, whose steps shared the machine with others. runs: as `records.load_runs` gives
     them. not_run: method -> why it has no runs. Columns claim, place (in the paper),
     profile, unit, ours, seeds ("5" or "3 to 5"), paper, paper_verdict (the same rule on the paper's numbers), verdict,
-    suspected_cause (of claims that do not hold or only in part), left_out, rule. The verdict is "holds", "holds in part" or
-    "does not hold" by the rule; "too few seeds" when a side of the comparison has no method with 3 seeds that have the
+    p_value (of the paired test, uncorrected, where the rule has one), suspected_cause (of claims that do not hold or only in
+    part), left_out, rule. The verdict is "holds", "holds in part" or "does not hold" by the rule; "too few seeds" when a side of the comparison has no method with 3 seeds that have the
     value (failed ones and, for steps, those that never converged do not), or a pair fewer than 3 in common; "not run" when a
     side has no run. left_out names the methods of the claim left out of it for that, and failed seeds, with the reason.
     """
@@ -349,14 +352,16 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
             if few or reason:
                 left.setdefault("; ".join(filter(None, (few, reason))), []).append(_label(method))
         n = sorted({cell.n for group in used for cell in group})
+        pairs = _paired(used) if all(used) and claim.judge in PAIRED else []
+        p_value = pairs[0][2] if pairs else math.nan
         cause = _suspected_cause(claim, used, runs) if verdict in VERDICTS[1:3] else ""
         seeds = "" if timed else " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))
         left_out = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left.items())
         rule = " ".join((claim.judge.__doc__ or "").split())
         rows.append((claim.text, claim.place, profile, METRICS[claim.metric][1], text, seeds, *claim.judge(groups_of(claim, theirs)),
-                     verdict, cause, left_out, rule))  # fmt: skip
-    columns = ["claim", "place", "profile", "unit", "ours", "seeds", "paper", "paper_verdict", "verdict", "suspected_cause",
-               "left_out", "rule"]  # fmt: skip
+                     verdict, p_value, cause, left_out, rule))  # fmt: skip
+    columns = ["claim", "place", "profile", "unit", "ours", "seeds", "paper", "paper_verdict", "verdict", "p_value",
+               "suspected_cause", "left_out", "rule"]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -35,6 +35,7 @@ from scrapl_lib.tables import (
     TABLE_3_METRICS,
     curves,
     profile_note,
+    read_table,
     seed_values,
     seeds_note,
     values_by_seed,
@@ -130,9 +131,7 @@ def step_costs(folder: Path) -> dict[str, float]:
 
     folder: holds table_5.csv, written by notebook 08_cost. Without it {}: nothing was measured.
     """
-    if not (folder / "table_5.csv").is_file():
-        return {}
-    ms = pd.read_csv(folder / "table_5.csv").set_index("method")["ms"].dropna()
+    ms = read_table(folder / "table_5.csv", ["method", "ms"]).set_index("method")["ms"].dropna()
     return {method: float(ms[name] + ms["model"]) for method, name in TIMED_AS.items() if name in ms.index}
 
 

@@ -1,4 +1,4 @@
-"""Means, intervals and paired tests, as the paper computes its Tables 1, 2 and 6."""
+"""Means, intervals and paired tests, as the paper computes its Tables 1, 2 and 6; tests that compare ours with printed ones."""
 
 from __future__ import annotations
 
@@ -44,3 +44,38 @@ def paired_comparison(a: Sequence[float], b: Sequence[float]) -> tuple[float, fl
     freedom = len(difference) - 1
     p_value = 2 * stats.t.sf(abs(mean) / error, freedom)
     return float(mean), float(stats.t.ppf(0.975, freedom) * error), float(p_value)
+
+
+def standard_error(half_width: float, n: int, paired: bool = False) -> float:
+    """Sample std / sqrt(n) behind a 95 % half-width over n values: that of `mean_ci95`, or, paired, of `paired_comparison`."""
+    if paired:
+        return float(half_width / stats.t.ppf(0.975, n - 1))
+    return float(half_width / 1.96 * np.sqrt(n / (n - 1)))
+
+
+def equivalence(difference: float, sides: Sequence[tuple[float, int]], margin: float) -> float:
+    """p-value of two one-sided t-tests (TOST, Schuirmann 1987): small when a difference of means lies between -margin and margin.
+
+    sides: (standard error, n) of the two means (Welch's test), or of the one that is compared with a fixed number. The p-value is
+    the larger of the two. Without any spread it is 0 or 1.
+    """
+    variances, freedoms = np.array([(error**2, n - 1) for error, n in sides]).T
+    if not variances.any():
+        return float(abs(difference) >= margin)
+    freedom = variances.sum() ** 2 / (variances**2 / freedoms).sum()
+    return float(stats.t.sf((margin - abs(difference)) / np.sqrt(variances.sum()), freedom))
+
+
+def share_ci95(percent: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval, in percent, of a share of n."""
+    low, high = stats.binomtest(round(percent * n / 100), n).proportion_ci(0.95, "wilson")
+    return 100 * low, 100 * high
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p-values (n,) corrected for all of them together (Holm 1979): the i-th smallest of m times m - i + 1, at least the one before
+    it, at most 1. NaN, a test not made, stays and does not count."""
+    p_values = np.asarray(p_values, dtype=np.float64)
+    corrected, order = np.full_like(p_values, np.nan), np.argsort(p_values)[: np.isfinite(p_values).sum()]  # NaN sort last
+    corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1)
+    return corrected

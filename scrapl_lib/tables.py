@@ -35,6 +35,9 @@ METRICS = {  # metric: label, unit
     "mss_log_linear_distance": ("MSS distance", ""),
     "fad_encodec": ("FAD, EnCodec", ""),
     "frechet_log_mel": ("Fréchet distance, log-mel statistics", ""),
+    "median_time": ("time of the loss", "ms"),
+    "iqr": ("interquartile range of the time", "ms"),
+    "max_memory": ("memory of tensors (MiB, paper: MB of the process)", "MiB, paper: MB"),
     **{f"{part}_{name}_l1": (f"{part} {name.replace('_', ' ')} L1", "")
        for part in ("transient", "decay") for name in ("loudness", "spectral_centroid", "spectral_flatness")},
 }
@@ -323,20 +326,26 @@ def measured(mean: float, half_width: float, p_value: float | str = math.nan) ->
 
 def show(table: pd.DataFrame) -> pd.DataFrame:
     """A tidy table as people read it: one row per method, "ours" and "paper" per metric, rounded; of a report card what one
-    looks for; others unchanged."""
+    looks for; of all cells (`compare.cells`) one row each; others unchanged."""
+    labels, rows = {**paper.METHODS, **{step: label for step, (label, *_) in STEPS.items()}}, []
+    if "equivalence_p" in table:
+        for cell in table.itertuples():
+            row = {"table": cell.table.removeprefix("table_"), "task": paper.NAMES.get(cell.task, cell.task), "method": labels[cell.method]}
+            row |= {"metric": _with_unit(cell.metric), "seeds": cell.n_seeds, "ours": measured(cell.mean, cell.ci95, cell.p_value)}
+            row |= {"Holm": _p_text(cell.p_holm), "paper": measured(cell.paper_mean, cell.paper_ci95, cell.paper_p)}
+            row |= {"paper: Holm": _p_text(cell.paper_p_holm), "difference": number(cell.difference), "in %": number(cell.percent, 2)}
+            rows.append(row | {name: getattr(cell, name) for name in ("verdict", "note", "records")})
+        return pd.DataFrame(rows)
     if "verdict" in table:
-        return table.drop(columns=["profile", "paper_verdict", "rule"], errors="ignore")
+        return table.drop(columns=["profile", "paper_verdict", "p_value", "rule"], errors="ignore")
     if "metric" not in table:
-        numbers = table.select_dtypes("float").map(number)
+        numbers = {name: column.map(_p_text if name.endswith(("_p", "_p_holm")) else number) for name, column in table.select_dtypes("float").items()}
         return table.assign(**numbers, **_named_tasks(table))
-    labels = {**paper.METHODS, **{step: label for step, (label, *_) in STEPS.items()}}
-    rows = []
     for place, group in table.groupby(["task", "method"] if "task" in table else ["method"], sort=False):
         method, failed = place[-1], group["n_failed"].max() if "n_failed" in group else 0
         row = {name: values.iloc[0] for name, values in _named_tasks(group).items()} | {"method": labels[method], "seeds": str(group["n_seeds"].max()) + (f" ({failed} failed)" if failed else "")}
         for cell in group.itertuples():
-            label, unit = METRICS[cell.metric]
-            name = label if unit in label else f"{label} ({unit})"
+            label, name = METRICS[cell.metric][0], _with_unit(cell.metric)
             p_value, paper_p = getattr(cell, "p_value", math.nan), getattr(cell, "paper_p", math.nan)
             row[name] = measured(cell.mean, cell.ci95, p_value) or ("not run" if "not run" in cell.note else "none")
             if "improvement" in group:
@@ -348,13 +357,23 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _with_unit(metric: str) -> str:
+    label, unit = METRICS[metric]
+    return label if unit in label else f"{label} ({unit})"
+
+
+def _p_text(p_value: float) -> str:
+    return "" if math.isnan(p_value) else f"{p_value:.2g}"
+
+
 def _named_tasks(table: pd.DataFrame) -> dict[str, pd.Series]:
     return {"task": table["task"].map(paper.NAMES)} if "task" in table else {}
 
 
 def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     """`show` for a notebook: nothing cut off, texts to the left, verdicts coloured, the caption above."""
-    colours = {"holds": "#c8e6c9", "holds in part": "#fff3c4", "does not hold": "#ffcdd2"}
+    green, yellow, red = "#c8e6c9", "#fff3c4", "#ffcdd2"
+    colours = {"holds": green, "holds in part": yellow, "does not hold": red, "equivalent": green, "intervals overlap": yellow, "different": red}
     shown = show(table)
     style = shown.style.hide(axis="index").format(escape="html").set_properties(**{"text-align": "left", "vertical-align": "top"})
     style.set_caption(caption).set_table_styles([{"selector": "th, caption", "props": "text-align: left"}])
@@ -368,11 +387,26 @@ def write_table(table: pd.DataFrame, name: str, profile: str, output: Path = ROO
     base = Path(output) / "results" / profile / "tables"
     paths = [base / f"{name}.csv", base / f"{name}.md"]
     write_csv(paths[0], table.assign(profile=profile))
+    write_text_atomic(paths[1], as_markdown(table, name, profile, caption))
+    return paths
+
+
+def as_markdown(table: pd.DataFrame, name: str, profile: str, caption: str = "") -> str:
+    """What `write_table` writes for people to read."""
     shown = show(table).astype(str).apply(lambda column: column.str.replace("|", "\\|"))
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     heading = " ".join(filter(None, [f"**{name.replace('_', ' ').capitalize()}.**", caption, profile_note(profile)]))
-    write_text_atomic(paths[1], heading + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines))
-    return paths
+    return heading + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Columns of a table that `write_table` wrote before; no row when it is not there. Raises ValueError for a file without them."""
+    if not path.is_file():
+        return pd.DataFrame(columns=columns)
+    try:
+        return pd.read_csv(path, usecols=columns, dtype={"note": "str"}).fillna({"note": ""})
+    except ValueError as error:
+        raise ValueError(f"broken table {path}: {error}. Delete it and execute the notebook that writes it again") from error
 
 
 def profile_note(profile: str) -> str:

@@ -81,6 +81,7 @@ def test_a_budget_that_is_no_length_of_time_is_refused(tmp_path, monkeypatch, te
         (["run", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "--device", "gpu", "--profile", "smoke"], "unknown device 'gpu': use cpu, cuda or cuda:<n>"),
         (["status", "--profile", "quik"], "unknown profile 'quik': did you mean 'quick'"),
+        (["compare", "--profile", "quik"], "unknown profile 'quik': did you mean 'quick'"),
         (["notebook", "-p", "epochs"], "-p takes name=value, got 'epochs'"),
     ],
 )

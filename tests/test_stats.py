@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import sem, ttest_1samp, ttest_ind_from_stats, ttest_rel
 
 from scrapl_lib.paper import authors_seeds, published
-from scrapl_lib.stats import mean_ci95, paired_comparison
+from scrapl_lib.stats import equivalence, holm, mean_ci95, paired_comparison, share_ci95, standard_error
 
 SEEDS = authors_seeds().set_index(["method", "metric", "seed"])["value"].sort_index()
 STEPS = {"plus_padam": ("scrapl_plain", "scrapl_padam"), "plus_psaga": ("scrapl_padam", "scrapl_no_theta_is"),
@@ -92,3 +92,64 @@ def test_printed_table_6_from_the_authors_seeds(step, metric):
     assert round_as_printed(half_width, 2) == printed.ci95
     printed_p = published("table_6", step, f"delta_{metric}_p_value").value
     assert p_value < 0.01 if printed_p == "<0.01" else round(p_value, 2) == printed_p
+
+
+# ---- ours against printed numbers -----------------------------------------------------------------------------------
+
+
+def test_standard_error_by_hand():
+    """Of 1, 2, 3, 6: population variance 14/4, printed as 1.96 sqrt(14/4) / 2; sample variance 14/3."""
+    assert abs(standard_error(1.96 * math.sqrt(14 / 4) / 2, 4) - math.sqrt(14 / 3) / 2) < 1e-12
+    assert abs(standard_error(17, 20, paired=True) - 17 / 2.093024) < 1e-5  # t of 19 degrees of freedom
+
+
+@pytest.mark.parametrize("n", [2, 3, 20])
+def test_standard_error_is_that_of_the_values(n):
+    a, b = np.random.default_rng(n).normal(size=(2, n))
+    assert abs(standard_error(mean_ci95(a)[1], n) - sem(a)) < 1e-12
+    assert abs(standard_error(paired_comparison(a, b)[1], n, paired=True) - sem(b - a)) < 1e-12
+
+
+@pytest.mark.parametrize("mean", [9.3, 10.0, 11.1, 12.5, 6.0])
+def test_equivalence_is_the_larger_of_scipys_two_one_sided_welch_tests(mean):
+    """Ours with std 0.8 over 5, theirs 10 with std 2 over 20, margin 2."""
+    shifted = [ttest_ind_from_stats(mean + shift, 0.8, 5, 10.0, 2.0, 20, equal_var=False, alternative=side).pvalue
+               for shift, side in ((2, "greater"), (-2, "less"))]  # fmt: skip
+    found = equivalence(mean - 10.0, [(0.8 / math.sqrt(5), 5), (2.0 / math.sqrt(20), 20)], 2.0)
+    assert abs(found - max(shifted)) < 1e-12 and (found < 0.05) == (mean in (9.3, 10.0))
+
+
+def test_equivalence_with_a_fixed_number_is_a_one_sample_test():
+    values = [41.0, 43.5, 44.0, 46.0]
+    margin = 0.2 * 42.4
+    expected = max(ttest_1samp(values, 42.4 - margin, alternative="greater").pvalue, ttest_1samp(values, 42.4 + margin, alternative="less").pvalue)
+    assert abs(equivalence(np.mean(values) - 42.4, [(sem(values), 4)], margin) - expected) < 1e-12
+
+
+def test_equivalence_by_hand():
+    """Difference 1, margin 3, standard errors 0.6 and 0.8 of 4 values each: t = 2, degrees of freedom 3 / (0.36^2 + 0.64^2) = 5.564."""
+    interpolated = 0.0510 - 0.564 * (0.0510 - 0.0462)  # one-sided p of t = 2 with 5 and 6 degrees of freedom, from a table
+    assert abs(equivalence(-1.0, [(0.6, 4), (0.8, 4)], 3.0) - interpolated) < 3e-4
+
+
+def test_equivalence_without_spread():
+    assert [equivalence(d, [(0.0, 3), (0.0, 20)], 2.0) for d in (-1.9, 2.0, 3.0)] == [0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("k, n, low, high", [(8, 10, 49.02, 94.33), (20, 20, 83.89, 100), (0, 5, 0, 43.45)])
+def test_share_ci95_is_wilsons_interval(k, n, low, high):
+    z = 1.959964
+    share, scale = k / n, 1 + z * z / n
+    middle, half_width = (share + z * z / (2 * n)) / scale, z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    found = share_ci95(100 * k / n, n)
+    assert np.abs(np.array(found) / 100 - [middle - half_width, middle + half_width]).max() < 1e-6
+    assert np.abs(np.array(found) - [low, high]).max() < 0.01
+
+
+def test_holm_by_hand():
+    """Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1; the last may not be below the one before."""
+    assert np.abs(holm([0.01, 0.04, 0.03, 0.005]) - [0.03, 0.06, 0.06, 0.02]).max() < 1e-12
+    assert holm([0.6, 0.9]).tolist() == [1.0, 1.0]
+    found = holm([math.nan, 0.02, math.nan, 0.01])  # tests not made do not count
+    assert np.isnan(found[[0, 2]]).all() and np.abs(found[[1, 3]] - 0.02).max() < 1e-12
+    assert holm([]).tolist() == [] and np.isnan(holm([math.nan])).all()
