@@ -176,7 +176,8 @@ def _status(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from . import compare, tables  # with matplotlib, which workers go without
 
-    runs = {name: [run for task in TASKS for run in runs_on_disk(task, name, args.output)] for name in compare.compared(args.profile)}
+    profiles = compare.compared(args.profile)
+    runs = {name: [run for task in TASKS for run in runs_on_disk(task, name, args.output)] for name in profiles}
     for name, (table, caption) in compare.comparison(runs, NOT_RUN, args.profile, args.output).items():
         print(tables.as_markdown(table, name, args.profile, caption))
     return 0
@@ -242,8 +243,8 @@ def parser() -> argparse.ArgumentParser:
                                  "missing, hours spent on them and to go")  # fmt: skip
     status.set_defaults(function=_status)
 
-    compare = commands.add_parser("compare", parents=[common], help="every cell of Tables 1 to 9 and every claim: ours, the paper's, "
-                                  "verdict, as 09_report_card writes them")  # fmt: skip
+    compare = commands.add_parser("compare", parents=[common], help="every cell of Tables 1 to 9 and every claim: ours, "
+                                  "the paper's, verdict, as 09_report_card writes them")  # fmt: skip
     compare.set_defaults(function=_compare)
 
     notebook = commands.add_parser("notebook", parents=[common], help="execute notebooks strictly through papermill")

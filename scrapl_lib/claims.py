@@ -324,9 +324,11 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
     them. not_run: method -> why it has no runs. Columns claim, place (in the paper),
     profile, unit, ours, seeds ("5" or "3 to 5"), paper, paper_verdict (the same rule on the paper's numbers), verdict,
     p_value (of the paired test, uncorrected, where the rule has one), suspected_cause (of claims that do not hold or only in
-    part), left_out, rule. The verdict is "holds", "holds in part" or "does not hold" by the rule; "too few seeds" when a side of the comparison has no method with 3 seeds that have the
-    value (failed ones and, for steps, those that never converged do not), or a pair fewer than 3 in common; "not run" when a
-    side has no run. left_out names the methods of the claim left out of it for that, and failed seeds, with the reason.
+    part), left_out, rule.
+    The verdict is "holds", "holds in part" or "does not hold" by the rule; "too few seeds" when a side of the comparison has
+    no method with 3 seeds that have the value (failed ones and, for steps, those that never converged do not), or a pair
+    fewer than 3 in common; "not run" when a side has no run. left_out names the methods of the claim left out of it for
+    that, and failed seeds, with the reason.
     """
     grid_size = runs[0].config.get("grid_size", 32) if runs else 32  # drum sounds have none, and no claim on guessing
     ours, theirs, rows = _cells(tables.seed_values(runs), grid_size), paper_cells() if theirs is None else theirs, []

@@ -17,22 +17,24 @@ from scrapl_lib.stats import equivalence, holm, share_ci95, standard_error
 
 MARGIN, LEVEL = 0.2, 0.05
 RULE = (
-    f"Verdicts, by the first rule that applies. Not run: there is no run or measurement of ours. Reduced problem: of another profile than paper, not to be "
-    f"compared number by number. Other machine: a cost. Not printed: the paper's cell is blank. Too few seeds: ours are fewer than {LEAST_SEEDS}. "
-    f"Equivalent: two one-sided t-tests (Welch; against the printed value as it stands where the paper has no interval) put the difference within "
-    f"{100 * MARGIN:.0f} % of the paper's value, p < {LEVEL}. Intervals overlap: the two 95 % intervals do, which shows neither a difference nor "
-    f"equivalence. Different: they do not. Shares of seeds are judged by overlap alone, of their Wilson intervals. Table 6 compares differences."
+    f"Verdicts, by the first rule that applies. Not run: there is no run or measurement of ours. Reduced problem: of another "
+    f"profile than paper, not to be compared number by number. Other machine: a cost. Not printed: the paper's cell is blank. "
+    f"Too few seeds: ours are fewer than {LEAST_SEEDS}. Equivalent: two one-sided t-tests (Welch; against the printed value as "
+    f"it stands where the paper has no interval) put the difference within {100 * MARGIN:.0f} % of the paper's value, p < "
+    f"{LEVEL}. Intervals overlap: the two 95 % intervals do, which shows neither a difference nor equivalence. Different: they "
+    f"do not. Shares of seeds are judged by overlap alone, of their Wilson intervals. Table 6 compares differences."
 )
 """How `cells` judges; stated before there was a run of the profile paper."""
 
 CARDS = (
-    "The verdict on each claim, by the paper's own numbers and by the runs of each profile. p: the paired t-test of ours, where the rule has "
-    "one; p holm: the same corrected (Holm) over the claims tested of one table of the paper; of Table 6, `cells` corrects over all its tests, "
-    "claimed or not. The correction changes no verdict: the rules ask for p < 0.01 uncorrected."
+    "The verdict on each claim, by the paper's own numbers and by the runs of each profile. p: the paired t-test of ours, where "
+    "the rule has one; p holm: the same corrected (Holm) over the claims tested of one table of the paper; of Table 6, `cells` "
+    "corrects over all its tests, claimed or not. The correction changes no verdict: the rules ask for p < 0.01 uncorrected."
 )
 COSTS = {"median_time": "ms", "iqr": "iqr_ms", "max_memory": "mib"}  # metric as printed: column of table_5.csv
-COLUMNS = ["table", "task", "method", "metric", "unit", "n_seeds", "mean", "ci95", "paper_mean", "paper_ci95", "paper_n", "difference",
-           "percent", "equivalence_p", "verdict", "p_value", "p_holm", "paper_p", "paper_p_holm", "note", "records"]  # fmt: skip
+COLUMNS = ["table", "task", "method", "metric", "unit", "n_seeds", "mean", "ci95", "paper_mean", "paper_ci95", "paper_n",
+           "difference", "percent", "equivalence_p", "verdict", "p_value", "p_holm", "paper_p", "paper_p_holm", "note",
+           "records"]  # fmt: skip
 
 
 def compared(profile: str) -> list[str]:
@@ -68,7 +70,8 @@ def _verdict(cell: Any, profile: str) -> tuple[float, str]:
     if cell.metric.endswith("_rate"):
         (low, high), (paper_low, paper_high) = share_ci95(cell.mean, cell.n_seeds), share_ci95(cell.paper_mean, cell.paper_n)
         return math.nan, "intervals overlap" if low <= paper_high and paper_low <= high else "different"
-    sides = [(half_width, n) for half_width, n in ((cell.ci95, cell.n_seeds), (cell.paper_ci95, cell.paper_n)) if not math.isnan(half_width)]
+    both = ((cell.ci95, cell.n_seeds), (cell.paper_ci95, cell.paper_n))
+    sides = [(half_width, n) for half_width, n in both if not math.isnan(half_width)]
     errors = [(standard_error(half_width, n, paired=cell.table == "table_6"), n) for half_width, n in sides]
     p_value = equivalence(cell.difference, errors, MARGIN * abs(cell.paper_mean))
     overlap = abs(cell.difference) <= sum(half_width for half_width, _ in sides)
@@ -118,12 +121,12 @@ def cells(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Pa
 def cards(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Path) -> pd.DataFrame:
     """The verdicts of all report cards of one profile: columns part, claim, place, paper_verdict ("" of costs), verdict, p_value,
     p_holm (over the claims of a place). Arguments as in `cells`; costs are those that notebook 08_cost judged."""
-    costs = tables.read_table(folder / "cost_card.csv", ["claim", "verdict"]).assign(place="Table 5", paper_verdict="", p_value=math.nan)
+    costs = tables.read_table(folder / "cost_card.csv", ["claim", "verdict"])
     of = {
         "granular": report_card(_of(runs, ["granular"]), not_run, profile, costs=step_costs(folder)),
         "chirplet": chirplet_card(_of(runs, paper.CHIRPLETS), not_run, profile),
         "drum": drum_card(_of(runs, paper.TR808), not_run, profile),
-        "cost": costs,
+        "cost": costs.assign(place="Table 5", paper_verdict="", p_value=math.nan),
     }
     card = pd.concat(of, names=["part"]).reset_index("part")
     card["p_holm"] = card.groupby(["part", "place"])["p_value"].transform(holm)
@@ -141,7 +144,8 @@ def claims(by_profile: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table.fillna({name: "not run" for name in table if name.endswith("verdict")}).reset_index()
 
 
-def comparison(runs: dict[str, Sequence[Run]], not_run: dict[str, str], profile: str, output: Path) -> dict[str, tuple[pd.DataFrame, str]]:
+def comparison(runs: dict[str, Sequence[Run]], not_run: dict[str, str], profile: str,
+               output: Path) -> dict[str, tuple[pd.DataFrame, str]]:  # fmt: skip
     """The tables "cells" (of `profile`) and "claims" (of all), each with its caption. runs: by profile, of `compared`."""
     folders = {name: Path(output) / "results" / name / "tables" for name in runs}
     table = cells(runs[profile], not_run, profile, folders[profile])

@@ -330,16 +330,20 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
     labels, rows = {**paper.METHODS, **{step: label for step, (label, *_) in STEPS.items()}}, []
     if "equivalence_p" in table:
         for cell in table.itertuples():
-            row = {"table": cell.table.removeprefix("table_"), "task": paper.NAMES.get(cell.task, cell.task), "method": labels[cell.method]}
-            row |= {"metric": _with_unit(cell.metric), "seeds": cell.n_seeds, "ours": measured(cell.mean, cell.ci95, cell.p_value)}
-            row |= {"Holm": _p_text(cell.p_holm), "paper": measured(cell.paper_mean, cell.paper_ci95, cell.paper_p)}
-            row |= {"paper: Holm": _p_text(cell.paper_p_holm), "difference": number(cell.difference), "in %": number(cell.percent, 2)}
-            rows.append(row | {name: getattr(cell, name) for name in ("verdict", "note", "records")})
+            rows.append({
+                "table": cell.table.removeprefix("table_"), "task": paper.NAMES.get(cell.task, cell.task),
+                "method": labels[cell.method], "metric": _with_unit(cell.metric), "seeds": cell.n_seeds,
+                "ours": measured(cell.mean, cell.ci95, cell.p_value), "Holm": _p_text(cell.p_holm),
+                "paper": measured(cell.paper_mean, cell.paper_ci95, cell.paper_p), "paper: Holm": _p_text(cell.paper_p_holm),
+                "difference": number(cell.difference), "in %": number(cell.percent, 2),
+                "verdict": cell.verdict, "note": cell.note, "records": cell.records,
+            })  # fmt: skip
         return pd.DataFrame(rows)
     if "verdict" in table:
         return table.drop(columns=["profile", "paper_verdict", "p_value", "rule"], errors="ignore")
     if "metric" not in table:
-        numbers = {name: column.map(_p_text if name.endswith(("_p", "_p_holm")) else number) for name, column in table.select_dtypes("float").items()}
+        floats = table.select_dtypes("float")
+        numbers = {name: floats[name].map(_p_text if name.endswith(("_p", "_p_holm")) else number) for name in floats}
         return table.assign(**numbers, **_named_tasks(table))
     for place, group in table.groupby(["task", "method"] if "task" in table else ["method"], sort=False):
         method, failed = place[-1], group["n_failed"].max() if "n_failed" in group else 0
@@ -373,7 +377,8 @@ def _named_tasks(table: pd.DataFrame) -> dict[str, pd.Series]:
 def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     """`show` for a notebook: nothing cut off, texts to the left, verdicts coloured, the caption above."""
     green, yellow, red = "#c8e6c9", "#fff3c4", "#ffcdd2"
-    colours = {"holds": green, "holds in part": yellow, "does not hold": red, "equivalent": green, "intervals overlap": yellow, "different": red}
+    colours = {"holds": green, "holds in part": yellow, "does not hold": red}
+    colours |= {"equivalent": green, "intervals overlap": yellow, "different": red}
     shown = show(table)
     style = shown.style.hide(axis="index").format(escape="html").set_properties(**{"text-align": "left", "vertical-align": "top"})
     style.set_caption(caption).set_table_styles([{"selector": "th, caption", "props": "text-align: left"}])
@@ -400,7 +405,9 @@ def as_markdown(table: pd.DataFrame, name: str, profile: str, caption: str = "")
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table that `write_table` wrote before; no row when it is not there. Raises ValueError for a file without them."""
+    """Columns of a table that `write_table` wrote before; no row when it is not there.
+
+    Raises ValueError for a file without them."""
     if not path.is_file():
         return pd.DataFrame(columns=columns)
     try:
