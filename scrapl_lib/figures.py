@@ -116,11 +116,12 @@ def _finish(figure: Figure, axes: Sequence[Axes], data: pd.DataFrame, title: str
 
 
 def _plain_log(axis_name: str, ax: Axes) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..., more of them within a decade, fewer over more than two."""
+    """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..., the more of them the less it spans."""
     getattr(ax, f"set_{axis_name}scale")("log")
     axis = getattr(ax, f"{axis_name}axis")
     low, high = axis.get_view_interval()
-    subs = (1, 3) if high > 100 * low else (1, 2, 5) if high > 10 * low else (1, 1.2, 1.5, 2, 3, 4, 5, 7)
+    spans = {100: (1, 3), 10: (1, 2, 5), 4: (1, 2, 3, 5)}
+    subs = next((subs for span, subs in spans.items() if high > span * low), (1, 1.2, 1.5, 2, 3, 4, 5, 7))
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -375,6 +376,7 @@ def drum_features(runs: Sequence[Run], metrics: Sequence[str], profile: str, not
             ax.set_xticks([])
         else:
             _plain_log("x", ax)
+            ax.tick_params(axis="x", labelsize=8)
         ax.set_title(f"{METRICS[metric][0]}, {source}", fontsize=9)
     axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="aligned")
     axes[0].plot([], [], "o", color="0.4", label="misaligned")

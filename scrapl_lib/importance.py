@@ -13,11 +13,12 @@ How it is computed. An item's loss depends on w through its own theta_n alone, s
     M_u v = sum_n J_{n,u} sum_u' H_n[u, u'] (J_{n,u'} . v)  +  sum_n s_{n,u} (d2 theta_{n,u} / dw2) v.
 
 s and H come from the synthesizer and the transform, without the encoder: first and second derivatives of the audio are
-carried forward through the transform, whose first order all paths share (`SCRAPLLoss.derivatives`). The J are shared by all paths, and the first (Gauss-Newton) term has at most rank N. The second term takes
-one Hessian-vector product of the encoder alone. M_u is not symmetric (its first term is not), so its eigenvalues may be
-negative or complex: C is the magnitude. The power iteration of the paper is replaced by Arnoldi's: from the same products
-M_u v it takes the best eigenvalue of the whole space they span, and it converges for complex pairs and for nearly opposite
-eigenvalues, too (common here; 20 power iterations are then far from the end, and scrapl-loss 0.1.0 returns less).
+carried forward through the transform, whose first order all paths share (`SCRAPLLoss.derivatives`). The J are shared by all
+paths, and the first (Gauss-Newton) term has at most rank N. The second term takes one Hessian-vector product of the encoder
+alone. M_u is not symmetric (its first term is not), so its eigenvalues may be negative or complex: C is the magnitude. The
+power iteration of the paper is replaced by Arnoldi's: from the same products M_u v it takes the best eigenvalue of the
+whole space they span, and it converges for complex pairs and for nearly opposite eigenvalues, too (common here; 20 power
+iterations are then far from the end, and scrapl-loss 0.1.0 returns less).
 
 Precision. s and H come in float64: as the phases of the audio turn by thousands of radians with theta, H is the small
 difference of two large numbers (400 times as large on path 100 of the granular configuration; in float32 the values are
