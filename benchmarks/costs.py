@@ -68,10 +68,15 @@ def model_call(config: RunConfig, batch: int, device: str) -> Callable:
 
 
 def times_ms(call: Callable, arguments: Sequence, least_s: float) -> np.ndarray:
-    """Milliseconds of call(argument), once for each argument; repeated for `least_s` seconds if there is a single one."""
+    """Milliseconds of call(argument), once for each argument; repeated until they add up to `least_s` if there is a single one.
+
+    Two calls before each that is timed warm up.
+    """
     timers = [Timer("call(a)", globals={"call": call, "a": a}, num_threads=torch.get_num_threads()) for a in arguments]
-    runs = [timers[0].blocked_autorange(min_run_time=least_s)] if len(timers) == 1 else [timer.timeit(1) for timer in timers]
-    return 1e3 * np.concatenate([run.times for run in runs])
+    times = [timer.timeit(1).median for timer in timers]
+    while len(timers) == 1 and sum(times) < least_s:
+        times.append(timers[0].timeit(1).median)
+    return 1e3 * np.array(times)
 
 
 def peak_mib(call: Callable, arguments: Iterable, device: str) -> float:

@@ -28,7 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 # The quick problem made smaller once more: half a second of sound, fewer paths, small batches, a narrower encoder.
 _DEMO = {
     "n_samples": 4096, "grid_size": 8, "n_synth_seeds": 2, "J": 8, "J_fr": 2, "channels": 24, "dense": 24,
-    "batch_size": 4, "lr": 2e-3, "epochs": 16,
+    "batch_size": 4, "lr": 2e-3, "epochs": 12,
 }  # fmt: skip
 
 
