@@ -28,6 +28,7 @@ LEAST_SEEDS = 3
 ALPHA = 0.01
 VERDICTS = ("holds", "holds in part", "does not hold", "too few seeds", "not run")
 STEP = "train_step_ms"
+DRUM_LOUDNESS, NEAR_SILENCE = "transient_loudness_l1", 2000.0  # 20 dB, times 100 as printed
 STILL_FALLING = 0.05  # a method that gains more than this share from the third to the last quarter has not finished learning
 
 
@@ -232,14 +233,14 @@ def drum_claims() -> tuple[Claim, ...]:
     def at(condition: str, *methods: str) -> tuple[str, ...]:
         return tuple(f"{method} {condition}" for method in methods)
 
-    loudness, labels = "transient_loudness_l1", paper.METHODS
+    labels = paper.METHODS
     return (
         *(Claim(f"{labels[m]} loses the transient when misaligned: its loudness error grows", "Table 8",
-                (at("micro", m), at("meso", m)), loudness, lower) for m in MSS),
+                (at("micro", m), at("meso", m)), DRUM_LOUDNESS, lower) for m in MSS),
         *(Claim(f"{labels[m]} keeps the transient when misaligned", "Table 8",
-                (at("meso", m), at("micro", m)), loudness, within_a_quarter) for m in DRUM_LOSSES),
+                (at("meso", m), at("micro", m)), DRUM_LOUDNESS, within_a_quarter) for m in DRUM_LOSSES),
         *(Claim(f"misaligned, JTFS and SCRAPL are closer than any MSS in {METRICS[metric][0].removesuffix(' L1')}", "Table 8",
-                (at("meso", *DRUM_LOSSES), at("meso", *MSS)), metric, lower) for metric in (loudness, "transient_spectral_centroid_l1")),
+                (at("meso", *DRUM_LOSSES), at("meso", *MSS)), metric, lower) for metric in (DRUM_LOUDNESS, "transient_spectral_centroid_l1")),
         Claim("misaligned, JTFS and SCRAPL end at a lower JTFS distance than any MSS", "Table 4",
               (at("meso", *DRUM_LOSSES[:2]), at("meso", *MSS)), "jtfs_distance", lower),
         *(Claim(f"{name}, every MSS is closer than SCRAPL in decay loudness", "Table 9",
@@ -296,8 +297,9 @@ def groups_of(claim: Claim, cells: dict[tuple[str, str], Cell], least: int = 1) 
     return [[cell for cell in group if cell.n >= least] for group in there]
 
 
-def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run]) -> str:
-    """What may stand behind a claim that does not hold, or only in part, as far as its runs show it. used: its sides."""
+def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run], cells: dict[tuple[str, str], Cell]) -> str:
+    """What may stand behind a claim that does not hold, or only in part, as far as its runs show it. used: its sides.
+    cells: all there are by (method, metric)."""
     causes, n = [], min(cell.n for group in used for cell in group)
     if claim.judge in PAIRED and _paired(used)[0][2] >= ALPHA and n < 20:
         ours, theirs = (stats.t.ppf(1 - ALPHA / 2, count - 1) for count in (n, 20))
@@ -312,6 +314,9 @@ def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run]) -> str:
         learning += [f"{paper.METHODS[method]} {100 * gain:.0f} %"] if gain > STILL_FALLING else []
     if learning:
         causes.append(f"stopped while learning: the validation θ L1 fell from the third to the last quarter, {', '.join(learning)}")
+    for cell in filter(None, (cells.get((method, DRUM_LOUDNESS)) for method in claim.groups[0])):
+        if cell.mean > NEAR_SILENCE:
+            causes.append(f"{cell.label} is next to silence: {cell.mean / 100:.0f} dB off in the loudness of the transient")
     return "; ".join(causes)
 
 
@@ -356,7 +361,7 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
         n = sorted({cell.n for group in used for cell in group})
         pairs = _paired(used) if all(used) and claim.judge in PAIRED else []
         p_value = pairs[0][2] if pairs else math.nan
-        cause = _suspected_cause(claim, used, runs) if verdict in VERDICTS[1:3] else ""
+        cause = _suspected_cause(claim, used, runs, ours) if verdict in VERDICTS[1:3] else ""
         seeds = "" if timed else " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))
         left_out = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left.items())
         rule = " ".join((claim.judge.__doc__ or "").split())

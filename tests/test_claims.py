@@ -1,5 +1,6 @@
 """The report card: the paper's own numbers satisfy every claim; rules give the verdict they state at their borders."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import synthetic_records as synthetic
@@ -230,3 +231,17 @@ def test_drum_card_tells_aligned_from_misaligned(tmp_path):
     closer = card.loc["misaligned, JTFS and SCRAPL are closer than any MSS in transient loudness"]
     assert closer["verdict"] == "holds" and "SCRAPL, misaligned" in closer["left_out"] and "MSS random, misaligned" in closer["left_out"]
     assert card.loc["SCRAPL keeps the transient when misaligned", "verdict"] == "not run"
+
+
+def test_a_drum_method_next_to_silence_is_named_as_the_suspected_cause(tmp_path):
+    """Aligned 25 dB off, misaligned 24: what is lost already cannot get lost; 19 dB would not be called silence."""
+    for task, linear, log_linear in (("tr808_micro", 25.0, 19.0), ("tr808_meso", 24.0, 18.0)):
+        for seed in range(3):
+            synthetic.write_drums(tmp_path, task, "mss_linear", seed, linear)
+            synthetic.write_drums(tmp_path, task, "mss_log_linear", seed, log_linear)
+    card = claims.drum_card(synthetic.load_drums(tmp_path), {}, "quick").set_index("claim")
+    causes = {method: card.loc[f"MSS {method} loses the transient when misaligned: its loudness error grows", "suspected_cause"]
+              for method in ("linear", "log + linear")}  # fmt: skip
+    mean = 25 * np.mean([synthetic.spread(seed) for seed in range(3)])
+    assert causes["linear"] == f"MSS linear, aligned is next to silence: {mean:.0f} dB off in the loudness of the transient"
+    assert causes["log + linear"] == ""
