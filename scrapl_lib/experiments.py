@@ -212,7 +212,7 @@ _CHIRPLET = {
 }  # fmt: skip
 # What sets the TR-808 tasks apart. Quick: a quarter of the sample rate, 0.37 s; delays and averaging as long as the paper's.
 _TR808 = {
-    "smoke": {"sample_rate_hz": 8820, "n_samples": 4096, "common_delay": 320, "T": 64, "F": 1, "n_sounds": 20, "cqt_octaves": 3},
+    "smoke": {"sample_rate_hz": 8820, "n_samples": 4096, "common_delay": 320, "J": 5, "T": 64, "F": 1, "n_sounds": 20, "cqt_octaves": 3},
     "quick": {"sample_rate_hz": 11025, "n_samples": 4096, "common_delay": 512, "J": 9, "T": 512, "F": 1, "n_sounds": 120, "cqt_octaves": 6,
               "pools": ((2, 2), (2, 2), (2, 2), (3, 3)), "epochs": 33, "batch_size": 4, "lr_end": 1e-4},
     "paper": {"sample_rate_hz": 44100, "n_samples": 44100, "common_delay": 2048, "J_fr": 5, "T": 2048, "F": 1, "n_sounds": 681,

@@ -5,7 +5,7 @@ A jet stacks the value f, its U first derivatives f_u, and its second derivative
 `distance` ends in numbers. For few parameters and many outputs this is far cheaper than differentiating backwards twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,9 +32,9 @@ class Jets:
         r_u = out[:, 1 : 1 + self.U]
         torch.mul(_real_product(value[:, None], tangents), inverse[:, None], out=r_u)
         out[:, 0] = r
-        for i, (u, v) in enumerate(self.pairs):
-            curved = _real_product(tangents[:, u], tangents[:, v]) + _real_product(value, seconds[:, i]) - r_u[:, u] * r_u[:, v]
-            torch.mul(curved, inverse, out=out[:, 1 + self.U + i])
+        for u, row in self._rows():
+            curved = _real_product(tangents[:, u, None], tangents[:, u:]) + _real_product(value[:, None], seconds[:, row])
+            torch.mul(curved - r_u[:, u, None] * r_u[:, u:], inverse[:, None], out=out[:, 1 + self.U :][:, row])
         return out
 
     def log1p(self, s: Tensor, floor: float) -> Tensor:
@@ -42,8 +42,8 @@ class Jets:
         value, tangents, seconds = self._split(s)
         inverse = 1 / (floor + value)
         first = tangents * inverse[:, None]
-        second = [seconds[:, i] * inverse - first[:, u] * first[:, v] for i, (u, v) in enumerate(self.pairs)]
-        return torch.stack([torch.log1p(value / floor), *first.unbind(1), *second], dim=1)
+        second = [seconds[:, row] * inverse[:, None] - first[:, u, None] * first[:, u:] for u, row in self._rows()]
+        return torch.cat([torch.log1p(value / floor)[:, None], first, *second], dim=1)
 
     def distance(self, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """L2 norm of real jets (B, K, ...): value (B,), gradient (B, U), Hessian (B, U, U); all 0 where the value is 0."""
@@ -60,6 +60,13 @@ class Jets:
                 hessian[:, v, u] += along[:, i]
         hessian = (hessian - gradient[:, :, None] * gradient[:, None]) * inverse[:, None, None]
         return norm, gradient, hessian
+
+    def _rows(self) -> Iterator[tuple[int, slice]]:
+        """u and where the pairs (u, v), v = u ... U - 1, are among all."""
+        end = 0
+        for u in range(self.U):
+            start, end = end, end + self.U - u
+            yield u, slice(start, end)
 
     def _split(self, jet: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return jet[:, 0], jet[:, 1 : 1 + self.U], jet[:, 1 + self.U :]
