@@ -13,6 +13,7 @@ from statistics import mean
 import pandas as pd
 
 from . import __started_s__
+from .cluster import EXECUTORS, SLURM, Jobs
 from .execute import NotebookFailed, notebook_names, run_notebook, run_notebooks
 from .experiments import (
     METHODS,
@@ -30,6 +31,8 @@ from .experiments import (
 )
 from .records import IMPORTANCE, ROOT, BrokenRecord, hours_of, read_record, read_run, run_folder
 from .training import (
+    PER_GPU,
+    RUN_GIB,
     STOP_S,
     Budget,
     checkpoint_folder,
@@ -37,6 +40,7 @@ from .training import (
     default_device,
     ensure_runs,
     kept_of,
+    make_deterministic,
     runs_on_disk,
     states,
     train,
@@ -72,21 +76,44 @@ def _minutes(text: str) -> float:
     return minutes
 
 
+def _option(text: str) -> tuple[str, int | str]:
+    """"NAME=VALUE", numbers as numbers."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"an option of sbatch is NAME=VALUE such as partition=gpu; got {text!r}")
+    return name, int(value) if value.isdecimal() else value
+
+
+def _jobs(args: argparse.Namespace, workers: int | None = None) -> Jobs | None:
+    """What submits jobs, if the command line asks for them."""
+    if args.executor is None:
+        if args.parts is not None or args.slurm:
+            raise ValueError("--parts and --slurm are for jobs: add --executor slurm")
+        return None
+    return Jobs(args.executor, args.profile, args.output, args.device, workers, args.deterministic,
+                1 if args.parts is None else args.parts, dict(args.slurm))  # fmt: skip
+
+
 def _run(args: argparse.Namespace) -> int:
     methods = None if args.method is None else [name.strip() for name in args.method.split(",")]
     suited = [task for task in TASKS if set(methods or ()) <= set(methods_of(task))]
     tasks = [name.strip() for name in args.task.split(",")] if args.task else suited or TASKS
     if args.worker:
+        if args.deterministic:
+            make_deterministic(args.device)
         config = make_config(tasks[0], methods[0], args.seeds[0], args.profile)
         progress = checkpoint_folder(config, args.output) / "progress.json"
         train(config, args.output, args.device, write_progress(progress))
         return 0
     wanted = dict.fromkeys(config for task in tasks for config in grid(task, args.profile, methods, args.seeds))
-    budget, before = None, None
+    jobs, budget, before = _jobs(args, args.workers), None, None
     if args.budget_minutes is not None:
+        if jobs:
+            raise ValueError("--budget-minutes is for workers of this machine; what limits a job is --slurm time=MINUTES")
         budget = Budget(args.started_s + 60 * args.budget_minutes, STOP_S[args.profile])
         before = states(wanted, args.output)
-    runs = ensure_runs(tasks, methods, args.seeds, args.profile, args.output, args.device, args.workers, budget)
+    runs = ensure_runs(tasks, methods, args.seeds, args.profile, args.output, args.device, args.workers, budget,
+                       args.deterministic, jobs)  # fmt: skip
     failed = [run for run in runs if not run.ok]
     print(f"{len(runs) - len(failed)} of {len(wanted)} runs finished, {len(failed)} failed, in {args.output / 'results'}")
     for run in failed:
@@ -110,6 +137,17 @@ def _balance(args: argparse.Namespace, before: dict[RunConfig, str], after: dict
 
 
 def _importance(args: argparse.Namespace) -> int:
+    if jobs := _jobs(args):
+        if args.paths is not None:
+            raise ValueError("--paths is for one process; for jobs, --parts N divides all paths among N of them")
+        found = states([importance_config(task, args.profile) for task in args.task.split(",")], args.output)
+        if missing := [config for config, state in found.items() if state != "done"]:
+            jobs(missing)
+        for config, state in (found := states(found, args.output)).items():
+            print(f"path probabilities of {config.task}, profile {args.profile}: {state}")
+        return 0 if set(found.values()) == {"done"} else 1
+    if args.deterministic:
+        make_deterministic(args.device)
     for task in args.task.split(","):
         watch = watch_parent() if args.worker else None
         state = compute_importance(task, args.profile, args.output, args.device, args.paths, watch)
@@ -215,28 +253,37 @@ def parser() -> argparse.ArgumentParser:
     common.add_argument("--output", type=lambda text: Path(text).absolute(), default=ROOT,
                         help="folder that holds results/, figures/ and checkpoints/ (default: the project)")  # fmt: skip
 
-    run = commands.add_parser("run", parents=[common], help="train what is missing of a grid; again to resume")
+    computing = argparse.ArgumentParser(add_help=False, parents=[common])
+    computing.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
+    computing.add_argument("--deterministic", action="store_true", help="the same bits again on one type of device and one version of "
+                           "PyTorch (on a CPU they are so anyway); run.json says so")  # fmt: skip
+    computing.add_argument("--executor", choices=EXECUTORS, help="submit jobs through submitit, one per run, and wait for them, "
+                           "rather than start workers (local: in processes of this machine, to try it out)")  # fmt: skip
+    computing.add_argument("--parts", type=int, metavar="N", help="with --executor: jobs for a task's path probabilities (default 1)")
+    known = " ".join(f"{name}={value}" for name, value in SLURM.items())
+    computing.add_argument("--slurm", type=_option, action="append", default=[], metavar="NAME=VALUE", help="with --executor: an "
+                           f"option of sbatch, such as partition=gpu; several times. By default {known} (time in minutes)")  # fmt: skip
+    computing.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+
+    run = commands.add_parser("run", parents=[computing], help="train what is missing of a grid; again to resume")
     run.add_argument("--task", help=f"comma-separated; default those whose tables have the methods. {', '.join(TASKS)}")
     run.add_argument("--method", help=f"comma-separated; default all. {', '.join(METHODS)}")
     run.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the profile")
-    run.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
-    run.add_argument("--workers", type=int, help="runs at once (default: one per core, one on CUDA)")
+    run.add_argument("--workers", type=int, metavar="N", help="runs at once, which share the device (default: one per core on a CPU; "
+                     f"on CUDA one per {RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs at once (256)")  # fmt: skip
     stop_s = ", ".join(f"{profile}: {stop_s:g} s" for profile, stop_s in STOP_S.items())
     run.add_argument("--budget-minutes", type=_minutes, metavar="MINUTES", help="stop after so long, start-up included, with exit "
                      "status 0 (1: a run crashed or is stale). One seed of every task and method comes first, then a second one, "
                      "and so on, in each round the cheap before the dear. Shortly before the end the runs under way are asked to "
                      f"write checkpoints, from which the same command goes on ({stop_s}); so that a run comes to its first, none "
                      "is started in the last three times as long")  # fmt: skip
-    run.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     run.set_defaults(function=_run)
 
-    importance = commands.add_parser("importance", parents=[common], help="path probabilities of theta-importance sampling "
+    importance = commands.add_parser("importance", parents=[computing], help="path probabilities of theta-importance sampling "
                                      "(run computes what it needs of them); again to resume")  # fmt: skip
     importance.add_argument("--task", default=",".join(TASKS), help=f"comma-separated; default all. {', '.join(TASKS)}")
     importance.add_argument("--paths", type=lambda text: _seeds(text, "paths"),
                             help="0-99 or 0,7: only these. Whoever finds all parts in checkpoints/ puts them together")  # fmt: skip
-    importance.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
-    importance.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     importance.set_defaults(function=_importance)
 
     status = commands.add_parser("status", parents=[common], help="task by method: how many runs are done, failed, stale and "

@@ -125,8 +125,8 @@ class GranularSynth:
                 f"onset must be int64 in [0, {self.n_samples - n}], so that every grain fits, got {onset.dtype} in "
                 f"[{onset.min()}, {onset.max()}]"
             )
-        f0_hz = f0_hz.to(theta.device, torch.float64)
-        onset = onset.to(theta.device)
+        f0_hz = f0_hz.to(theta.device, torch.float64, non_blocking=True)  # else the host would wait for the device
+        onset = onset.to(theta.device, non_blocking=True)
         density, slope = (p.value(theta[:, [u]]) for u, p in enumerate(self.parameters))  # (batch, 1) each
 
         # All grains of an item glide alike, so one phase per item, in cycles per hertz of f0, serves them all. It is
@@ -228,7 +228,7 @@ class ChirpletSynth:
         _check_shift(shift, len(theta), self.max_shift)
         am_hz, fm_oct_per_s = (p.value(theta[:, [u]].double()) for u, p in enumerate(self.parameters))  # (batch, 1) each
         # position within the chirplet; what would be beyond its ends before the shift stays silent
-        sample = torch.arange(self.n_samples, device=theta.device) - shift.to(theta.device)[:, None]
+        sample = torch.arange(self.n_samples, device=theta.device) - shift.to(theta.device, non_blocking=True)[:, None]
         inside = (sample >= 0) & (sample < self.n_samples)
         t_s = (sample - self.n_samples / 2).double() / self.sample_rate_hz
         # float64 here: thousands of cycles in float32 would cost half of the digits
@@ -337,7 +337,7 @@ class SnareSynth:
         dry = torch.tanh(gain[:, 3] * (oscillators + noise))  # (batch, n_samples)
 
         sample = torch.arange(self.n_samples, device=theta.device)
-        sample = sample - self.common_delay - shift.to(theta.device)[:, None]
+        sample = sample - self.common_delay - shift.to(theta.device, non_blocking=True)[:, None]
         return (dry.gather(1, sample.clamp(min=0)) * (sample >= 0)).to(theta.dtype)[:, None]
 
     def __call__(self, theta: Tensor, seeds: Tensor) -> Tensor:

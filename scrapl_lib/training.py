@@ -71,6 +71,7 @@ from .records import (
 CHECKPOINT_EVERY_S = 120.0
 STOP_S = {"smoke": 10.0, "quick": 60.0, "paper": 60.0}  # what a profile's runs need to come to a stop: see Budget
 STOPPED = (os.EX_TEMPFAIL, -signal.SIGUSR1, -signal.SIGTERM)  # exit statuses of a worker that was stopped
+PER_GPU, RUN_GIB = 4, 8  # runs at once on a CUDA device: at most so many, each with so much of its memory; see default_workers
 CUDA_CHECK_EVERY = 20  # steps between looks at the loss on CUDA, where each look waits for the device
 CHUNK = 64  # items at a time where no gradient is needed
 # glibc gives large blocks back to the kernel after every use; fetching them again costs more than computing in them
@@ -78,7 +79,8 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_":
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on (non-finite loss, out of memory): recorded as failed, not tried again."""
+    """A run that cannot go on (non-finite loss, out of memory on a CPU): recorded as failed, not tried again. A CUDA device that
+    is full may be shared: that is a crash."""
 
 
 def default_device(profile: str) -> str:
@@ -98,6 +100,27 @@ def check_device(device: str) -> torch.device:
     if found.type == "cuda" and (found.index or 0) >= n:
         raise ValueError(f"device {device!r} asked for, but this PyTorch sees {n} CUDA devices; use --device cpu, which is slow")
     return found
+
+
+def default_workers(device: str) -> int:
+    """Runs at once on a device that is here: one per core on a CPU. On a CUDA device, whose small kernels one run seldom fills,
+    as many as find RUN_GIB GiB of its memory, at most PER_GPU and one per core: a guess, benchmarks/throughput.py measures."""
+    place = torch.device(device)
+    if place.type == "cpu":
+        return n_cores()
+    fit = torch.cuda.get_device_properties(place).total_memory // (RUN_GIB * 2**30)
+    return max(1, min(PER_GPU, n_cores(), fit))
+
+
+def make_deterministic(device: str) -> None:
+    """Have this process compute the same bits again, on one type of device and with one version of PyTorch: by deterministic
+    algorithms, and in full float32 (TF32 is for some GPUs only). Call it before anything is computed; it cannot be taken back.
+
+    On a CPU an operation without such an algorithm raises RuntimeError; on CUDA a warning names it in the worker's log.
+    """
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=torch.device(device).type != "cpu")
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def checkpoint_folder(config: RunConfig, output: Path = ROOT) -> Path:
@@ -185,6 +208,7 @@ class Training:
         return {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
 
     def _batch_loss(self, items: Tensor, seeds: Tensor, **options: object) -> Tensor:
+        items = items.to(self.device, non_blocking=True)  # indexing with a CPU tensor would wait for the device, each time
         theta_hat = self.encoder(self.features[items])
         if self.config.loss == "p_loss":
             return p_loss(theta_hat, self.theta[items])
@@ -493,13 +517,13 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
             heard["heard"] = training.heard
     except RunFailed as error:
         status = f"failed:{error}"
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        status = f"failed:out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+    except MemoryError as error:
+        status = f"failed:out of memory: {str(error) or 'MemoryError'}"
     history = training.history_table() if training else pd.DataFrame([], columns=COLUMNS["history.csv"])
     write_run(
         folder, status=status, config=config.flat, history=history, test=test, start_utc=start_utc,
         device=device, threads=torch.get_num_threads(), train_step_ms=training.step_ms() if training else None,
-        **drawn_from, **heard,
+        deterministic=torch.are_deterministic_algorithms_enabled(), **drawn_from, **heard,
     )  # fmt: skip
 
 
@@ -619,7 +643,7 @@ def _write_importance(folder: Path, config: RunConfig, found: Importance, start_
         table[f"curvature_{parameter.name}"] = values
     table["probability"] = found.probs.tolist()
     write_record(folder, {"probabilities.csv": table}, status="ok", config=config.flat, start_utc=start_utc, device=device,
-                 threads=torch.get_num_threads())  # fmt: skip
+                 threads=torch.get_num_threads(), deterministic=torch.are_deterministic_algorithms_enabled())  # fmt: skip
 
 
 # ---- many runs --------------------------------------------------------------------------------------------------------
@@ -655,22 +679,27 @@ def write_progress(path: Path) -> Report:
     return report
 
 
-class _Worker:
-    """One run in a process of its own."""
+class Worker:
+    """One run in a process of its own, or the path probabilities of a task: all, or of `paths` such as "0-99".
 
-    def __init__(self, config: RunConfig, output: Path, device: str) -> None:
+    apart: in a process group of its own, so that signals to that of the caller do not reach it.
+    """
+
+    def __init__(self, config: RunConfig, output: Path, device: str, deterministic: bool = False, paths: str = "",
+                 apart: bool = False) -> None:  # fmt: skip
         self.config, self.folder = config, checkpoint_folder(config, output)
-        self.name = f"{config.task}/{config.method}/seed {config.seed}"
+        self.name = f"{config.task}/{config.method}/" + (f"paths {paths}" if paths else f"seed {config.seed}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.log = self.folder.with_suffix(".log")
+        self.log = self.folder.with_name(f"{self.folder.name}{paths and '_' + paths}.log")
         of_run = ["run", "--method", config.method, "--seeds", str(config.seed)]
         command = [sys.executable, "-m", "scrapl_lib", *(["importance"] if config.method == IMPORTANCE else of_run), "--worker",
-                   "--task", config.task, "--profile", config.profile, "--device", device, "--output", str(output)]  # fmt: skip
+                   "--task", config.task, "--profile", config.profile, "--device", device, "--output", str(output),
+                   *(["--deterministic"] if deterministic else []), *(["--paths", paths] if paths else [])]  # fmt: skip
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT,
-                env=os.environ | KEEP_MEMORY | threads,
+                env=os.environ | KEEP_MEMORY | threads, process_group=0 if apart else None,
             )  # fmt: skip
 
     def progress(self) -> dict:
@@ -687,6 +716,11 @@ class _Worker:
         with contextlib.suppress(FileNotFoundError):  # another process may have finished this run and tidied up
             return self.log.read_text(errors="replace").strip()
         return ""
+
+    def crash(self) -> str:
+        """What is to be said of its crash."""
+        last = (self.words().splitlines() or ["nothing in its log"])[-1]
+        return f"{self.name} crashed (exit status {self.process.returncode}: {last}); log: {self.log}"
 
 
 @dataclass
@@ -728,7 +762,7 @@ def runs_on_disk(task: str, profile: str = "quick", output: Path = ROOT) -> list
 def ensure_runs(
     tasks: Iterable[str], methods: Iterable[str] | None = None, seeds: Iterable[int] | None = None,
     profile: str = "quick", output: Path = ROOT, device: str | None = None, workers: int | None = None,
-    budget: Budget | None = None,
+    budget: Budget | None = None, deterministic: bool = False, jobs: Callable[[list[RunConfig]], None] | None = None,
 ) -> list[Run]:  # fmt: skip
     """Compute what is missing of a grid, each run in a worker process of one thread, and return what is then on disk.
 
@@ -742,8 +776,11 @@ def ensure_runs(
     Args:
         tasks, methods, seeds: of the grid; None means all of the profile.
         output: folder that holds results/ and checkpoints/. device: cpu or cuda; None: what the profile wants.
-        workers: processes at once; None: one per core on a CPU, one on CUDA.
+        workers: processes at once; None: see `default_workers`.
         budget: when to stop, checkpoints written; None: when all is done.
+        deterministic: see `make_deterministic`.
+        jobs: what computes these runs instead of workers of this machine, such as `cluster.Jobs`, which knows the device, how many
+            at once and whether deterministic; with it, device, workers, budget and deterministic are not looked at.
     Raises:
         ValueError: unknown names, workers below 1, or a device that is not here; BrokenRecord.
     """
@@ -757,12 +794,13 @@ def ensure_runs(
     for config in (c for c, state in found.items() if state == "stale"):
         folder = run_folder(config.profile, config.task, config.method, config.seed, output)
         print(f"stale, not used: {folder} was made with another configuration; delete it to run it again", file=sys.stderr)
-    check_device(device or "cpu")
+    if jobs is None:
+        check_device(device or "cpu")
     missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-run_cost(c), c.seed))
     if missing:
-        device = device or default_device(profile)
-        check_device(device)
-        n_workers = workers or (n_cores() if device == "cpu" else 1)
+        if jobs is None:
+            device = device or default_device(profile)
+            check_device(device)
         needed = states(dict.fromkeys(needs(c) for c in missing if c.method == "scrapl"), output)
         if stale := [c for c, state in needed.items() if state not in ("done", "missing")]:
             print(*(f"{c.task}: no scrapl runs, the path probabilities are {needed[c]}" for c in stale), sep="\n", file=sys.stderr)
@@ -771,7 +809,10 @@ def ensure_runs(
         if budget is not None:
             done = {c: state for c, state in found.items() if state == "done"}
             order = by_worth(done | dict.fromkeys(order, "missing"))
-        _run_all(order, output, device, n_workers, budget or Budget(math.inf, 0.0))
+        if jobs is None:
+            _run_all(order, output, device, workers or default_workers(device), budget or Budget(math.inf, 0.0), deterministic)
+        else:
+            jobs(order)
     runs = []
     for task in dict.fromkeys(config.task for config in configs):
         expected = {(c.method, c.seed): config_hash(c.flat) for c in configs if c.task == task and found[c] != "stale"}
@@ -779,7 +820,7 @@ def ensure_runs(
     return runs
 
 
-def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int, budget: Budget) -> None:
+def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int, budget: Budget, deterministic: bool) -> None:
     """Run all in workers, in the order given, except that a run waits for the path probabilities it needs."""
     waiting, running, crashed = list(missing), [], []
     finished, asked = 0.0, False
@@ -801,25 +842,24 @@ def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int
                     worker.process.terminate()
             under_way = {*waiting, *(worker.config for worker in running)}
             free = [c for c in waiting if needs(c) not in under_way][: n_workers - len(running)]
-            running += [_Worker(c, output, device) for c in free]
+            running += [Worker(c, output, device, deterministic) for c in free]
             waiting = [c for c in waiting if c not in free]
             time.sleep(0.2)
             for worker in [w for w in running if w.process.poll() is not None]:
                 running.remove(worker)
-                words, status = worker.words(), worker.process.returncode
+                status = worker.process.returncode
                 if stopped := asked and status in STOPPED:
                     budget.left.append(worker.config)
                 else:
                     finished += run_cost(worker.config)
                 if status and not stopped:
                     crashed.append(worker)
-                    last = words.splitlines()[-1] if words else "nothing in its log"
-                    bar.write(f"{worker.name} crashed (exit status {status}: {last}); log: {worker.log}", file=sys.stderr)
+                    bar.write(worker.crash(), file=sys.stderr)
                     if any(needs(c) == worker.config for c in waiting):
                         bar.write(f"{worker.config.task}: no scrapl runs, the path probabilities are missing", file=sys.stderr)
                         waiting = [c for c in waiting if needs(c) != worker.config]
                 else:
-                    if words:
+                    if words := worker.words():
                         bar.write(f"{worker.name}: {words}", file=sys.stderr)
                     worker.log.unlink(missing_ok=True)
             progress = [(w, w.progress()) for w in running]

@@ -10,7 +10,7 @@ def computed_here(monkeypatch):
     """Missing runs are computed in this process instead of in workers; lists (method, seed) of them."""
     configs = []
 
-    def run_all(missing, output, device, n_workers, budget):
+    def run_all(missing, output, device, n_workers, budget, deterministic):
         configs.extend((config.method, config.seed) for config in missing)
         for config in missing:
             training.train(config, output, device)

@@ -480,7 +480,7 @@ def test_a_crash_within_a_budget_is_no_success(tmp_path, monkeypatch, capfd):
 
 def test_the_budget_begins_with_the_command(tmp_path, monkeypatch, capfd):
     """Its imports included: of 10 minutes that began 9.6 minutes ago nothing is left to start a run in."""
-    monkeypatch.setattr(training, "_Worker", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(training, "Worker", lambda *_: pytest.fail("started"))
     arguments = ["run", "--profile", "smoke", "--output", str(tmp_path), "--task", "granular", "--method", "p_loss"]
     assert main([*arguments, "--budget-minutes", "10"], started_s=time.monotonic() - 9.6 * 60) == 0
     assert "budget of 10 minutes: 0 runs done; under way: none; 2 missing" in capfd.readouterr().out

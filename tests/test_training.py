@@ -330,15 +330,24 @@ def test_where_only_some_steps_are_looked_at_the_failure_names_them_all():
         run._check_finite(torch.tensor(float("inf")))
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room\nfor 2 GiB"), MemoryError()])
+@pytest.mark.parametrize("error", [MemoryError("no room for 2 GiB"), MemoryError()])
 def test_out_of_memory_ends_the_run_for_good(tmp_path, monkeypatch, error):
     def change(loss, run):
         raise error
 
     break_step_5(monkeypatch, change, [])
-    reason = "no room" if str(error) else "MemoryError"
-    assert train(smoke(), tmp_path).status == f"failed:out of memory: {reason}"
+    assert train(smoke(), tmp_path).status == f"failed:out of memory: {str(error) or 'MemoryError'}"
     assert states([smoke()], tmp_path) == {smoke(): "failed"}
+
+
+def test_out_of_memory_of_a_device_that_others_may_share_is_a_crash(tmp_path, monkeypatch):
+    def change(loss, run):
+        raise torch.OutOfMemoryError("no room\nfor 2 GiB")
+
+    break_step_5(monkeypatch, change, [])
+    with pytest.raises(torch.OutOfMemoryError):
+        train(smoke(), tmp_path)
+    assert states([smoke()], tmp_path) == {smoke(): "missing"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
@@ -761,7 +770,7 @@ def test_importance_is_computed_once_and_its_runs_wait_for_it(tmp_path, importan
     class Worker:
         """Computes in this process, but ends at the third look only; granular's probabilities crash."""
 
-        def __init__(self, config, output, device):
+        def __init__(self, config, output, device, deterministic):
             self.config, self.name, self.log, self.looks = config, f"{config.task}/{config.method}", tmp_path / "no.log", 0
             started.append((config.task, config.method, config.seed))
             crash = (config.task, config.method) == ("granular", "theta_importance")
@@ -784,7 +793,10 @@ def test_importance_is_computed_once_and_its_runs_wait_for_it(tmp_path, importan
         def words(self):
             return ""
 
-    monkeypatch.setattr(training, "_Worker", Worker)
+        def crash(self):
+            return f"{self.name} crashed"
+
+    monkeypatch.setattr(training, "Worker", Worker)
     monkeypatch.setattr(training.time, "sleep", lambda _: None)
     runs = ensure_runs(["granular", TASK], ["scrapl", "p_loss"], [0, 3], "smoke", tmp_path, workers=3)
     both = {(task, "p_loss", seed) for task in ("granular", TASK) for seed in (0, 3)}
