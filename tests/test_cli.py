@@ -1,5 +1,6 @@
 """The command line and the worker processes behind it: exit codes, messages, kills, crashes, Ctrl-C."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -484,3 +485,66 @@ def test_the_budget_begins_with_the_command(tmp_path, monkeypatch, capfd):
     arguments = ["run", "--profile", "smoke", "--output", str(tmp_path), "--task", "granular", "--method", "p_loss"]
     assert main([*arguments, "--budget-minutes", "10"], started_s=time.monotonic() - 9.6 * 60) == 0
     assert "budget of 10 minutes: 0 runs done; under way: none; 2 missing" in capfd.readouterr().out
+
+
+KILLED = """
+import functools, os, subprocess, sys, time
+from types import SimpleNamespace
+sys.path.insert(0, os.getcwd())
+from scrapl_lib import __main__, training
+if "--worker" in sys.argv:
+    watch, train_step, hold = training.watch_parent(), training.Training._train_step, int(os.environ["HOLD"])
+    __main__.train = functools.partial(training.train, checkpoint_every_s=0)
+    def held(self, items):
+        if self.step == hold:
+            print("standing", flush=True)
+        while self.step == hold:
+            time.sleep(0.02)
+            watch()
+        train_step(self, items)
+    training.Training._train_step = held
+else:
+    def popen(command, **options):
+        return subprocess.Popen([sys.executable, __file__, *command[3:]], **options)
+    training.subprocess = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
+def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_been(tmp_path):
+    """`run --budget-minutes` as a process: first it is killed (at step 3), then its worker (at step 6); the third call finishes the run,
+    with the history and the test values of one that was left alone. Seed 0; the same bits."""
+    method, script = "scrapl_no_theta_is", tmp_path / "killed.py"
+    config = make_config("granular", method, 0, "smoke")
+    script.write_text(KILLED)
+    arguments = ["run", "--task", "granular", "--method", method, "--seeds", "0", "--profile", "smoke", "--output", str(tmp_path),
+                 "--workers", "1", "--budget-minutes", "60"]  # fmt: skip
+    log = checkpoint_folder(config, tmp_path).with_suffix(".log")
+
+    def start(hold, *words):
+        environment = os.environ | {"HOLD": str(hold)}
+        return subprocess.Popen([sys.executable, *words, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                env=environment)  # fmt: skip
+
+    for hold, kill_worker in ((3, False), (6, True)):
+        command, deadline = start(hold, str(script)), time.monotonic() + 300
+        while not (log.exists() and "standing" in log.read_text()):
+            assert time.monotonic() < deadline and command.poll() is None
+            time.sleep(0.05)
+        (worker,) = psutil.Process(command.pid).children()
+        (worker if kill_worker else command).kill()
+        said = command.communicate(timeout=120)[0]
+        psutil.wait_procs([worker], timeout=120)
+        assert not worker.is_running() and training.kept_of(config, tmp_path) == f"step {hold}"
+        if kill_worker:
+            assert command.returncode == 1 and "crashed (exit status -9" in said and f"seed 0 at step {hold}" in said
+            assert "resumed from step 3" in log.read_text()
+        else:
+            assert command.returncode == -signal.SIGKILL
+            log.unlink()
+    command = start(-1, "-m", "scrapl_lib")
+    said = command.communicate(timeout=300)[0]
+    assert command.returncode == 0 and "resumed from step 6" in said and "1 of 1 runs finished, 0 failed" in said
+    whole, found = train(config, tmp_path / "whole"), read_run(folder_of(method, 0, tmp_path))
+    assert found.ok and len(found.history) == 19 and len(found.test) > 5
+    assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(whole.test)

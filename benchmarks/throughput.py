@@ -1,0 +1,111 @@
+"""Runs per hour when 1, 2, 4, 8 workers share a device: `python benchmarks/throughput.py --profile paper --device cuda`.
+
+Each worker is a process that trains a run of its own seed. All first take `--warm` steps; then, together, they train for
+`--seconds`. Runs per hour are the steps per second of all of them, over the steps of a run: start-up, validation and test, which
+do not depend on how many share the device in the same way, are not counted. One thread per worker on a CPU, as with `run`.
+Written: <output>/results/bench/throughput_<profile>_<device>.csv and .json (settings, provenance); the smoke profile's numbers mean
+nothing.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from scrapl_lib.experiments import make_config
+from scrapl_lib.records import ROOT, provenance, utc_now, write_csv, write_text_atomic
+from scrapl_lib.training import KEEP_MEMORY, Training, check_device, default_device, default_workers
+
+
+class Over(Exception):
+    pass
+
+
+def worker(task: str, method: str, profile: str, device: str, seed: int, warm: int, seconds: float) -> None:
+    """Says "ready" after `warm` steps, trains for `seconds` from the next line of stdin on, and says steps, seconds, steps of a run."""
+    training = Training(make_config(task, method, seed, profile), check_device(device))
+    taken, start_s = 0, None
+
+    def wait_for_device() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    def after_step() -> None:
+        nonlocal taken, start_s
+        taken += 1
+        if start_s is None and taken == warm:
+            wait_for_device()
+            print("ready", flush=True)
+            sys.stdin.readline()
+            taken, start_s = 0, time.perf_counter()
+        elif start_s is not None and time.perf_counter() - start_s >= seconds:
+            raise Over
+
+    training._validate = lambda: None  # it would come at other times in other workers
+    try:
+        while True:
+            training.run(after_step=after_step)
+            training.step = 0
+    except Over:
+        wait_for_device()
+    print(taken, time.perf_counter() - start_s, training.n_steps, flush=True)
+
+
+def measure(n: int, arguments: list[str], device: str) -> dict[str, float]:
+    """Of n workers at once: runs per hour, and a worker's mean milliseconds per step."""
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
+    workers = [subprocess.Popen([sys.executable, __file__, *arguments, "--seed", str(seed)], stdin=subprocess.PIPE, text=True,
+                                stdout=subprocess.PIPE, env=os.environ | KEEP_MEMORY | threads) for seed in range(n)]  # fmt: skip
+    try:
+        if any(each.stdout.readline() != "ready\n" for each in workers):
+            raise RuntimeError(f"one of {n} workers ended before it was ready, its words are above")
+        for each in workers:
+            print("go", file=each.stdin, flush=True)
+        found = [[float(number) for number in each.communicate()[0].split()] for each in workers]
+    finally:
+        for each in workers:
+            each.kill()
+    rates = [steps / seconds for steps, seconds, _ in found]
+    return {"workers": n, "runs_per_hour": 3600 * sum(rates) / found[0][2], "step_ms": 1000 * n / sum(rates)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", default="granular")
+    parser.add_argument("--method", default="scrapl_no_theta_is", help="not scrapl, which needs its path probabilities")
+    parser.add_argument("--profile", default="smoke")
+    parser.add_argument("--device")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--warm", type=int, default=20, help="steps before the measurement")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--output", type=Path, default=ROOT)
+    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = args.device or default_device(args.profile)
+    settings = {"task": args.task, "method": args.method, "profile": args.profile, "device": device, "warm": args.warm,
+                "seconds": args.seconds}  # fmt: skip
+    if args.seed is not None:
+        return worker(seed=args.seed, **settings)
+    import pandas as pd
+
+    check_device(device)
+    arguments, rows = [word for name, value in settings.items() for word in (f"--{name}", str(value))], []
+    for n in args.workers:
+        rows.append(measure(n, arguments, device))
+        rows[-1]["times_one"] = rows[-1]["runs_per_hour"] / rows[0]["runs_per_hour"]
+        print("{workers} workers: {runs_per_hour:.4g} runs per hour, {times_one:.2f} times the first; {step_ms:.3g} ms per step of each"
+              .format_map(rows[-1]), flush=True)  # fmt: skip
+    print(f"`run` takes {default_workers(device)} workers here unless told")
+    path = args.output / "results/bench" / f"throughput_{args.profile}_{device.replace(':', '')}"
+    write_csv(path.with_suffix(".csv"), pd.DataFrame(rows))
+    about = provenance(device) | {"settings": settings, "end_utc": utc_now()}
+    write_text_atomic(path.with_suffix(".json"), json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()
