@@ -189,6 +189,21 @@ def _wavelets(J: int, Q: int) -> list[_Wavelet]:
     return [_Wavelet(*w) for w in zip(xis, sigmas, js, strict=True)]
 
 
+def _reflected(x: Tensor, left: int, right: int) -> Tensor:
+    """x (..., samples) with so many reflected samples before and after it.
+
+    Where determinism is asked for, by an index: on CUDA the gradient of PyTorch's padding sums in no fixed order.
+    """
+    if x.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return nn.functional.pad(x, (left, right), mode="reflect")
+    return x.index_select(-1, _reflection(x.shape[-1], left, right, x.device))
+
+
+def _reflection(n: int, left: int, right: int, device: torch.device) -> Tensor:
+    """Of n samples, those that reflection padding puts in its left + n + right places."""
+    return (n - 1) - ((n - 1) - torch.arange(-left, n + right, device=device).abs()).abs()
+
+
 @lru_cache(maxsize=8)  # psi_n2 is folded for several strides in a row
 def _morlet(N: int, xi: float, sigma: float) -> np.ndarray:
     return morlet_1d(N, xi, sigma)
@@ -391,7 +406,7 @@ class JTFS(nn.Module):
 
         Forwards and backwards, one chunk of items and wavelets is done after the other, so that each stays in the cache.
         """
-        x_hat = torch.fft.fft(nn.functional.pad(x, self._pad, mode="reflect"), norm="forward")[:, 0]
+        x_hat = torch.fft.fft(_reflected(x, *self._pad), norm="forward")[:, 0]
         chunk, together = CHUNK if x.device.type == "cpu" else DEVICE_CHUNK, jets.K if jets else 1
         groups, chunks = [], []
         for j, start, end in self._groups:

@@ -127,7 +127,7 @@ class GranularSynth:
             )
         f0_hz = f0_hz.to(theta.device, torch.float64, non_blocking=True)  # else the host would wait for the device
         onset = onset.to(theta.device, non_blocking=True)
-        density, slope = (p.value(theta[:, [u]]) for u, p in enumerate(self.parameters))  # (batch, 1) each
+        density, slope = (p.value(theta[:, u : u + 1]) for u, p in enumerate(self.parameters))  # (batch, 1) each
 
         # All grains of an item glide alike, so one phase per item, in cycles per hertz of f0, serves them all. It is
         # cheap to hold in float64, and needed: thousands of radians in float32 would cost half of the digits.
@@ -135,7 +135,7 @@ class GranularSynth:
         sample = torch.arange(n, device=theta.device)
         t_s = (sample - n / 2).double() / self.sample_rate_hz
         cycles_per_hz = torch.cumsum(torch.exp2(rate_oct_per_s * t_s), dim=1) / self.sample_rate_hz  # (batch, n)
-        middle = cycles_per_hz[:, [n // 2]]
+        middle = cycles_per_hz[:, n // 2 : n // 2 + 1]
         radians_at_middle = (2 * math.pi * torch.frac(f0_hz * middle)).to(theta.dtype)  # (batch, n_grains)
         radians = torch.addcmul(
             radians_at_middle[..., None],
@@ -226,7 +226,7 @@ class ChirpletSynth:
         -> audio (batch, 1, n_samples) in theta's dtype and on its device."""
         _check_theta(theta, self.n_params)
         _check_shift(shift, len(theta), self.max_shift)
-        am_hz, fm_oct_per_s = (p.value(theta[:, [u]].double()) for u, p in enumerate(self.parameters))  # (batch, 1) each
+        am_hz, fm_oct_per_s = (p.value(theta[:, u : u + 1].double()) for u, p in enumerate(self.parameters))  # (batch, 1) each
         # position within the chirplet; what would be beyond its ends before the shift stays silent
         sample = torch.arange(self.n_samples, device=theta.device) - shift.to(theta.device, non_blocking=True)[:, None]
         inside = (sample >= 0) & (sample < self.n_samples)
@@ -332,7 +332,7 @@ class SnareSynth:
         step = 2 * math.pi / self.sample_rate_hz * value[:, 0:4:2, None] * bend
         phase = torch.cumsum(torch.nn.functional.pad(step[..., :-1], (1, 0)), dim=2)  # the first sample's is 0
         oscillators = (gain[:, :2] * envelopes[:, 1:3] * torch.sin(phase)).sum(1)
-        noise = self._high_pass(self.noise * envelopes[:, 3], value[:, [8]], value[:, [9]])
+        noise = self._high_pass(self.noise * envelopes[:, 3], value[:, 8:9], value[:, 9:10])
         noise = gain[:, 2] * noise.clamp(-1, 1)
         dry = torch.tanh(gain[:, 3] * (oscillators + noise))  # (batch, n_samples)
 

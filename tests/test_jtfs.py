@@ -262,6 +262,13 @@ def test_the_backward_pass_is_the_plain_formula(monkeypatch):
     assert relative_error(by_hand, automatic) < 1e-12
 
 
+@pytest.mark.parametrize("n, left, right", [(5, 0, 0), (5, 4, 4), (44100, 43486, 43486), (2, 1, 0)])
+def test_reflection_by_an_index_is_that_of_padding(n, left, right):
+    x = noise(2, 1, n)
+    padded = torch.nn.functional.pad(x, (left, right), mode="reflect")
+    assert torch.equal(x[..., jtfs_module._reflection(n, left, right, x.device)], padded) and padded.shape[-1] == n + left + right
+
+
 @pytest.mark.parametrize(("T", "limit"), [(None, 2**22), (None, 0), ("global", 2**22)], ids=["matrix", "fft", "global"])
 def test_finite_differences(T, limit, monkeypatch):
     """First and second derivatives of whole coefficients with respect to every sample, in float64."""
