@@ -143,11 +143,11 @@ def test_path_probabilities_come_in_parts_and_before_the_run_that_needs_them(tmp
 
 SBATCH = """#!{python}
 import os, re, shutil, subprocess, sys
-text = open(sys.argv[1]).read()
-shutil.copy(sys.argv[1], {folder!r} + "/submitted.sh")
+script = shutil.copy(sys.argv[1], {folder!r} + "/submitted.sh")
+text = open(script).read()
 for task in range(int(re.search("--array=0-(\\\\d+)", text)[1]) + 1):
     number = {{"SLURM_JOB_ID": str(100 + task), "SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": str(task)}}
-    subprocess.Popen(["bash", sys.argv[1]], env=os.environ | number, stdout=subprocess.DEVNULL, start_new_session=True)
+    subprocess.Popen(["bash", script], env=os.environ | number, stdout=subprocess.DEVNULL, start_new_session=True)
 print("Submitted batch job 100")
 """
 SRUN = """#!/bin/bash

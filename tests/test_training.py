@@ -208,11 +208,13 @@ def test_the_learning_rate_falls_in_a_line(tmp_path):
 def deterministic(monkeypatch):
     """As `--deterministic`, for one test."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    for module, name in ((torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32")):
-        monkeypatch.setattr(module, name, getattr(module, name))
+    flags = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32")]
+    before = [(*flag, getattr(*flag)) for flag in flags]
     make_deterministic("cpu")
     yield
     torch.use_deterministic_algorithms(False)
+    for flag in before:
+        setattr(*flag)
 
 
 @pytest.mark.parametrize("method", ["mss_random", "scrapl_no_theta_is"])
