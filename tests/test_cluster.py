@@ -147,7 +147,8 @@ script = shutil.copy(sys.argv[1], {folder!r} + "/submitted.sh")
 text = open(script).read()
 for task in range(int(re.search("--array=0-(\\\\d+)", text)[1]) + 1):
     number = {{"SLURM_JOB_ID": str(100 + task), "SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": str(task)}}
-    subprocess.Popen(["bash", script], env=os.environ | number, stdout=subprocess.DEVNULL, start_new_session=True)
+    subprocess.Popen(["bash", script], env=os.environ | number, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                     start_new_session=True)
 print("Submitted batch job 100")
 """
 SRUN = """#!/bin/bash
