@@ -1,0 +1,300 @@
+"""Builds build/site/: static pages from executed notebooks, tables and figures. Executes nothing, needs no network.
+
+    python site/build_site.py --profile quick
+
+A page for every notebook (its executed copy, else a line that says how to execute it), the report card, all figures, all tables
+and all sounds, and a contents page. Formulas become MathML, which browsers set themselves; there is no script. Pictures and
+sounds are files beside the pages. What is built is checked before it replaces the last site.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import re
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat
+import pandas as pd
+from bs4 import BeautifulSoup
+from latex2mathml.converter import convert
+from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbformat.v4 import new_markdown_cell, new_notebook
+from PIL import Image
+from pygments.formatters import HtmlFormatter
+
+from scrapl_lib.execute import notebook_names, notebook_path
+from scrapl_lib.experiments import PROFILES, check_name
+from scrapl_lib.records import ROOT
+from scrapl_lib.tables import profile_note
+
+HERE = Path(__file__).parent
+LIMIT_BYTES = 5_000_000  # of a page with its pictures
+CARDS = ("report_card", "chirplet_card", "drum_card", "cost_card", "theta_is_card", "claims")
+PAGES = {"report_card": "Report card", "figures": "Figures", "tables": "Tables", "listening": "Listening"}
+
+
+class BrokenSite(ValueError):
+    """What would have been built has faults; the message lists them."""
+
+
+# ---- formulas -----------------------------------------------------------------------------------------------------------
+
+
+def mathml(tex: str, display: str = "inline") -> str:
+    """A formula as a <math> element. display: "inline" or "block". Raises ValueError for one that does not convert whole."""
+    try:
+        math = convert(tex, display=display).replace(r">\|<", ">‖<")  # latex2mathml 3.81 leaves the \| of \big\| as it is
+    except Exception as error:
+        raise ValueError(f"the formula {tex!r} does not convert: {type(error).__name__}: {error}") from error
+    if "\\" in math:  # that is how it hands back a command that it does not know
+        raise ValueError(f"the formula {tex!r} has a command that latex2mathml does not know: say it with another one")
+    return math
+
+
+class _Renderer(IPythonRenderer):
+    def inline_math(self, body: str) -> str:
+        return mathml(body)
+
+    def block_math(self, body: str) -> str:
+        return mathml(body, "block")
+
+    def latex_environment(self, name: str, body: str) -> str:
+        return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", "block")
+
+
+class _Exporter(HTMLExporter):
+    def markdown2html(self, source: str) -> str:
+        return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
+
+
+# ---- notebooks ----------------------------------------------------------------------------------------------------------
+
+
+def _plain(markdown: str) -> str:
+    return " ".join(re.sub(r"[*`$#]", "", markdown).split())
+
+
+def _alternative(png: bytes, above: str, below: str, heading: str) -> str:
+    """Text for those who do not see a picture: the caption that `figures` put into it, else the one in italics below it, else
+    where it stands and what was said last before it."""
+    caption = re.match(r"\*([^*].*?)\*(?!\*)", below, re.DOTALL)
+    said = f"Picture of the section “{heading}”. {_plain(above.strip().split(chr(10) * 2)[-1])}"
+    return Image.open(io.BytesIO(png)).info.get("Description") or (_plain(caption[1]) if caption else said)
+
+
+def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]:
+    """Move pictures and sounds of an executed notebook into folder/media and give them their texts; drop what only a running
+    kernel can use, and warnings. Returns the players, each as a line of HTML with its label."""
+    (folder / "media").mkdir(exist_ok=True)
+    players, above, heading = [], "", name
+    book.metadata.pop("widgets", None)
+
+    def player(found: re.Match) -> str:
+        file = f"media/{name}_{len(players) + 1}.{found[1]}"
+        (folder / file).write_bytes(base64.b64decode(found[2]))
+        html = f'<audio controls preload="metadata" src="{file}" aria-label="{label}"></audio>'
+        players.append(f"<p>{label}<br>{html}</p>")
+        return html
+
+    for number, cell in enumerate(book.cells):
+        if cell.cell_type == "markdown":
+            above = cell.source
+            heading = _plain((re.findall(r"^#+ (.*)", above, re.MULTILINE) or [heading])[-1])
+            continue
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"
+                        and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]  # fmt: skip
+        label = heading
+        for place, output in enumerate(cell.outputs):
+            data, after = output.get("data", {}), [*cell.outputs[place + 1 :], *book.cells[number + 1 :]][:1]
+            if "text/markdown" in data:
+                above = data["text/markdown"]
+                label = _plain(above)
+            if "image/png" in data:
+                png, file = base64.b64decode(data["image/png"]), f"media/{name}_{number}_{place}.png"
+                (folder / file).write_bytes(png)
+                below = "".join(one.get("data", {}).get("text/markdown", "") or one.get("source", "") for one in after)
+                width, height = Image.open(io.BytesIO(png)).size
+                about = {"alt": _alternative(png, above, below, heading), "width": width, "height": height}
+                output.metadata = nbformat.from_dict({"filenames": {"image/png": file}, "image/png": about})
+            if "text/html" in data:
+                sound = r'<audio.*?src="data:audio/(\w+);base64,([^"]+)".*?</audio>'
+                data["text/html"] = re.sub(sound, player, data["text/html"], flags=re.DOTALL)
+    return players
+
+
+def _note(book: nbformat.NotebookNode, name: str, profile: str) -> str:
+    """When the copy was executed, and whether the notebook has changed since."""
+    started = book.metadata.get("papermill", {}).get("start_time", "")[:10]
+    asked, done = (
+        [cell.source for cell in copy.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        for copy in (nbformat.read(notebook_path(name), as_version=4), book)
+    )
+    changed = "" if asked == done else f". The notebook has changed since: `{_command(name, profile)}` executes it anew"
+    return f"*Executed {started}, profile {profile}{changed}.*".replace("  ", " ")
+
+
+def _command(name: str, profile: str) -> str:
+    return f"python -m scrapl_lib notebook {name} --profile {profile}"
+
+
+# ---- pages --------------------------------------------------------------------------------------------------------------
+
+
+def _by_number(path: Path) -> list:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
+
+
+def _table(path: Path) -> str:
+    """A table's Markdown file with a heading of its own and its numbers beside it."""
+    title, _, text = path.read_text().partition("** ")
+    return f"## {title.strip('*.')}\n\n{text}\nNumbers: [{path.stem}.csv](tables/{path.stem}.csv)\n"
+
+
+def _figure(path: Path) -> str:
+    caption = Image.open(path).info.get("Description", path.stem)
+    files = ", ".join(f"[{kind}](figures/{path.stem}.{kind})" for kind in ("pdf", "csv"))
+    text = caption.replace("[", "(").replace("]", ")")
+    return f"## {path.stem.replace('_', ' ').capitalize()}\n\n![{text}](figures/{path.name})\n\n{caption} Files: {files}\n"
+
+
+def _contents(profile: str, titles: dict[str, str], missing: list[str], folder: Path) -> str:
+    intro = (ROOT / "README.md").read_text().partition("\n## ")[0]
+    lines = [intro, "", profile_note(profile), "", "## Notebooks", ""]
+    lines += [f"- [{title}]({name}.html)" + (" (not run)" if name in missing else "") for name, title in titles.items()]
+    lines += ["", "## Results", ""] + [f"- [{title}]({page}.html)" for page, title in PAGES.items()]
+    card = folder / "tables" / "report_card.csv"
+    if card.is_file():
+        verdicts = pd.read_csv(card)["verdict"].value_counts()
+        lines += ["", f"Of {verdicts.sum()} claims on granular sounds: " + ", ".join(f"{n} {what}" for what, n in verdicts.items()) + "."]
+    if (folder / "figures" / "figure_1.png").is_file():
+        lines += ["", _figure(folder / "figures" / "figure_1.png")]
+    return "\n".join(lines)
+
+
+def _page(book: nbformat.NotebookNode, name: str, title: str, pages: list[str], folder: Path) -> None:
+    """Write one page: the notebook in the project's template, what scrolls by itself marked, names of notebooks as links."""
+    exporter = _Exporter(template_name="basic", raw_template=(HERE / "page.html.j2").read_text(),
+                         exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=False)  # fmt: skip
+    html, _ = exporter.from_notebook_node(book, {"title": title, "pages": PAGES, "name": name})
+    soup = BeautifulSoup(html, "html.parser")
+    for image in soup.find_all("img"):
+        image["loading"] = "lazy"
+        image.wrap(soup.new_tag("a", href=image["src"]))
+    for table in soup.find_all("table"):
+        table.wrap(soup.new_tag("div", attrs={"class": "wide", "tabindex": "0"}))
+    for code in soup.select("main :not(pre) > code"):
+        if code.text in pages and not code.find_parent("a"):
+            code.wrap(soup.new_tag("a", href=f"{code.text}.html"))
+    headings = soup.select("main h2[id]")
+    if len(headings) > 2 and name != "index":
+        listed = soup.new_tag("nav", attrs={"class": "here", "aria-label": "On this page"})
+        for heading in headings:
+            link = soup.new_tag("a", href=f"#{heading['id']}")
+            link.string = heading.text.removesuffix("¶")
+            listed.append(link)
+        (soup.h1 or headings[0]).insert_after(listed)
+    (folder / f"{name}.html").write_text(str(soup), encoding="utf-8")
+
+
+def faults(folder: Path) -> list[str]:
+    """What is wrong with the pages in `folder`: links to nothing, resources from outside, pictures without a text, too heavy."""
+    pages = {path.name: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in sorted(folder.glob("*.html"))}
+    ids = {name: {element["id"] for element in soup.select("[id]")} for name, soup in pages.items()}
+    found = []
+    for name, soup in pages.items():
+        for element in soup.select("[src], [href]"):
+            link = element.get("src") or element["href"]
+            file, _, part = link.partition("#")
+            if re.match(r"\w+:|//", link):
+                if element.name != "a":
+                    found.append(f"{name}: loads {link[:80]} from outside")
+            elif not (folder / unquote(file or name)).is_file() or part and not {part, unquote(part)} & ids.get(file or name, set()):
+                found.append(f"{name}: link to {link}, which is not there")
+        found += [f"{name}: <script>" for _ in soup.select("script")]
+        found += [f"{name}: picture {image['src'][:80]} without a text" for image in soup.select("img") if not image.get("alt")]
+        weight = (folder / name).stat().st_size
+        weight += sum((folder / image["src"]).stat().st_size for image in soup.select("img") if (folder / image["src"]).is_file())
+        found += [f"{name}: {weight / 1e6:.1f} MB with its pictures, more than {LIMIT_BYTES / 1e6:g}"] if weight > LIMIT_BYTES else []
+    return found
+
+
+def build(profile: str = "quick", output: Path = ROOT) -> Path:
+    """Build output/build/site from output/executed/<profile>, results/<profile>/tables and figures/<profile>; return it.
+
+    Raises ValueError for an unknown profile or a formula that does not convert, FileNotFoundError where no notebook was executed
+    and BrokenSite for faults; then the site of before stays.
+    """
+    check_name("profile", profile, PROFILES)
+    executed, site = output / "executed" / profile, output / "build" / "site"
+    missing = [name for name in notebook_names() if not (executed / f"{name}.ipynb").is_file()]
+    if len(missing) == len(notebook_names()):
+        raise FileNotFoundError(f"no executed notebook in {executed}, and the site executes none: `make reproduce PROFILE={profile}` first")
+    folder = site.with_name(".site.tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for kind, source in {"tables": output / "results" / profile / "tables", "figures": output / "figures" / profile}.items():
+        shutil.copytree(source, folder / kind) if source.is_dir() else (folder / kind).mkdir()
+    light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
+    style = f"{(HERE / 'style.css').read_text()}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+    (folder / "style.css").write_text(style)
+
+    books, players = {}, ["# Listening", "Every sound of the notebooks."]
+    for name in notebook_names():
+        book = nbformat.read(notebook_path(name) if name in missing else executed / f"{name}.ipynb", as_version=4)
+        title = re.search(r"^# (.*)", book.cells[0].source)[1]
+        if name in missing:
+            book.cells = [new_markdown_cell(f"# {title}\n\n**Not run**: there is no executed copy. `{_command(name, profile)}`")]
+        else:
+            note = _note(book, name, profile)
+            sounds = _take_out(book, name, folder)
+            players += [f"## [{title}]({name}.html)", *sounds] if sounds else []
+            book.cells.insert(1, new_markdown_cell(note))
+        books[name] = title, book
+    tables = sorted((folder / "tables").glob("*.md"), key=_by_number)
+    cards = [folder / "tables" / f"{name}.md" for name in CARDS if folder / "tables" / f"{name}.md" in tables]
+    not_yet = f"Nothing yet: `make reproduce PROFILE={profile}` writes it."
+    texts = {
+        "report_card": ["# Report card", *map(_table, cards)],
+        "figures": ["# Figures", *map(_figure, sorted((folder / "figures").glob("*.png"), key=_by_number))],
+        "tables": ["# Tables", *(_table(path) for path in tables if path not in cards)],
+        "listening": players,
+    }
+    for page, parts in texts.items():
+        books[page] = PAGES[page], new_notebook(cells=[new_markdown_cell("\n\n".join([*parts, "" if parts[1:] else not_yet]))])
+    titles = {name: title for name, (title, _) in books.items() if name not in PAGES}
+    books["index"] = "Contents", new_notebook(cells=[new_markdown_cell(_contents(profile, titles, missing, folder))])
+    for name, (title, book) in books.items():
+        try:
+            _page(book, name, title, list(books), folder)
+        except ValueError as error:
+            raise ValueError(f"page {name}: {error}") from error
+    if found := faults(folder):
+        raise BrokenSite(f"the site in {folder} has {len(found)} faults:\n" + "\n".join(found))
+    shutil.rmtree(site, ignore_errors=True)
+    folder.rename(site)
+    return site
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default quick)")
+    parser.add_argument("--output", type=lambda text: Path(text).absolute(), default=ROOT, help="folder that holds executed/")
+    args = parser.parse_args(arguments)
+    try:
+        print(f"built: {build(args.profile, args.output) / 'index.html'}")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
