@@ -33,7 +33,7 @@ sh -euc 'python=$$1; if [ -z "$$(find $(1) -newer requirements.lock -newer pypro
 sh "$$python"
 endef
 
-.PHONY: help venv reproduce recordings smoke test status compare bench peers lab lock clean
+.PHONY: help venv reproduce recordings smoke test status compare site bench peers lab lock clean
 
 help: ## this list
 	@echo "SCRAPL, a replication. Targets:"
@@ -74,6 +74,9 @@ status: venv ## which runs of PROFILE are done, missing, stale or failed
 compare: venv ## each cell of Tables 1 to 9 and each claim: ours, the paper's, verdict
 	$(PY) -m scrapl_lib compare --profile $(PROFILE) $(OUTPUT)
 
+site: venv ## static pages from what make reproduce left of PROFILE: build/site/index.html
+	$(PY) site/build_site.py --profile $(PROFILE) $(OUTPUT)
+
 bench: venv peers ## ratios to scrapl-loss 0.1.0: a path, the full JTFS, an update, a training step (16 GB of memory)
 	$(PY) benchmarks/bench.py
 
@@ -89,7 +92,7 @@ lab: venv ## open JupyterLab at the first notebook
 # in a new environment .venv-lock, under Python 3.11: the lock and environment.yml are tested equal
 lock: ## write requirements.lock and environment.yml anew from pyproject.toml (maintainers)
 	@$(find_python); "$$python" -m venv --clear .venv-lock
-	.venv-lock/bin/python -m pip install torch==2.13.0 ".[test]"
+	.venv-lock/bin/python -m pip install torch==2.13.0 ".[test,site]"
 	.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude scrapl-lib | sed 's/+[a-z0-9]*$$//' > .venv-lock/pins
 	{ grep '^#' requirements.lock; cat .venv-lock/pins; } > .venv-lock/new && mv .venv-lock/new requirements.lock
 	{ sed '/- pip:/q' environment.yml; sed 's/^/      - /' .venv-lock/pins; echo '      - -e .'; } > .venv-lock/new && mv .venv-lock/new environment.yml

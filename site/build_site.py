@@ -49,9 +49,13 @@ class BrokenSite(ValueError):
 def mathml(tex: str, display: str = "inline") -> str:
     """A formula as a <math> element. display: "inline" or "block". Raises ValueError for one that does not convert whole."""
     try:
-        math = convert(tex, display=display).replace(r">\|<", ">‖<")  # latex2mathml 3.81 leaves the \| of \big\| as it is
+        math = convert(tex.replace("''", r"^{\prime\prime}"), display=display)
     except Exception as error:
         raise ValueError(f"the formula {tex!r} does not convert: {type(error).__name__}: {error}") from error
+    # latex2mathml 3.81 leaves the \| of \big\| as it is, and sets bars as if they were relations
+    bars = {r"\|": "‖", "&#x02016;": "‖", "|": "|", "&#x0007C;": "|"}
+    bar = r'<mo(?! stretchy="true")[^>]*>(' + "|".join(map(re.escape, bars)) + ")</mo>"
+    math = re.sub(bar, lambda found: f"<mi>{bars[found[1]]}</mi>", math).replace("<mi>;</mi>", "<mo>;</mo>")
     if "\\" in math:  # that is how it hands back a command that it does not know
         raise ValueError(f"the formula {tex!r} has a command that latex2mathml does not know: say it with another one")
     return math
@@ -94,6 +98,7 @@ def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]
     (folder / "media").mkdir(exist_ok=True)
     players, above, heading = [], "", name
     book.metadata.pop("widgets", None)
+    book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
     def player(found: re.Match) -> str:
         file = f"media/{name}_{len(players) + 1}.{found[1]}"
@@ -152,28 +157,33 @@ def _by_number(path: Path) -> list:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
 
 
+def _heading(path: Path) -> str:
+    words = path.stem.replace("theta_is", "theta-IS").replace("_", " ")
+    return f"## {words[0].upper()}{words[1:]}\n\n"
+
+
 def _table(path: Path) -> str:
     """A table's Markdown file with a heading of its own and its numbers beside it."""
-    title, _, text = path.read_text().partition("** ")
-    return f"## {title.strip('*.')}\n\n{text}\nNumbers: [{path.stem}.csv](tables/{path.stem}.csv)\n"
+    text = re.sub(r"^\*\*.*?\*\* ?", "", path.read_text(encoding="utf-8"))
+    return f"{_heading(path)}{text}\nNumbers: [{path.stem}.csv](tables/{path.stem}.csv)\n"
 
 
 def _figure(path: Path) -> str:
     caption = Image.open(path).info.get("Description", path.stem)
     files = ", ".join(f"[{kind}](figures/{path.stem}.{kind})" for kind in ("pdf", "csv"))
     text = caption.replace("[", "(").replace("]", ")")
-    return f"## {path.stem.replace('_', ' ').capitalize()}\n\n![{text}](figures/{path.name})\n\n{caption} Files: {files}\n"
+    return f"{_heading(path)}![{text}](figures/{path.name})\n\n{caption} Files: {files}\n"
 
 
 def _contents(profile: str, titles: dict[str, str], missing: list[str], folder: Path) -> str:
-    intro = (ROOT / "README.md").read_text().partition("\n## ")[0]
+    intro = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
     lines = [intro, "", profile_note(profile), "", "## Notebooks", ""]
-    lines += [f"- [{title}]({name}.html)" + (" (not run)" if name in missing else "") for name, title in titles.items()]
+    lines += [f"- [{name[:2]} · {title}]({name}.html)" + (" (not run)" if name in missing else "") for name, title in titles.items()]
     lines += ["", "## Results", ""] + [f"- [{title}]({page}.html)" for page, title in PAGES.items()]
     card = folder / "tables" / "report_card.csv"
     if card.is_file():
         verdicts = pd.read_csv(card)["verdict"].value_counts()
-        lines += ["", f"Of {verdicts.sum()} claims on granular sounds: " + ", ".join(f"{n} {what}" for what, n in verdicts.items()) + "."]
+        lines += ["", f"{verdicts.sum()} claims on granular sounds: " + ", ".join(f"{n} “{what}”" for what, n in verdicts.items()) + "."]
     if (folder / "figures" / "figure_1.png").is_file():
         lines += ["", _figure(folder / "figures" / "figure_1.png")]
     return "\n".join(lines)
@@ -181,18 +191,18 @@ def _contents(profile: str, titles: dict[str, str], missing: list[str], folder: 
 
 def _page(book: nbformat.NotebookNode, name: str, title: str, pages: list[str], folder: Path) -> None:
     """Write one page: the notebook in the project's template, what scrolls by itself marked, names of notebooks as links."""
-    exporter = _Exporter(template_name="basic", raw_template=(HERE / "page.html.j2").read_text(),
+    exporter = _Exporter(template_name="basic", raw_template=(HERE / "page.html.j2").read_text(encoding="utf-8"),
                          exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=False)  # fmt: skip
     html, _ = exporter.from_notebook_node(book, {"title": title, "pages": PAGES, "name": name})
     soup = BeautifulSoup(html, "html.parser")
     for image in soup.find_all("img"):
-        image["loading"] = "lazy"
         image.wrap(soup.new_tag("a", href=image["src"]))
     for table in soup.find_all("table"):
         table.wrap(soup.new_tag("div", attrs={"class": "wide", "tabindex": "0"}))
+    named = {short: page for page in pages for short in (page, page.partition("_")[0])}  # `05_granular` or `05`
     for code in soup.select("main :not(pre) > code"):
-        if code.text in pages and not code.find_parent("a"):
-            code.wrap(soup.new_tag("a", href=f"{code.text}.html"))
+        if named.get(code.text, name) != name and not code.find_parent("a"):
+            code.wrap(soup.new_tag("a", href=f"{named[code.text]}.html"))
     headings = soup.select("main h2[id]")
     if len(headings) > 2 and name != "index":
         listed = soup.new_tag("nav", attrs={"class": "here", "aria-label": "On this page"})
@@ -243,8 +253,8 @@ def build(profile: str = "quick", output: Path = ROOT) -> Path:
     for kind, source in {"tables": output / "results" / profile / "tables", "figures": output / "figures" / profile}.items():
         shutil.copytree(source, folder / kind) if source.is_dir() else (folder / kind).mkdir()
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
-    style = f"{(HERE / 'style.css').read_text()}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
-    (folder / "style.css").write_text(style)
+    style = f"{(HERE / 'style.css').read_text(encoding='utf-8')}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+    (folder / "style.css").write_text(style, encoding="utf-8")
 
     books, players = {}, ["# Listening", "Every sound of the notebooks."]
     for name in notebook_names():

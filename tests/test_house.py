@@ -20,7 +20,7 @@ COLUMNS = {  # design: in each column a file imports only those above it; the wi
     "middle": ["experiments", "training", "cluster", "demos", "execute", "__main__"],
 }
 MODULES = sorted(path.stem for path in (ROOT / "scrapl_lib").glob("*.py") if path.stem != "__init__")
-TARGETS = ["help", "venv", "reproduce", "smoke", "test", "status", "compare", "bench", "peers", "lab", "lock", "clean"]
+TARGETS = ["help", "venv", "reproduce", "smoke", "test", "status", "compare", "site", "bench", "peers", "lab", "lock", "clean"]
 
 
 def pins() -> list[str]:
@@ -35,7 +35,7 @@ def test_the_lock_pins_every_direct_requirement_to_a_version_it_allows():
     assert len(pins()) > 50 and all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins())  # no hash, no +cpu
     locked = {pin.split("==")[0].lower().replace("_", "-"): pin.split("==")[1] for pin in pins()}
     assert len(locked) == len(pins()) and locked["torch"] == "2.13.0"
-    for text in project()["dependencies"] + project()["optional-dependencies"]["test"]:
+    for text in project()["dependencies"] + project()["optional-dependencies"]["test"] + project()["optional-dependencies"]["site"]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(locked[requirement.name.lower().replace("_", "-")]), text
 

@@ -1,0 +1,256 @@
+"""The site (site/build_site.py), from a tiny executed notebook made here; pages are read by a parser of the test's own.
+
+No number is drawn: there is no seed, and all comparisons are exact."""
+
+import base64
+import io
+import subprocess
+import sys
+import wave
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import nbformat
+import pandas as pd
+import pytest
+from browser import CHROMIUM, Browser
+from matplotlib.figure import Figure
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from scrapl_lib.execute import notebook_names
+from scrapl_lib.figures import Plot, save_figure
+from scrapl_lib.records import ROOT
+from scrapl_lib.tables import styled, write_table
+
+sys.path.append(str(ROOT / "site"))
+import build_site  # noqa: E402
+
+FORMULAS = r"""Inline $\hat\theta_n = E(x_n; w) < 1$ and
+
+$$L_p = \big\| \phi_p(x) - \phi_p(\tilde x) \big\|_2, \qquad M = \underbrace{\textstyle\sum_n J_n}_{\text{how it bends}} . $$
+
+\begin{align} a &= b \\ c &= d \end{align}"""
+TABLE = pd.DataFrame({"claim": ["a|b", "<i>"], "verdict": ["holds", "not run"]})
+ALTERNATIVES = [
+    "Figure 9: from the <caption> in the file. Profile quick: a [b].",
+    "In italics, k = 2.",
+    "Picture of the section “2. Sounds & more”. Last word.",
+]
+
+
+def wav(seconds: float) -> str:
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(b"\0\0" * int(8000 * seconds))
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def plot(caption: str = "") -> Plot:
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1])
+    return Plot(figure, pd.DataFrame({"x": [0, 1]}), caption)
+
+
+def output(kind: str, data: str):
+    return new_output("display_data", {kind: data, "text/plain": "not to be seen"})
+
+
+def picture(caption: str = ""):
+    return output("image/png", base64.b64encode(plot(caption)._repr_png_()).decode())
+
+
+def tiny_book() -> nbformat.NotebookNode:
+    sound = f'<audio  controls="controls" >\n<source src="data:audio/wav;base64,{wav(0.5)}" type="audio/wav" />\nno\n</audio>'
+    return new_notebook(
+        metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}, "papermill": {"start_time": "2026-01-02T03"}},
+        cells=[
+            new_markdown_cell("# The title\n\nSee `05_granular`, `06` and `Adam`."),
+            new_code_cell("profile = 'injected'", metadata={"tags": ["injected-parameters"]}),
+            new_markdown_cell("## 1. Formulas for $\\theta$\n\n" + FORMULAS),
+            new_code_cell("draw()", outputs=[picture(ALTERNATIVES[0]), picture(), output("text/markdown", "*In italics, $k = 2$.* More.")]),
+            new_markdown_cell("## 2. Sounds & more\n\nFirst.\n\nLast *word*."),
+            new_code_cell("if x < 1: play()", outputs=[
+                picture(), new_output("stream", name="stderr", text="a warning"),
+                output("application/vnd.jupyter.widget-view+json", {"model_id": "0", "version_major": 2, "version_minor": 0}),
+                output("text/markdown", "**A label**"), output("text/html", sound), output("text/html", styled(TABLE).to_html()),
+            ]),
+            new_markdown_cell("## 3. End"),
+        ],
+    )  # fmt: skip
+
+
+def lay_out(folder, book) -> None:
+    (folder / "executed/quick").mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, folder / "executed/quick/00_start_here.ipynb")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Built once, with processes forbidden: what builds the site cannot start a kernel."""
+    folder = tmp_path_factory.mktemp("output")
+    lay_out(folder, tiny_book())
+    write_table(TABLE, "table_1", "quick", folder, "A caption.")
+    write_table(TABLE, "report_card", "quick", folder, "The claims.")
+    for name in ("figure_10", "figure_2"):
+        save_figure(*plot()[:2], name, "quick", folder, f"About [{name}].")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", lambda *_, **__: pytest.fail("the site started a process"))
+        return build_site.build("quick", folder)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of <annotation>, <style> and <title>."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text, self._open = [], "", []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        while tag in self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if "style" not in self._open and "title" not in self._open:
+            self.text += data
+
+    def of(self, tag, attribute):
+        return [attributes[attribute] for name, attributes in self.tags if name == tag and attribute in attributes]
+
+
+def test_every_link_holds_and_nothing_comes_from_outside(site):
+    pages = {path.name: Page(path) for path in site.glob("*.html")}
+    assert {f"{name}.html" for name in ["index", *build_site.PAGES, *notebook_names()]} == set(pages)
+    for name, page in pages.items():
+        links = [(tag, a.get("src") or a.get("href")) for tag, a in page.tags if "src" in a or "href" in a]
+        assert ("link", "style.css") in links and ("a", "index.html") in links
+        for tag, link in links:
+            assert ":" not in link.partition("#")[0] and not link.startswith("/"), (name, tag, link)
+            file, _, part = link.partition("#")
+            assert (site / unquote(file or name)).is_file(), (name, link)
+            assert not part or part in [a.get("id") for _, a in pages[file or name].tags], (name, link)
+        assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
+        assert (site / name).stat().st_size < 5e6
+    assert "@import" not in (site / "style.css").read_text() and "url(" not in (site / "style.css").read_text()
+
+
+def test_pictures_are_files_with_a_text(site):
+    page = Page(site / "00_start_here.html")
+    assert page.of("img", "alt") == ALTERNATIVES
+    assert all((site / file).read_bytes().startswith(b"\x89PNG") for file in page.of("img", "src"))
+    figures = Page(site / "figures.html")
+    assert figures.of("img", "alt") == ["About (figure_2).", "About (figure_10)."]  # by number
+    assert figures.of("img", "src") == ["figures/figure_2.png", "figures/figure_10.png"]
+
+
+def test_sounds_are_files_with_a_label(site):
+    for name in ("00_start_here", "listening"):
+        page = Page(site / f"{name}.html")
+        (file,) = page.of("audio", "src")
+        assert page.of("audio", "aria-label") == ["A label"] and "controls" in dict(page.tags)["audio"]
+        assert (site / file).read_bytes() == base64.b64decode(wav(0.5))
+
+
+def test_formulas_are_mathml(site):
+    page = Page(site / "00_start_here.html")
+    displays = page.of("math", "display")
+    # in the heading, in the contents of the page none; two of the text, the environment, one in a caption below a picture
+    assert sorted(displays) == ["block", "block", "inline", "inline", "inline"]
+    assert "$" not in page.text and "\\" not in page.text
+    assert page.text.count("‖") == 2 and "how\xa0it\xa0bends" in page.text
+
+
+@pytest.mark.parametrize("tex", [r"\foo x", r"x^", r"\frac{1}", r"\begin{pmatrix} a"])
+def test_a_formula_that_does_not_convert_is_named(tex):
+    with pytest.raises(ValueError) as raised:
+        build_site.mathml(tex)
+    assert repr(tex) in str(raised.value)
+
+
+def test_code_is_folded_and_what_wants_a_kernel_is_gone(site):
+    page = Page(site / "00_start_here.html")
+    assert [tag for tag, _ in page.tags].count("details") == 2 and "if x < 1: play()" in page.text
+    for gone in ("not to be seen", "a warning", "injected", "model_id"):
+        assert gone not in (site / "00_start_here.html").read_text()
+    assert "a|b" in page.text and "<i>" in page.text  # the table's texts as they are
+
+
+def test_names_of_notebooks_are_links(site):
+    links = Page(site / "00_start_here.html").of("a", "href")
+    assert {"05_granular.html", "06_chirplet.html"} <= set(links) and "Adam.html" not in links
+
+
+def test_the_contents_and_pages_of_what_was_not_run(site):
+    page = Page(site / "index.html")
+    assert {f"{name}.html" for name in [*build_site.PAGES, *notebook_names()]} <= set(page.of("a", "href"))
+    assert page.text.count("(not run)") == len(notebook_names()) - 1
+    assert "2 claims on granular sounds: 1 “holds”, 1 “not run”" in page.text
+    text = Page(site / "05_granular.html").text
+    assert "Not run" in text and "python -m scrapl_lib notebook 05_granular --profile quick" in text
+    assert "a|b" in Page(site / "report_card.html").text and "A caption." in Page(site / "tables.html").text
+
+
+def test_a_copy_of_another_state_of_the_notebook_says_so(site):
+    assert "The notebook has changed since" in Page(site / "00_start_here.html").text
+    book = nbformat.read(ROOT / "notebooks/00_start_here.ipynb", as_version=4)
+    book.cells.insert(2, tiny_book().cells[1])
+    assert build_site._note(book, "00_start_here", "quick") == "*Executed, profile quick.*"
+
+
+def test_without_executed_notebooks_it_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
+        build_site.build("smoke", tmp_path)
+    with pytest.raises(ValueError, match="unknown profile 'quik': did you mean 'quick'"):
+        build_site.build("quik", tmp_path)
+
+
+def test_a_faulty_site_is_refused_and_the_last_one_stays(tmp_path, monkeypatch):
+    book = new_notebook(cells=[new_markdown_cell("# A title")])
+    lay_out(tmp_path, book)
+    last = build_site.build("quick", tmp_path)
+    before = (last / "00_start_here.html").read_text()
+    faulty = '[lost](nowhere.html) [part](index.html#no)\n\n<img src="https://example.org/a.png" alt="x">\n\n<script>1</script>\n\n![](style.css)'
+    book.cells.append(new_markdown_cell(faulty))
+    lay_out(tmp_path, book)
+    with pytest.raises(build_site.BrokenSite) as raised:
+        build_site.build("quick", tmp_path)
+    for said in ("nowhere.html, which is not there", "index.html#no, which", "from outside", "<script>", "style.css without a text"):
+        assert said in str(raised.value)
+    assert (last / "00_start_here.html").read_text() == before
+    del book.cells[1]
+    lay_out(tmp_path, book)
+    monkeypatch.setattr(build_site, "LIMIT_BYTES", 500)
+    with pytest.raises(build_site.BrokenSite, match="more than 0.0005"):
+        build_site.build("quick", tmp_path)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+def test_in_a_browser(site, tmp_path):
+    """Pages load without a complaint or a request outside, fit a phone, set their formulas; a player plays; links lead on."""
+    browser = Browser(tmp_path)
+    try:
+        for page in sorted(site.glob("*.html")):
+            for width in (1280, 390):
+                browser.open(page, width)
+                assert browser.value("document.documentElement.scrollWidth <= window.innerWidth"), (page, width)
+                assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), page
+        browser.open(site / "00_start_here.html")
+        sizes = browser.value("[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect()).map(r => [r.width, r.height])")
+        assert len(sizes) == 5 and all(width > 5 and height > 5 for width, height in sizes)
+        under = "(m => m.lastElementChild.getBoundingClientRect().top > m.firstElementChild.getBoundingClientRect().bottom - 3)"
+        assert browser.value(under + "(document.querySelector('munder'))")  # set, not run on in a line
+        played = browser.value("""(async () => { const player = document.querySelector('audio'); await player.play();
+            await new Promise(done => player.ontimeupdate = () => player.currentTime > 0 && done()); return player.duration })()""")
+        assert played == 0.5
+        browser.value("document.querySelector('a[href=\"index.html\"]').click()")
+        while browser.value("document.readyState !== 'complete' || document.title") != "Contents · SCRAPL, replicated":
+            pass
+        assert browser.said == []
+        assert len(browser.asked) > 30 and all(address.startswith((site.as_uri(), "data:")) for address in browser.asked)
+    finally:
+        browser.close()
