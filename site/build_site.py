@@ -16,7 +16,9 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from urllib.parse import unquote
+from xml.etree import ElementTree
 
 import nbformat
 import pandas as pd
@@ -35,6 +37,7 @@ from scrapl_lib.tables import profile_note
 
 HERE = Path(__file__).parent
 LIMIT_BYTES = 5_000_000  # of a page with its pictures
+PARTS = {"mfrac": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "msubsup": 3, "munderover": 3}  # of MathML
 CARDS = ("report_card", "chirplet_card", "drum_card", "cost_card", "theta_is_card", "claims")
 PAGES = {"report_card": "Report card", "figures": "Figures", "tables": "Tables", "listening": "Listening"}
 
@@ -49,15 +52,16 @@ class BrokenSite(ValueError):
 def mathml(tex: str, display: str = "inline") -> str:
     """A formula as a <math> element. display: "inline" or "block". Raises ValueError for one that does not convert whole."""
     try:
-        math = convert(tex.replace("''", r"^{\prime\prime}"), display=display)
+        math = convert(tex.replace("''", r"^{\prime\prime}"), display=display).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        broken = [part for part in ElementTree.fromstring(math).iter() if len(part) != PARTS.get(part.tag, len(part))]
     except Exception as error:
         raise ValueError(f"the formula {tex!r} does not convert: {type(error).__name__}: {error}") from error
     # latex2mathml 3.81 leaves the \| of \big\| as it is, and sets bars as if they were relations
     bars = {r"\|": "‖", "&#x02016;": "‖", "|": "|", "&#x0007C;": "|"}
     bar = r'<mo(?! stretchy="true")[^>]*>(' + "|".join(map(re.escape, bars)) + ")</mo>"
     math = re.sub(bar, lambda found: f"<mi>{bars[found[1]]}</mi>", math).replace("<mi>;</mi>", "<mo>;</mo>")
-    if "\\" in math:  # that is how it hands back a command that it does not know
-        raise ValueError(f"the formula {tex!r} has a command that latex2mathml does not know: say it with another one")
+    if broken or "\\" in math:  # it hands a command back that it does not know
+        raise ValueError(f"the formula {tex!r} lacks a part, or has a command that latex2mathml does not know: write it another way")
     return math
 
 
@@ -137,13 +141,13 @@ def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]
 
 def _note(book: nbformat.NotebookNode, name: str, profile: str) -> str:
     """When the copy was executed, and whether the notebook has changed since."""
-    started = book.metadata.get("papermill", {}).get("start_time", "")[:10]
+    on = f" {book.metadata.papermill.start_time[:10]}" if "papermill" in book.metadata else ""
     asked, done = (
         [cell.source for cell in copy.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
         for copy in (nbformat.read(notebook_path(name), as_version=4), book)
     )
     changed = "" if asked == done else f". The notebook has changed since: `{_command(name, profile)}` executes it anew"
-    return f"*Executed {started}, profile {profile}{changed}.*".replace("  ", " ")
+    return f"*Executed{on}, profile {profile}{changed}.*"
 
 
 def _command(name: str, profile: str) -> str:
@@ -189,11 +193,9 @@ def _contents(profile: str, titles: dict[str, str], missing: list[str], folder: 
     return "\n".join(lines)
 
 
-def _page(book: nbformat.NotebookNode, name: str, title: str, pages: list[str], folder: Path) -> None:
+def _page(exporter: _Exporter, book: nbformat.NotebookNode, name: str, title: str, pages: list[str], folder: Path) -> None:
     """Write one page: the notebook in the project's template, what scrolls by itself marked, names of notebooks as links."""
-    exporter = _Exporter(template_name="basic", raw_template=(HERE / "page.html.j2").read_text(encoding="utf-8"),
-                         exclude_input_prompt=True, exclude_output_prompt=True, exclude_anchor_links=False)  # fmt: skip
-    html, _ = exporter.from_notebook_node(book, {"title": title, "pages": PAGES, "name": name})
+    html, _ = exporter.from_notebook_node(book, {"title": title, "pages": PAGES})
     soup = BeautifulSoup(html, "html.parser")
     for image in soup.find_all("img"):
         image.wrap(soup.new_tag("a", href=image["src"]))
@@ -247,9 +249,20 @@ def build(profile: str = "quick", output: Path = ROOT) -> Path:
     missing = [name for name in notebook_names() if not (executed / f"{name}.ipynb").is_file()]
     if len(missing) == len(notebook_names()):
         raise FileNotFoundError(f"no executed notebook in {executed}, and the site executes none: `make reproduce PROFILE={profile}` first")
-    folder = site.with_name(".site.tmp")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    site.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".site-", dir=site.parent) as temporary:
+        folder = Path(temporary) / "site"
+        folder.mkdir()
+        _write(folder, profile, output, missing)
+        if found := faults(folder):
+            raise BrokenSite(f"the site would have {len(found)} faults:\n" + "\n".join(found))
+        shutil.rmtree(site, ignore_errors=True)
+        folder.rename(site)
+    return site
+
+
+def _write(folder: Path, profile: str, output: Path, missing: list[str]) -> None:
+    """Write all pages and their files into `folder`; missing: notebooks without an executed copy."""
     for kind, source in {"tables": output / "results" / profile / "tables", "figures": output / "figures" / profile}.items():
         shutil.copytree(source, folder / kind) if source.is_dir() else (folder / kind).mkdir()
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
@@ -258,7 +271,8 @@ def build(profile: str = "quick", output: Path = ROOT) -> Path:
 
     books, players = {}, ["# Listening", "Every sound of the notebooks."]
     for name in notebook_names():
-        book = nbformat.read(notebook_path(name) if name in missing else executed / f"{name}.ipynb", as_version=4)
+        path = notebook_path(name) if name in missing else output / "executed" / profile / f"{name}.ipynb"
+        book = nbformat.read(path, as_version=4)
         title = re.search(r"^# (.*)", book.cells[0].source)[1]
         if name in missing:
             book.cells = [new_markdown_cell(f"# {title}\n\n**Not run**: there is no executed copy. `{_command(name, profile)}`")]
@@ -281,16 +295,13 @@ def build(profile: str = "quick", output: Path = ROOT) -> Path:
         books[page] = PAGES[page], new_notebook(cells=[new_markdown_cell("\n\n".join([*parts, "" if parts[1:] else not_yet]))])
     titles = {name: title for name, (title, _) in books.items() if name not in PAGES}
     books["index"] = "Contents", new_notebook(cells=[new_markdown_cell(_contents(profile, titles, missing, folder))])
+    exporter = _Exporter(template_name="basic", raw_template=(HERE / "page.html.j2").read_text(encoding="utf-8"),
+                         exclude_input_prompt=True, exclude_output_prompt=True)  # fmt: skip
     for name, (title, book) in books.items():
         try:
-            _page(book, name, title, list(books), folder)
+            _page(exporter, book, name, title, list(books), folder)
         except ValueError as error:
             raise ValueError(f"page {name}: {error}") from error
-    if found := faults(folder):
-        raise BrokenSite(f"the site in {folder} has {len(found)} faults:\n" + "\n".join(found))
-    shutil.rmtree(site, ignore_errors=True)
-    folder.rename(site)
-    return site
 
 
 def main(arguments: list[str] | None = None) -> int:
