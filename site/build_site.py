@@ -15,6 +15,7 @@ import io
 import re
 import shutil
 import sys
+from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote
@@ -22,7 +23,7 @@ from xml.etree import ElementTree
 
 import nbformat
 import pandas as pd
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -52,7 +53,8 @@ class BrokenSite(ValueError):
 def mathml(tex: str, display: str = "inline") -> str:
     """A formula as a <math> element. display: "inline" or "block". Raises ValueError for one that does not convert whole."""
     try:
-        math = convert(tex.replace("''", r"^{\prime\prime}"), display=display).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")
+        math = convert(tex.replace("''", r"^{\prime\prime}"), display=display)
+        math = math.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")  # a heading's goes through ElementTree
         broken = [part for part in ElementTree.fromstring(math).iter() if len(part) != PARTS.get(part.tag, len(part))]
     except Exception as error:
         raise ValueError(f"the formula {tex!r} does not convert: {type(error).__name__}: {error}") from error
@@ -61,7 +63,7 @@ def mathml(tex: str, display: str = "inline") -> str:
     bar = r'<mo(?! stretchy="true")[^>]*>(' + "|".join(map(re.escape, bars)) + ")</mo>"
     math = re.sub(bar, lambda found: f"<mi>{bars[found[1]]}</mi>", math).replace("<mi>;</mi>", "<mo>;</mo>")
     if broken or "\\" in math:  # it hands a command back that it does not know
-        raise ValueError(f"the formula {tex!r} lacks a part, or has a command that latex2mathml does not know: write it another way")
+        raise ValueError(f"the formula {tex!r} lacks a part, or has a command that latex2mathml does not know")
     return math
 
 
@@ -96,6 +98,13 @@ def _alternative(png: bytes, above: str, below: str, heading: str) -> str:
     return Image.open(io.BytesIO(png)).info.get("Description") or (_plain(caption[1]) if caption else said)
 
 
+def _label(audio: Tag) -> str:
+    """Of a player in a table: the heading above it and its column's; else nothing."""
+    cell, title = audio.find_parent("td"), audio.find_previous(re.compile("^h[1-6]$"))
+    heads = audio.find_parent("table").find_all("th")[len(cell.find_previous_siblings("td")) :][:1] if cell else []
+    return ", ".join(part.text for part in [title, *heads] if part)
+
+
 def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]:
     """Move pictures and sounds of an executed notebook into folder/media and give them their texts; drop what only a running
     kernel can use, and warnings. Returns the players, each as a line of HTML with its label."""
@@ -103,13 +112,6 @@ def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]
     players, above, heading = [], "", name
     book.metadata.pop("widgets", None)
     book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-
-    def player(found: re.Match) -> str:
-        file = f"media/{name}_{len(players) + 1}.{found[1]}"
-        (folder / file).write_bytes(base64.b64decode(found[2]))
-        html = f'<audio controls preload="metadata" src="{file}" aria-label="{label}"></audio>'
-        players.append(f"<p>{label}<br>{html}</p>")
-        return html
 
     for number, cell in enumerate(book.cells):
         if cell.cell_type == "markdown":
@@ -133,9 +135,16 @@ def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]
                 width, height = Image.open(io.BytesIO(png)).size
                 about = {"alt": _alternative(png, above, below, heading), "width": width, "height": height}
                 output.metadata = nbformat.from_dict({"filenames": {"image/png": file}, "image/png": about})
-            if "text/html" in data:
-                sound = r'<audio.*?src="data:audio/(\w+);base64,([^"]+)".*?</audio>'
-                data["text/html"] = re.sub(sound, player, data["text/html"], flags=re.DOTALL)
+            if "data:audio" in data.get("text/html", ""):
+                soup = BeautifulSoup(data["text/html"], "html.parser")
+                for audio in soup.find_all("audio"):
+                    kind, sound = re.search(r'src="data:audio/(\w+);base64,([^"]+)"', str(audio)).groups()
+                    file = f"media/{name}_{len(players) + 1}.{kind}"
+                    (folder / file).write_bytes(base64.b64decode(sound))
+                    audio.clear()
+                    audio.attrs = {"controls": "", "preload": "metadata", "src": file, "aria-label": _label(audio) or label}
+                    players.append(f"<p>{escape(audio['aria-label'])}<br>{audio}</p>")
+                data["text/html"] = str(soup)
     return players
 
 
@@ -157,8 +166,10 @@ def _command(name: str, profile: str) -> str:
 # ---- pages --------------------------------------------------------------------------------------------------------------
 
 
-def _by_number(path: Path) -> list:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
+def _order(path: Path) -> list:
+    """Figure 2 before Figure 10, the paper's tables and figures before the others."""
+    parts = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
+    return [not path.stem.startswith(("table_", "figure_")), *parts]
 
 
 def _heading(path: Path) -> str:
@@ -182,12 +193,14 @@ def _figure(path: Path) -> str:
 def _contents(profile: str, titles: dict[str, str], missing: list[str], folder: Path) -> str:
     intro = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
     lines = [intro, "", profile_note(profile), "", "## Notebooks", ""]
-    lines += [f"- [{name[:2]} · {title}]({name}.html)" + (" (not run)" if name in missing else "") for name, title in titles.items()]
+    not_run = dict.fromkeys(missing, " (not run)")
+    lines += [f"- [{name[:2]} · {title}]({name}.html){not_run.get(name, '')}" for name, title in titles.items()]
     lines += ["", "## Results", ""] + [f"- [{title}]({page}.html)" for page, title in PAGES.items()]
     card = folder / "tables" / "report_card.csv"
     if card.is_file():
         verdicts = pd.read_csv(card)["verdict"].value_counts()
-        lines += ["", f"{verdicts.sum()} claims on granular sounds: " + ", ".join(f"{n} “{what}”" for what, n in verdicts.items()) + "."]
+        counts = ", ".join(f"{n} “{verdict}”" for verdict, n in verdicts.items())
+        lines += ["", f"{verdicts.sum()} claims on granular sounds: {counts}."]
     if (folder / "figures" / "figure_1.png").is_file():
         lines += ["", _figure(folder / "figures" / "figure_1.png")]
     return "\n".join(lines)
@@ -200,7 +213,10 @@ def _page(exporter: _Exporter, book: nbformat.NotebookNode, name: str, title: st
     for image in soup.find_all("img"):
         image.wrap(soup.new_tag("a", href=image["src"]))
     for table in soup.find_all("table"):
-        table.wrap(soup.new_tag("div", attrs={"class": "wide", "tabindex": "0"}))
+        wide = table.wrap(soup.new_tag("div", attrs={"class": "wide", "tabindex": "0"}))
+        if caption := table.caption:  # which would be cut off where the table scrolls
+            caption.name = "p"
+            wide.insert_before(caption.extract())
     named = {short: page for page in pages for short in (page, page.partition("_")[0])}  # `05_granular` or `05`
     for code in soup.select("main :not(pre) > code"):
         if named.get(code.text, name) != name and not code.find_parent("a"):
@@ -225,16 +241,18 @@ def faults(folder: Path) -> list[str]:
         for element in soup.select("[src], [href]"):
             link = element.get("src") or element["href"]
             file, _, part = link.partition("#")
+            there = (folder / unquote(file or name)).is_file()
             if re.match(r"\w+:|//", link):
                 if element.name != "a":
                     found.append(f"{name}: loads {link[:80]} from outside")
-            elif not (folder / unquote(file or name)).is_file() or part and not {part, unquote(part)} & ids.get(file or name, set()):
+            elif not there or part and not {part, unquote(part)} & ids.get(file or name, set()):
                 found.append(f"{name}: link to {link}, which is not there")
         found += [f"{name}: <script>" for _ in soup.select("script")]
         found += [f"{name}: picture {image['src'][:80]} without a text" for image in soup.select("img") if not image.get("alt")]
         weight = (folder / name).stat().st_size
         weight += sum((folder / image["src"]).stat().st_size for image in soup.select("img") if (folder / image["src"]).is_file())
-        found += [f"{name}: {weight / 1e6:.1f} MB with its pictures, more than {LIMIT_BYTES / 1e6:g}"] if weight > LIMIT_BYTES else []
+        if weight > LIMIT_BYTES:
+            found.append(f"{name}: {weight / 1e6:.1f} MB with its pictures, more than {LIMIT_BYTES / 1e6:g}")
     return found
 
 
@@ -248,7 +266,8 @@ def build(profile: str = "quick", output: Path = ROOT) -> Path:
     executed, site = output / "executed" / profile, output / "build" / "site"
     missing = [name for name in notebook_names() if not (executed / f"{name}.ipynb").is_file()]
     if len(missing) == len(notebook_names()):
-        raise FileNotFoundError(f"no executed notebook in {executed}, and the site executes none: `make reproduce PROFILE={profile}` first")
+        todo = f"`make reproduce PROFILE={profile}` executes them, the site does not"
+        raise FileNotFoundError(f"no executed notebook in {executed}: {todo}")
     site.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".site-", dir=site.parent) as temporary:
         folder = Path(temporary) / "site"
@@ -282,12 +301,12 @@ def _write(folder: Path, profile: str, output: Path, missing: list[str]) -> None
             players += [f"## [{title}]({name}.html)", *sounds] if sounds else []
             book.cells.insert(1, new_markdown_cell(note))
         books[name] = title, book
-    tables = sorted((folder / "tables").glob("*.md"), key=_by_number)
+    tables = sorted((folder / "tables").glob("*.md"), key=_order)
     cards = [folder / "tables" / f"{name}.md" for name in CARDS if folder / "tables" / f"{name}.md" in tables]
     not_yet = f"Nothing yet: `make reproduce PROFILE={profile}` writes it."
     texts = {
         "report_card": ["# Report card", *map(_table, cards)],
-        "figures": ["# Figures", *map(_figure, sorted((folder / "figures").glob("*.png"), key=_by_number))],
+        "figures": ["# Figures", *map(_figure, sorted((folder / "figures").glob("*.png"), key=_order))],
         "tables": ["# Tables", *(_table(path) for path in tables if path not in cards)],
         "listening": players,
     }

@@ -30,6 +30,7 @@ FORMULAS = r"""Inline $\hat\theta_n = E(x_n; w) < 1$ and
 $$L_p = \big\| \phi_p(x) - \phi_p(\tilde x) \big\|_2, \qquad M = \underbrace{\textstyle\sum_n J_n}_{\text{how it bends}} . $$
 
 \begin{align} a &= b \\ c &= d \end{align}"""
+WIDGET = "application/vnd.jupyter.widget-"
 TABLE = pd.DataFrame({"claim": ["a|b", "<i>"], "verdict": ["holds", "not run"]})
 ALTERNATIVES = [
     "Figure 9: from the <caption> in the file. Profile quick: a [b].",
@@ -63,17 +64,20 @@ def picture(caption: str = ""):
 def tiny_book() -> nbformat.NotebookNode:
     sound = f'<audio  controls="controls" >\n<source src="data:audio/wav;base64,{wav(0.5)}" type="audio/wav" />\nno\n</audio>'
     return new_notebook(
-        metadata={"widgets": {"application/vnd.jupyter.widget-state+json": {"state": {}}}, "papermill": {"start_time": "2026-01-02T03"}},
+        metadata={"widgets": {WIDGET + "state+json": {"state": {}}}, "papermill": {"start_time": "2026-01-02T03"}},
         cells=[
             new_markdown_cell("# The title\n\nSee `05_granular`, `06` and `Adam`."),
             new_code_cell("profile = 'injected'", metadata={"tags": ["injected-parameters"]}),
             new_markdown_cell("## 1. Formulas for $\\theta$\n\n" + FORMULAS),
-            new_code_cell("draw()", outputs=[picture(ALTERNATIVES[0]), picture(), output("text/markdown", "*In italics, $k = 2$.* More.")]),
+            new_code_cell("draw()", outputs=[
+                picture(ALTERNATIVES[0]), picture(), output("text/markdown", "*In italics, $k = 2$.* More."),
+            ]),
             new_markdown_cell("## 2. Sounds & more\n\nFirst.\n\nLast *word*."),
             new_code_cell("if x < 1: play()", outputs=[
                 picture(), new_output("stream", name="stderr", text="a warning"),
-                output("application/vnd.jupyter.widget-view+json", {"model_id": "0", "version_major": 2, "version_minor": 0}),
+                output(WIDGET + "view+json", {"model_id": "0", "version_major": 2, "version_minor": 0}),
                 output("text/markdown", "**A label**"), output("text/html", sound), output("text/html", styled(TABLE).to_html()),
+                output("text/html", f"<h4>BD</h4><table><tr><th>P</th><th>MSS</th></tr><tr><td></td><td>{sound}</td></tr></table>"),
             ]),
             new_markdown_cell("## 3. End"),
         ],
@@ -151,9 +155,8 @@ def test_pictures_are_files_with_a_text(site):
 def test_sounds_are_files_with_a_label(site):
     for name in ("00_start_here", "listening"):
         page = Page(site / f"{name}.html")
-        (file,) = page.of("audio", "src")
-        assert page.of("audio", "aria-label") == ["A label"] and "controls" in dict(page.tags)["audio"]
-        assert (site / file).read_bytes() == base64.b64decode(wav(0.5))
+        assert page.of("audio", "aria-label") == ["A label", "BD, MSS"] and "controls" in dict(page.tags)["audio"]
+        assert [(site / file).read_bytes() for file in page.of("audio", "src")] == 2 * [base64.b64decode(wav(0.5))]
 
 
 def test_formulas_are_mathml(site):
@@ -214,12 +217,13 @@ def test_a_faulty_site_is_refused_and_the_last_one_stays(tmp_path, monkeypatch):
     lay_out(tmp_path, book)
     last = build_site.build("quick", tmp_path)
     before = (last / "00_start_here.html").read_text()
-    faulty = '[lost](nowhere.html) [part](index.html#no)\n\n<img src="https://example.org/a.png" alt="x">\n\n<script>1</script>\n\n![](style.css)'
-    book.cells.append(new_markdown_cell(faulty))
+    faulty = ["[lost](nowhere.html)", "[part](index.html#no)", "<script>1</script>", "![](style.css)"]
+    faulty.append('<img src="https://example.org/a.png" alt="x">')
+    book.cells.append(new_markdown_cell("\n\n".join(faulty)))
     lay_out(tmp_path, book)
     with pytest.raises(build_site.BrokenSite) as raised:
         build_site.build("quick", tmp_path)
-    for said in ("nowhere.html, which is not there", "index.html#no, which", "from outside", "<script>", "style.css without a text"):
+    for said in ("nowhere.html, which is not there", "index.html#no, which", "from outside", "<script>", "css without a text"):
         assert said in str(raised.value)
     assert (last / "00_start_here.html").read_text() == before
     monkeypatch.setattr(build_site, "LIMIT_BYTES", 500)
@@ -238,7 +242,8 @@ def test_in_a_browser(site, tmp_path):
                 assert browser.value("document.documentElement.scrollWidth <= window.innerWidth"), (page, width)
                 assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), page
         browser.open(site / "00_start_here.html")
-        sizes = browser.value("[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect()).map(r => [r.width, r.height])")
+        boxes = "[...document.querySelectorAll('math')].map(math => math.getBoundingClientRect())"
+        sizes = browser.value(f"{boxes}.map(box => [box.width, box.height])")
         assert len(sizes) == 5 and all(width > 5 and height > 5 for width, height in sizes)
         under = "(m => m.lastElementChild.getBoundingClientRect().top > m.firstElementChild.getBoundingClientRect().bottom - 3)"
         assert browser.value(under + "(document.querySelector('munder'))")  # set, not run on in a line
