@@ -1,6 +1,6 @@
 """Runs per hour when 1, 2, 4, 8 workers share a device: `python benchmarks/throughput.py --profile paper --device cuda`.
 
-Each worker is a process that trains a run of its own seed. All first take `--warm` steps; then, together, they train for
+Each worker is a process that trains a run of its own seed. All first make the filters of every path and take `--warm` steps; then, together, they train for
 `--seconds`. Runs per hour are the steps per second of all of them, over the steps of a run: start-up, validation and test, which
 do not depend on how many share the device in the same way, are not counted. One thread per worker on a CPU, as with `run`.
 Written: <output>/results/bench/throughput_<profile>_<device>.csv and .json (settings, provenance); the smoke profile's numbers mean
@@ -29,6 +29,10 @@ class Over(Exception):
 def worker(task: str, method: str, profile: str, device: str, seed: int, warm: int, seconds: float) -> None:
     """Says "ready" after `warm` steps, trains for `seconds` from the next line of stdin on, and says steps, seconds, steps of a run."""
     training = Training(make_config(task, method, seed, profile), check_device(device))
+    if training.config.loss == "scrapl":
+        with torch.no_grad():
+            for path in range(training.loss.n_paths):  # a path's filters are made when it is first drawn
+                training.loss.jtfs.path(training.x[:1], path)
     taken, start_s = 0, None
 
     def wait_for_device() -> None:
