@@ -56,7 +56,7 @@ def _seeds(text: str, what: str = "seeds") -> list[int]:
         first, dash, last = part.partition("-")
         try:
             found = range(int(first), int(last if dash else first) + 1)
-            if len(found) > 10**6:
+            if found.stop - found.start > 10**6:
                 raise argparse.ArgumentTypeError(f"{part!r} is more than a million {what}")
         except ValueError:
             raise argparse.ArgumentTypeError(f"{what} are numbers and ranges such as 0-4 or 0,2,5; got {text!r}") from None

@@ -126,6 +126,8 @@ class RunConfig:
             kinds = tuple(get_origin(kind) or kind for kind in kinds)
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise TypeError(f"{field.name} must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+            if isinstance(value, int) and value < (least := int(field.name not in ("seed", "max_shift", "common_delay"))):
+                raise ValueError(f"{field.name} must be at least {least}, got {value}")
         check_name("loss", self.loss, dict.fromkeys(loss for loss, _ in METHODS.values()))
         check_name("optimizer", self.optimizer, dict.fromkeys(optimizer for _, optimizer in METHODS.values()))
         if self.importance_examples is not None and (self.importance_examples < 1 or self.importance_examples % self.batch_size):

@@ -257,8 +257,8 @@ class JTFS(nn.Module):
         self.shape = _positive_int("shape", shape)
         self.J, self.Q1, self.Q2 = _positive_int("J", J), _positive_int("Q1", Q1), _positive_int("Q2", Q2)
         self.J_fr, self.Q_fr = _positive_int("J_fr", J_fr), _positive_int("Q_fr", Q_fr)
-        if 2**self.J > self.shape:
-            raise ValueError(f"J = {J} needs signals of at least 2^J = {2**self.J} samples, shape is {shape}; lower J")
+        if self.J >= self.shape.bit_length():
+            raise ValueError(f"J = {J} needs signals of at least 2^J samples, shape is {shape}; lower J")
         self.T, self.F = T, F
         self._build_time()
         self._build_frequency()
@@ -270,7 +270,7 @@ class JTFS(nn.Module):
 
     def _build_time(self) -> None:
         n = self.shape
-        self.global_T = self.T == "global"
+        self.global_T = isinstance(self.T, str) and self.T == "global"
         if self.global_T:
             T = 2 ** math.ceil(math.log2(n))
         else:
@@ -294,18 +294,18 @@ class JTFS(nn.Module):
         self._groups = [(j, js.index(j), js.index(j) + js.count(j)) for j in sorted(set(js))]
 
     def _build_frequency(self) -> None:
-        step = 2**self.J_fr
-        self.global_F = self.F == "global"
+        self.global_F = isinstance(self.F, str) and self.F == "global"
         n1 = len(self._psi1)
+        if self.J_fr >= max(n1, 8).bit_length():
+            raise ValueError(f"J_fr = {self.J_fr} spans 2^J_fr log-frequency bins, there are {n1} wavelets; lower J_fr")
+        step = 2**self.J_fr
         F = step if self.F is None or self.global_F else _positive_int("F", self.F, " (or None, or 'global')")
         bins = (self.J + 1) * self.Q1
         if F > max(step, bins):
             raise ValueError(f"F = {F} is longer than {max(step, bins)} log-frequency bins; lower F or use F='global'")
         self.N_fr = (bins + 8 * min(F, step)) // step * step
         if self.N_fr < n1:
-            raise ValueError(f"{n1} first-order wavelets do not fit {self.N_fr} log-frequency bins; raise F or lower Q1")
-        if step > max(n1, 8):
-            raise ValueError(f"J_fr = {self.J_fr} spans 2^J_fr = {step} log-frequency bins, there are {n1} wavelets; lower J_fr")
+            raise ValueError(f"{n1} first-order wavelets do not fit {self.N_fr} log-frequency bins; raise F or lower J_fr")
         self.log2_F = min(math.floor(math.log2(F)), self.J_fr)
         self._phi_fr_hat = gauss_1d(self.N_fr, SIGMA0 / F)
         positive = _wavelets(self.J_fr, self.Q_fr)

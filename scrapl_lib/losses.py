@@ -7,9 +7,11 @@ import functools
 import hashlib
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import auraloss
+import numpy as np
 import torch
 from scipy.signal.windows import flattop
 from torch import Tensor, nn
@@ -301,8 +303,13 @@ class WeightsUnavailable(RuntimeError):
     """A pretrained model cannot be loaded; the message says how to get it."""
 
 
+_MS_CLAP_SOURCE = "Hugging Face microsoft/msclap (CLAP_weights_2023.pth) and gpt2"
+
+
 def _load_ms_clap() -> nn.Module:
     from msclap import CLAP
+
+    print(f"MS-CLAP: weights are downloaded at first use from {_MS_CLAP_SOURCE}", file=sys.stderr, flush=True)
 
     class AudioEncoder(nn.Module):
         def __init__(self) -> None:
@@ -336,9 +343,15 @@ _PANNS_URL = "https://zenodo.org/records/3987831/files/Wavegram_Logmel_Cnn14_mAP
 _PANNS_MD5 = "17fa9ab65af3c0eb5ffbc5f65552c4e1"  # as Zenodo publishes it
 
 
+def panns_weights() -> pathlib.Path:
+    """Where PANNs' weights are, or will be."""
+    return pathlib.Path(torch.hub.get_dir()) / "checkpoints" / "Wavegram_Logmel_Cnn14_mAP=0.439.pth"
+
+
 def _panns_checkpoint() -> dict:
-    path = pathlib.Path(torch.hub.get_dir()) / "checkpoints" / "Wavegram_Logmel_Cnn14_mAP=0.439.pth"
+    path = panns_weights()
     if not path.exists():
+        print(f"downloading PANNs' weights (MD5 {_PANNS_MD5}) from {_PANNS_URL} to {path}", file=sys.stderr, flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(_PANNS_URL, str(path))
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
@@ -346,12 +359,16 @@ def _panns_checkpoint() -> dict:
         raise ValueError(
             f"{path} has MD5 {md5}, expected {_PANNS_MD5}: delete it and download it again from {_PANNS_URL}"
         )
-    return torch.load(path, map_location="cpu", weights_only=False)  # holds NumPy objects too; the hash vouches for it
+    # beside the weights it holds the sampler's state, arrays of integers; NumPy 1 and 2 have other names for what makes them
+    make = np.zeros(0).__reduce__()[0]
+    arrays = [(make, "numpy.core.multiarray._reconstruct"), (make, "numpy._core.multiarray._reconstruct"), np.ndarray, np.dtype, bytes]
+    with torch.serialization.safe_globals([*arrays, *(type(np.dtype(kind)) for kind in (np.int32, np.int64, np.float32))]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 # name: (sample rate in Hz, samples, loader, where the weights come from)
 _EMBEDDINGS: dict[str, tuple[int, int, Callable[[], nn.Module], str]] = {
-    "ms_clap": (44100, 7 * 44100, _load_ms_clap, "Hugging Face microsoft/msclap (CLAP_weights_2023.pth) and gpt2"),
+    "ms_clap": (44100, 7 * 44100, _load_ms_clap, _MS_CLAP_SOURCE),
     "panns_wavegram_logmel": (32000, 10 * 32000, _load_panns_wavegram_logmel, _PANNS_URL),
 }
 

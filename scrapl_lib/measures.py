@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -223,6 +224,7 @@ def _encodec() -> nn.Module:
     try:
         from encodec import EncodecModel
 
+        print("EnCodec: weights are downloaded at first use from https://dl.fbaipublicfiles.com/encodec/v0", file=sys.stderr, flush=True)
         return EncodecModel.encodec_model_24khz().encoder.eval()
     except Exception as error:  # import, network, unpickling
         raise WeightsUnavailable(

@@ -272,19 +272,25 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
         try:
             info = json.loads(path.read_bytes())
             claimed, actual = info.pop("record_sha256"), config_hash(info)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BrokenRecord(path, "a JSON object with a record_sha256", f"{type(error).__name__}: {error}") from error
         if claimed != actual:
             raise BrokenRecord(path, f"fields with SHA-256 {claimed}", f"SHA-256 {actual} (edited by hand?)")
         if (there := {key: info.get(key) for key in PLACE}) != _place(folder):
             raise BrokenRecord(path, f"the record of {_place(folder)}, as its folder says", f"that of {there}")
-        for name in info["files"]:
-            path, expected = folder / name, "{rows} rows with SHA-256 {sha256}".format(**info["files"][name])
+        try:
+            wanted = {name: (f"{file['rows']} rows with SHA-256 {file['sha256']}", file["sha256"]) for name, file in info["files"].items()}
+            hours_of(info)
+            dict(**info["config"]), info["status"] + info["config_hash"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BrokenRecord(path, "files, config, its hash, status and times", f"{type(error).__name__}: {error}") from error
+        for name, (expected, digest) in wanted.items():
+            path = folder / name
             if not path.is_file():
                 raise BrokenRecord(path, expected, "no such file")
             data[name] = path.read_bytes()
             actual, rows = hashlib.sha256(data[name]).hexdigest(), max(len(data[name].splitlines()) - 1, 0)
-            if actual != info["files"][name]["sha256"]:
+            if actual != digest:
                 raise BrokenRecord(path, expected, f"{rows} rows with SHA-256 {actual}")
     return info, data
 
@@ -304,7 +310,10 @@ def read_run(folder: Path) -> Run:
     for name, columns in COLUMNS.items():
         kind = {column: kinds.get(column, "str") for column in columns}
         empty = {column: [""] for column in columns if kind[column] == "float64"}
-        frames[name] = pd.read_csv(io.BytesIO(data[name]), dtype=kind, keep_default_na=False, na_values=empty)
+        try:
+            frames[name] = pd.read_csv(io.BytesIO(data[name]), dtype=kind, keep_default_na=False, na_values=empty)[columns]
+        except (ValueError, KeyError, OverflowError) as error:
+            raise BrokenRecord(Path(folder).absolute() / name, f"a table of {columns}", f"{type(error).__name__}: {error}") from error
     keys = {key: info[key] for key in (*PLACE, "status", "config")}
     return Run(**keys, history=frames["history.csv"], test=frames["test.csv"], info=info)
 

@@ -17,3 +17,17 @@ def computed_here(monkeypatch):
 
     monkeypatch.setattr(training, "_run_all", run_all)
     return configs
+
+
+def pytest_terminal_summary(terminalreporter):
+    """After the whole suite: the twelve faults by name, and what became of their tests."""
+    reports = {name: terminalreporter.getreports(name) for name in ("passed", "failed", "error", "skipped")}
+    seen = {name: [r.nodeid.split("[")[0].rsplit("/")[-1] for r in found if r.when != "teardown"] for name, found in reports.items()}
+    if not any(test.startswith("test_faults.py") for test in seen["passed"]):
+        return
+    from test_faults import FAULTS
+
+    terminalreporter.section("faults")
+    for fault, tests in FAULTS.items():
+        counts = {name: sum(test in tests for test in found) for name, found in seen.items()}
+        terminalreporter.write_line(f"{fault}: {', '.join(f'{n} {name}' for name, n in counts.items() if n) or 'not run'}")

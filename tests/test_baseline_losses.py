@@ -1,5 +1,8 @@
 """P-loss, multi-scale spectral losses and embedding losses against NumPy twins; the shared audio checks."""
 
+import hashlib
+import pickle
+import subprocess
 import sys
 
 import auraloss
@@ -9,7 +12,17 @@ import torch
 from scipy.signal.windows import flattop
 from torch import nn
 
-from scrapl_lib.losses import EmbeddingLoss, MSSLoss, WeightsUnavailable, check_audio, check_pair, p_loss, resample
+from scrapl_lib import losses
+from scrapl_lib.losses import (
+    EmbeddingLoss,
+    MSSLoss,
+    WeightsUnavailable,
+    check_audio,
+    check_pair,
+    p_loss,
+    panns_weights,
+    resample,
+)
 
 SYMMETRIC = ("mss_linear", "mss_log_linear", "mss_revisited")
 
@@ -236,6 +249,35 @@ def test_a_wrong_panns_file_is_refused_before_it_is_unpickled(monkeypatch, tmp_p
     (tmp_path / "checkpoints" / "Wavegram_Logmel_Cnn14_mAP=0.439.pth").write_bytes(b"an aborted download")
     with pytest.raises(WeightsUnavailable, match="has MD5 .*, expected 17fa.*: delete it"):
         EmbeddingLoss("panns_wavegram_logmel", 8192)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_panns_file_is_read_without_trusting_it(monkeypatch, tmp_path, capsys, legacy):
+    """It has the sampler's state beside the weights, as the authors' training writes it; anything but arrays is refused."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    fetched = []
+
+    def download(state):
+        def fetch(url, path):
+            fetched.append(url)
+            torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+            with open(path, "rb") as file:
+                data = file.read()
+            if legacy:  # and written beside NumPy 1
+                data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+                panns_weights().write_bytes(data)
+            monkeypatch.setattr(losses, "_PANNS_MD5", hashlib.md5(data).hexdigest())
+
+        panns_weights().unlink(missing_ok=True)
+        monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+        return losses._panns_checkpoint()
+
+    sampler = {"indexes_per_class": [np.arange(3), np.zeros(0, dtype=int)], "queue": [1], "pointers_of_classes": [0]}
+    found = download({"iteration": 5, "model": {"scale": torch.tensor(3.0)}, "sampler": sampler})
+    assert found["model"]["scale"] == 3 and found["sampler"]["indexes_per_class"][0].tolist() == [0, 1, 2]
+    assert f"from {fetched[0]} to {panns_weights()}" in capsys.readouterr().err
+    with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
+        download({"model": subprocess.Popen})
 
 
 def test_pretrained_models_are_called_as_their_packages_want(monkeypatch, tmp_path):

@@ -98,6 +98,47 @@ def test_imports_go_up_only(module):
     assert imported <= allowed
 
 
+UNTRUSTED = {  # what runs code from a file, and what opens a connection: name or last attribute
+    "pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "read_pickle", "to_pickle", "eval", "exec", "compile", "__import__",
+    "urllib", "urlopen", "urlretrieve", "requests", "httpx", "aiohttp", "http", "ftplib", "socket", "smtplib", "hub", "huggingface_hub",
+    "snapshot_download", "hf_hub_download", "load_state_dict_from_url", "download_url_to_file",
+}  # fmt: skip
+WEIGHTS = {("losses", "hub"), ("losses", "download_url_to_file")}  # PANNs', on request; their URL, place and hash are printed
+
+
+def untrusted(source: str) -> set[str]:
+    """Names in a module's source that are among UNTRUSTED, and loading calls that may run what they load."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found |= {part for module in modules for part in module.split(".")} & UNTRUSTED
+        elif isinstance(node, ast.Attribute) and not isinstance(node.value, ast.Constant):
+            found |= {node.attr} & (UNTRUSTED - {"eval", "compile"})  # module.eval() and re.compile() are other things
+        elif isinstance(node, ast.Name):
+            found |= {node.id} & UNTRUSTED
+        if isinstance(node, ast.Call):
+            called, options = ast.unparse(node.func), {option.arg: ast.unparse(option.value) for option in node.keywords}
+            if called == "torch.load" and options.get("weights_only") != "True" or options.get("allow_pickle", "False") != "False":
+                found.add(called)
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_is_unpickled_evaluated_or_fetched_but_weights(module):
+    found = untrusted((ROOT / "scrapl_lib" / f"{module}.py").read_text())
+    assert found == {name for where, name in WEIGHTS if where == module}
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import pickle", "from urllib.request import urlopen", "eval('1')", "exec('1')", "torch.load(f)", "torch.load(f, weights_only=False)",
+     "np.load(f, allow_pickle=True)", "pd.read_pickle(f)", "torch.hub.load('a', 'b')", "import http.client as c"],
+)  # fmt: skip
+def test_the_search_for_untrusted_calls_finds(source):
+    assert untrusted(source)
+
+
 def test_there_are_notebooks_and_each_is_numbered():
     assert {"00_start_here", "05_granular", "09_report_card"} <= set(notebook_names())
     assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", name) for name in notebook_names())

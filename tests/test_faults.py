@@ -1,0 +1,463 @@
+"""The twelve faults: FAULTS names the tests that hold each; those that no other file has are below.
+
+`make test` ends with the twelve and how many of their tests passed (conftest.py).
+"""
+
+import ast
+import builtins
+import errno
+import functools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+from test_execute import failed_copy, notebook
+
+from scrapl_lib import __main__, training
+from scrapl_lib.__main__ import main
+from scrapl_lib.execute import NotebookFailed, notebook_names, notebook_path, run_notebook
+from scrapl_lib.experiments import make_config
+from scrapl_lib.records import COLUMNS, ROOT, config_hash, read_run, run_folder
+from scrapl_lib.training import Training, checkpoint_folder, ensure_runs, train
+
+FAULTS = {
+    "1 a training worker killed at random steps": (
+        "test_faults.py::test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been",
+        "test_faults.py::test_200_runs_with_random_kills_end_with_every_record_whole_and_none_lost",
+        "test_training.py::test_a_stopped_run_ends_as_if_it_had_not_been",
+        "test_training.py::test_a_run_killed_while_tested_is_not_trained_again",
+        "test_training.py::test_a_run_asked_to_stop_writes_a_checkpoint_as_soon_as_its_steps_are_looked_at",
+        "test_training.py::test_importance_in_parts_and_resumed",
+        "test_cli.py::test_a_killed_or_crashed_worker_costs_its_own_run_only",
+        "test_cli.py::test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been",
+    ),
+    "2 a notebook's kernel killed, papermill terminated, Ctrl-C": (
+        "test_faults.py::test_after_a_killed_kernel_the_next_call_does_what_is_left",
+        "test_execute.py::test_failure_names_notebook_cell_and_log_and_marks_nothing_done",
+        "test_execute.py::test_stopped_from_outside_ends_the_kernel_and_its_children",
+        "test_execute.py::test_one_of_several_fails_and_stops_the_others",
+        "test_cli.py::test_stopping_the_command_ends_its_workers",
+    ),
+    "3 the disk full while a checkpoint, a CSV or a notebook is written": (
+        "test_faults.py::test_a_full_disk_keeps_the_older_checkpoint",
+        "test_faults.py::test_a_full_disk_leaves_no_half_record",
+        "test_faults.py::test_a_full_disk_fails_the_notebook_and_keeps_the_last_good_copy",
+        "test_execute.py::test_a_failure_that_cannot_be_written_says_so",
+        "test_records.py::test_failed_write_leaves_the_old_file_and_no_litter",
+        "test_records.py::test_killed_write_counts_as_missing_and_its_litter_goes",
+        "test_one_shots.py::test_a_corpus_that_cannot_be_kept_is_used_all_the_same",
+    ),
+    "4 a checkpoint truncated, empty, one byte flipped, of another configuration": (
+        "test_training.py::test_a_damaged_checkpoint_is_said_and_not_used",
+        "test_training.py::test_new_checkpoints_outlive_refused_ones_and_leftovers_go",
+        "test_importance.py::test_parts_merge_to_the_whole_and_wrong_parts_do_not",
+    ),
+    "5 audio of the wrong rate, length, channels or dtype, empty or not finite": (
+        "test_jtfs.py::test_wrong_audio_says_what_is_wrong",
+        "test_losses.py::test_wrong_audio_says_what_is_wrong",
+        "test_losses.py::test_signals_that_do_not_match_say_so",
+        "test_baseline_losses.py::test_bad_audio_is_refused",
+        "test_baseline_losses.py::test_bad_pairs_are_refused",
+        "test_encoder.py::test_bad_input_is_refused",
+        "test_one_shots.py::test_another_rate_is_refused_with_the_command_that_converts",
+        "test_one_shots.py::test_a_bad_file_is_refused_by_name",
+    ),
+    "6 a loss or gradient that is not finite": (
+        "test_training.py::test_a_nonfinite_loss_or_gradient_ends_the_run_for_good",
+        "test_training.py::test_where_only_some_steps_are_looked_at_the_failure_names_them_all",
+        "test_tables_figures.py::test_table_1",
+        "test_tables_figures.py::test_seed_values_leave_out_failed_runs",
+        "test_importance.py::test_curvature_that_is_not_finite_is_refused_with_its_path",
+    ),
+    "7 saved probabilities or optimizer tables of another number of paths": (
+        "test_losses.py::test_wrong_probabilities_say_what_is_wrong",
+        "test_losses.py::test_state_of_another_transform_is_refused",
+        "test_optim.py::test_a_state_of_other_paths_or_another_optimizer_is_refused",
+        "test_training.py::test_runs_without_their_probabilities_are_refused",
+    ),
+    "8 an unknown method, profile or parameter, or a wrong type": (
+        "test_faults.py::test_every_notebook_refuses_a_mistyped_profile_in_its_first_cells",
+        "test_house.py::test_a_mistyped_method_stops_notebook_05_before_it_draws_or_trains",
+        "test_execute.py::test_parameters_are_refused_before_anything_starts",
+        "test_execute.py::test_set_up_refuses_what_papermill_only_warns_of",
+        "test_execute.py::test_setup_refuses",
+        "test_cli.py::test_bad_input_is_refused_in_one_line",
+        "test_experiments.py::test_config_refuses",
+    ),
+    "9 duplicate seeds and equal keys; data order and initial weights of other methods": (
+        "test_faults.py::test_what_is_asked_for_twice_is_run_once",
+        "test_cli.py::test_seeds",
+        "test_records.py::test_copied_record_is_refused",
+        "test_training.py::test_methods_start_from_the_same_weights_and_seeds_do_not",
+        "test_training.py::test_methods_share_data_order_and_reconstructions_never_have_the_seeds_of_the_data",
+    ),
+    "10 two processes on one run, two `make reproduce` at once": (
+        "test_faults.py::test_two_make_reproduce_at_once_leave_one_record",
+        "test_training.py::test_of_two_processes_on_one_run_one_computes_and_the_other_waits",
+        "test_execute.py::test_of_two_runs_on_one_output_one_computes_and_the_other_waits",
+        "test_records.py::test_two_writers_and_a_reader_never_see_a_mix",
+    ),
+    "11 results edited by hand, truncated, a row missing": (
+        "test_records.py::test_damage_is_refused_with_file_expected_found_and_mend",
+        "test_properties.py::test_a_record_with_other_bytes_is_refused",
+        "test_training.py::test_a_broken_record_is_refused",
+        "test_tables_figures.py::test_a_broken_record_stops_the_figures",
+        "test_compare.py::test_a_broken_record_or_table_stops_compare",
+    ),
+    "12 CUDA asked for without CUDA; out of memory": (
+        "test_training.py::test_cuda_asked_for_without_cuda_is_refused_at_once",
+        "test_cli.py::test_cuda_without_cuda_is_refused",
+        "test_training.py::test_out_of_memory_ends_the_run_for_good",
+        "test_faults.py::test_after_a_run_out_of_memory_the_next_goes_on",
+    ),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """As workers have: results are the same bits for the same number of threads only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def smoke(method="p_loss", seed=0, **changes):
+    return make_config("granular", method, seed, "smoke", **changes)
+
+
+def folder_of(config, output):
+    return run_folder(config.profile, config.task, config.method, config.seed, output)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_has_tests(fault):
+    for name in FAULTS[fault]:
+        file, function = name.split("::")
+        tree = ast.parse((ROOT / "tests" / file).read_text())
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
+    assert len(FAULTS) == 12
+
+
+# ---- 1: killed workers ----------------------------------------------------------------------------------------------
+
+
+class Forked:
+    """`subprocess.Popen` of `python -m scrapl_lib ...`, forked from this process, which spares it the imports.
+
+    alarm_s: seconds after which SIGALRM kills it, wherever it is; None: never.
+    """
+
+    def __init__(self, target, alarm_s=None, stdout=None, **_):
+        def run():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            if stdout is not None:
+                sys.stdout = sys.stderr = open(stdout.fileno(), "w", buffering=1, closefd=False)
+            if alarm_s is not None:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.setitimer(signal.ITIMER_REAL, alarm_s)
+            target()
+
+        self.process = multiprocessing.get_context("fork").Process(target=run)
+        self.process.start()
+        self.wait, self.terminate = self.process.join, self.process.terminate
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def poll(self):
+        return self.returncode
+
+
+@pytest.mark.parametrize("method", ["scrapl_plain", "scrapl_padam", "scrapl_no_theta_is"])  # AdamW, P-Adam, P-SAGA
+def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(tmp_path, method):
+    """SIGKILL after the checkpoint of a step or before it; four of the nine steps, drawn with seed 7; the same bits, tolerance 0."""
+    config, draw = smoke(method, dropout=0.5), random.Random(7)
+
+    def killed_at(step, before_its_checkpoint):
+        def killed(training):
+            if training.step == step + (not before_its_checkpoint):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return lambda: train(config, tmp_path, report=killed, checkpoint_every_s=0)
+
+    kills = sorted(draw.sample(range(1, 9), 4))
+    for step in kills:
+        worker = Forked(killed_at(step, draw.random() < 0.5))
+        worker.wait(timeout=120)
+        assert worker.returncode == -signal.SIGKILL
+    steps = []
+    run = train(config, tmp_path, report=lambda training: steps.append(training.step))
+    assert steps[0] >= kills[-1] and steps == list(range(steps[0], 10))
+    whole = train(config, tmp_path / "uninterrupted")
+    assert len(whole.history) == 19 and run.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s"))
+    assert len(whole.test) > 5 and run.test.equals(whole.test)
+    assert not run.history.duplicated(["step", "split", "metric"]).any()
+
+
+class Tiny:
+    """In place of `Training`: a random walk of 12 steps, which is a function of the seed alone."""
+
+    n_steps, untimed_steps, heard, device = 12, 0, None, torch.device("cpu")
+
+    def __init__(self, config, *_):
+        self.config, self.step, self.stopping, self.weight, self.history, self.epoch_losses = config, 0, False, 0.0, [], []
+
+    def run(self, report, after_step):
+        while self.step < self.n_steps:
+            self.step += 1
+            self.weight += random.Random(self.config.seed * 1000 + self.step).gauss(0, 1)
+            self.history.append((self.step, "val", "loss", self.weight, 0.0))
+            time.sleep(0.002)
+            if report is not None:
+                report(self)
+                after_step()
+
+    def state(self):
+        return {"config_hash": config_hash(self.config.flat), "step": self.step, "weight": self.weight, "history": self.history}
+
+    def load_state(self, state):
+        self.step, self.weight, self.history = state["step"], state["weight"], state["history"]
+
+    def test(self):
+        return pd.DataFrame([("weight", self.weight, "1")], columns=COLUMNS["test.csv"])
+
+    def history_table(self):
+        return pd.DataFrame(self.history, columns=COLUMNS["history.csv"])
+
+    def val_words(self):
+        return ""
+
+    def step_ms(self):
+        return None
+
+
+def test_200_runs_with_random_kills_end_with_every_record_whole_and_none_lost(tmp_path, monkeypatch, capfd):
+    """Four workers, each killed at a random time (seed 11) in half of the cases, and twice the command itself; at most ten calls.
+
+    Records must hold the values of walks that nobody killed, to the last of 9 digits.
+    """
+    draw, killed = random.Random(11), []
+    monkeypatch.setattr(training, "Training", Tiny)
+    monkeypatch.setattr(__main__, "train", functools.partial(train, checkpoint_every_s=0))
+
+    def popen(command, **options):
+        alarm_s = draw.uniform(0.001, 0.15) if draw.random() < 0.5 else None
+        killed.append(alarm_s is not None)
+        return Forked(lambda: main(command[3:]), alarm_s, **options)
+
+    monkeypatch.setattr(training, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
+
+    def ask():
+        return ensure_runs(["granular"], ["p_loss"], range(200), "smoke", tmp_path, "cpu", workers=4)
+
+    for alarm_s in (1.5, 2.5):
+        command = Forked(ask, alarm_s)
+        command.wait(timeout=120)
+        assert command.returncode == -signal.SIGALRM
+    runs, calls = [], 0
+    while len(runs) < 200 and calls < 10:
+        runs, calls = ask(), calls + 1
+    assert [run.seed for run in runs] == list(range(200)) and all(run.ok for run in runs)
+    assert sum(killed) > 20 and "crashed" in capfd.readouterr().err
+    for run in runs:
+        whole = Tiny(smoke(seed=run.seed))
+        whole.run(None, None)
+        assert run.history["step"].tolist() == list(range(1, 13))
+        assert (run.history["value"] - whole.history_table()["value"]).abs().max() < 1e-8
+        assert sorted(path.name for path in folder_of(smoke(seed=run.seed), tmp_path).iterdir()) == ["history.csv", "run.json", "test.csv"]
+    assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+# ---- 2: killed kernels ----------------------------------------------------------------------------------------------
+
+
+def test_after_a_killed_kernel_the_next_call_does_what_is_left(tmp_path, capsys):
+    source = f"""
+import os, signal
+from pathlib import Path
+from scrapl_lib.experiments import make_config
+from scrapl_lib.training import train
+output, trained = Path({str(tmp_path)!r}), []
+for seed in range(2):
+    train(make_config("granular", "p_loss", seed, "smoke"), output, report=lambda run: run.step == 1 and trained.append(seed))
+    if seed == 0 and not (output / "killed").exists():
+        (output / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+(output / "trained").write_text(str(trained))
+"""
+    path = notebook(tmp_path, source)
+    ask = ["notebook", str(path), "--output", str(tmp_path)]
+    assert main(ask) == 1
+    said = capsys.readouterr().err
+    assert "notebook tiny failed at code cell 2 of 2" in said and "the kernel died" in said
+    assert str(tmp_path / "executed/failed/tiny.log") in said and failed_copy(tmp_path)[1][-1] == "failed"
+    assert not (tmp_path / "executed/quick/tiny.ipynb").exists()
+    first = folder_of(smoke(), tmp_path) / "run.json"
+    before = first.read_bytes()
+    assert main(ask) == 0 and (tmp_path / "executed/quick/tiny.ipynb").exists()
+    assert (tmp_path / "trained").read_text() == "[1]" and first.read_bytes() == before
+
+
+# ---- 3: a full disk -------------------------------------------------------------------------------------------------
+
+
+class FullFile:
+    """A file on a disk that has room for the first 20 bytes of every write."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, data):
+        self.file.write(data[:20])
+        self.file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """`disk.full(folder)`: from now on there is no room below it; `disk.free()`: there is."""
+    opened = open
+
+    def full(folder):
+        def open_(path, mode="r", *args, **options):
+            file = opened(path, mode, *args, **options)
+            within = isinstance(path, str | Path) and Path(path).is_relative_to(folder)
+            return FullFile(file) if within and set(mode) & set("wxa") and not str(path).endswith(".lock") else file
+
+        monkeypatch.setattr(builtins, "open", open_)
+
+    return SimpleNamespace(full=full, free=lambda: monkeypatch.setattr(builtins, "open", opened))
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(tmp_path, disk, capsys):
+    config, steps = smoke("scrapl_no_theta_is"), []
+    folder = checkpoint_folder(config, tmp_path)
+
+    def fill(run):
+        steps.append(run.step)
+        if run.step == 4 and len(steps) == 4:
+            disk.full(tmp_path)
+
+    with pytest.raises(OSError, match=r"No space left on device: .*\.step_00000004\.pt"):
+        train(config, tmp_path, report=fill, checkpoint_every_s=0)
+    names = [f"step_0000000{step}.{kind}" for step in (2, 3) for kind in ("pt", "sha256")]
+    assert sorted(path.name for path in folder.iterdir()) == names and not folder_of(config, tmp_path).exists()
+    disk.free()
+    run = train(config, tmp_path, report=fill)
+    assert steps == [1, 2, 3, 4, *range(4, 10)] and "resumed from step 3" in capsys.readouterr().err
+    whole = train(config, tmp_path / "uninterrupted")
+    assert run.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s"))
+
+
+def test_a_full_disk_leaves_no_half_record(tmp_path, disk):
+    """The disk is full when the CSV files are written; the last checkpoint stays, and nothing is trained again."""
+    folder = folder_of(smoke(), tmp_path)
+
+    def fill(run):
+        if run.step == run.n_steps:
+            disk.full(folder)
+
+    with pytest.raises(OSError, match=r"No space left on device: .*history\.csv"):
+        train(smoke(), tmp_path, report=fill)
+    assert list(folder.iterdir()) == [] and [path.name for path in checkpoint_folder(smoke(), tmp_path).glob("*.pt")] == ["step_00000009.pt"]
+    disk.free()
+    assert train(smoke(), tmp_path, report=lambda run: pytest.fail("trained again")).ok
+
+
+def test_a_full_disk_fails_the_notebook_and_keeps_the_last_good_copy(tmp_path, disk):
+    good = tmp_path / "executed/quick/tiny.ipynb"
+    good.parent.mkdir(parents=True)
+    good.write_text("good")
+    path = notebook(tmp_path, "print('a cell')")
+    disk.full(tmp_path / "executed")
+    with pytest.raises(NotebookFailed, match=r"No space left on device.*no log or copy could be written") as failed:
+        run_notebook(path, output=tmp_path)
+    assert failed.value.exit_status == 1 and good.read_text() == "good"
+    assert [path.name for path in (tmp_path / "executed").rglob("*") if path.is_file() and path.suffix != ".lock"] == ["tiny.ipynb"]
+
+
+# ---- 8 to 12 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", notebook_names())
+def test_every_notebook_refuses_a_mistyped_profile_in_its_first_cells(name):
+    import nbformat
+
+    parameters, setup, *_ = [c.source for c in nbformat.read(notebook_path(name), as_version=4).cells if c.cell_type == "code"]
+    for wrong, error, match in (("quik", ValueError, "unknown profile 'quik': did you mean 'quick'"), (3, TypeError, "profile must be a text")):
+        namespace = {}
+        exec(parameters, namespace)
+        namespace["profile"] = wrong
+        with pytest.raises(error, match=match):
+            exec(setup, namespace)
+
+
+def test_what_is_asked_for_twice_is_run_once(tmp_path, computed_here):
+    runs = ensure_runs(["granular", "granular"], ["p_loss", "p_loss"], [1, 0, 1], "smoke", tmp_path)
+    assert [(run.method, run.seed) for run in runs] == [("p_loss", 0), ("p_loss", 1)]
+    assert sorted(computed_here) == [("p_loss", 0), ("p_loss", 1)]
+
+
+STUB = """\
+#!/bin/sh
+# an interpreter that installs nothing, runs one small run and no notebook, and says what it did
+case "$1 $2 $3" in
+  "-m venv"*) echo venv >> "{log}"; sleep 1; mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
+  "-m scrapl_lib run") echo run >> "{log}"; shift 3; exec "{python}" -m scrapl_lib run "$@" --method p_loss --seeds 0;;
+  "-m scrapl_lib notebook") echo notebook >> "{log}";;
+  "-m"*) echo "$2" >> "{log}";;
+  *) exec "{python}" "$@";;
+esac
+"""
+
+
+def test_two_make_reproduce_at_once_leave_one_record(tmp_path):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "python").write_text(STUB.format(log=tmp_path / "log", python=sys.executable))
+    (tmp_path / "python").chmod(0o755)
+    command = ["make", "reproduce", "PROFILE=smoke", "FRESH=1", f"PYTHON={tmp_path}/python"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MAKEFLAGS": ""}
+    both = [subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [make.communicate(timeout=300)[1] for make in both]
+    assert [make.returncode for make in both] == [0, 0], said
+    log = (tmp_path / "log").read_text().split()
+    assert log.count("venv") == 1 and log.count("run") == log.count("notebook") == 2
+    assert [path.parent for path in tmp_path.rglob("run.json")] == [folder_of(smoke(), tmp_path / "fresh")]
+    assert read_run(folder_of(smoke(), tmp_path / "fresh")).ok and "crashed" not in "".join(said)
+    assert not list((tmp_path / "fresh/checkpoints").rglob("*.pt"))
+
+
+def test_after_a_run_out_of_memory_the_next_goes_on(tmp_path, computed_here, monkeypatch):
+    true = Training._batch_loss
+
+    def batch_loss(self, *args, **options):
+        if self.config.seed == 0 and self.step == 5:
+            raise torch.OutOfMemoryError("no room")
+        return true(self, *args, **options)
+
+    monkeypatch.setattr(Training, "_batch_loss", batch_loss)
+    runs = ensure_runs(["granular"], ["p_loss"], [0, 1], "smoke", tmp_path)
+    assert [run.status for run in runs] == ["failed:out of memory: no room", "ok"] and len(computed_here) == 2

@@ -1,0 +1,197 @@
+"""Whatever is asked for or lies on disk: it works, or it is refused in words. Examples are drawn by hypothesis, the same in every run."""
+
+import argparse
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import synthetic_records as synthetic
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from scrapl_lib import JTFS
+from scrapl_lib.__main__ import _seeds, main
+from scrapl_lib.experiments import METHODS, RunConfig, make_config
+from scrapl_lib.records import BrokenRecord, config_hash, load_runs, read_run, run_state
+
+SETTINGS = dict(derandomize=True, deadline=None, database=None)
+SOME_TASKS = ["granular", "chirplet_fast_fast", "tr808_meso"]
+
+
+# ---- configurations of the transform --------------------------------------------------------------------------------
+
+
+@st.composite
+def legal(draw):
+    """2^J <= shape, T <= shape, F no longer than the log-frequency axis, which is not rounded down too far."""
+    J, Q1 = draw(st.integers(3, 7)), draw(st.sampled_from([1, 2, 3, 5, 8]))
+    shape, F = draw(st.integers(2**J, 2 ** (J + 2))), draw(st.sampled_from([None, "global", 1, 2]) | st.integers(1, (J + 1) * Q1))
+    return dict(shape=shape, J=J, Q1=Q1, Q2=draw(st.integers(1, 3)), J_fr=draw(st.integers(1, 2 if F == 1 else 3)),
+                Q_fr=draw(st.integers(1, 3)), T=draw(st.sampled_from([None, "global", 1]) | st.integers(1, shape)), F=F)  # fmt: skip
+
+
+@settings(**SETTINGS, max_examples=60)
+@given(legal(), st.integers(0, 2**20))
+def test_any_legal_configuration_works(config, which):
+    """Finite coefficients and gradients of the right shape; a path is its slice of the full transform within 1e-12, relatively."""
+    try:
+        jtfs = JTFS(**config)
+    except ValueError as error:
+        assert "no second-order path" in str(error) and config["J"] < 5
+        return
+    x = torch.randn(2, 1, config["shape"], dtype=torch.float64, generator=torch.Generator().manual_seed(12)).requires_grad_()
+    S = jtfs(x)
+    (grad,) = torch.autograd.grad(S.sum(), x)
+    assert torch.isfinite(S).all() and torch.isfinite(grad).all() and grad.abs().max() > 0
+    assert S.shape[:2] == (2, jtfs.first_order_paths + jtfs.n_paths)
+    assert len({(p.n2, p.n_fr) for p in jtfs.paths}) == jtfs.n_paths
+    index = which % jtfs.n_paths
+    part = S[:, jtfs.first_order_paths + index]
+    assert (jtfs.unpad(jtfs.path(x, index)) - part).norm() < 1e-12 * part.norm()
+
+
+NOT_A_NUMBER = st.sampled_from([True, 1.0, float("nan"), "8", [4], (), {}, b"1", 2j, np.ones(2), torch.ones(2, dtype=torch.int64)])
+
+
+@settings(**SETTINGS, max_examples=300)
+@given(st.data())
+def test_an_illegal_argument_is_named(data):
+    """One argument of a legal configuration is broken; the message names it."""
+    config = data.draw(legal())
+    name = data.draw(st.sampled_from(sorted(config)))
+    too_large = {"shape": 2 ** config["J"] - 1, "J": config["shape"].bit_length(), "T": config["shape"] + 1, "J_fr": 7,
+                 "F": max(2 ** config["J_fr"], (config["J"] + 1) * config["Q1"]) + 1}  # fmt: skip
+    kinds = [st.integers(max_value=0), NOT_A_NUMBER, st.sampled_from(["all", "", "Global"] if name in "TF" else [None, "global"])]
+    if name in too_large:
+        first = too_large[name]
+        kinds.append(st.integers(1, first) if name == "shape" else st.integers(first, 10**6) | st.integers(first, 2**300))
+    value = data.draw(st.one_of(kinds))
+    number = isinstance(value, int) and not isinstance(value, bool)
+    with pytest.raises(ValueError if number else TypeError) as refused:
+        JTFS(**{**config, name: value})
+    named = "shape" if name == "T" and number and value > 0 else name  # "T = 9 is longer than the signal of 8 samples"
+    assert name in str(refused.value).split() or named in str(refused.value).replace(",", " ").split()
+
+
+@settings(**SETTINGS, max_examples=300)
+@given(st.fixed_dictionaries({name: st.integers(-1, 9) for name in ("J", "Q1", "Q2", "J_fr", "Q_fr")}), st.integers(0, 600),
+       st.integers(0, 700) | st.sampled_from([None, "global"]), st.integers(0, 90) | st.sampled_from([None, "global"]))  # fmt: skip
+def test_any_numbers_are_taken_or_refused(numbers, shape, T, F):
+    try:
+        jtfs = JTFS(shape=shape, T=T, F=F, **numbers)
+    except ValueError as error:
+        assert {"shape", "J", "Q1", "Q2", "J_fr", "Q_fr", "T", "F"} & set(str(error).replace(",", " ").split())
+    else:
+        assert jtfs.n_paths == len(jtfs.paths) > 0
+
+
+# ---- records --------------------------------------------------------------------------------------------------------
+
+JSON = st.sampled_from([None, True, -1, 10**30, 1.5, "", "ok", "../../../etc/hostname", [], ["a"], {}, {"a": 1}, {"a": {"rows": 1}}])
+FUZZED = settings(**SETTINGS, max_examples=100)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """A folder with one record, and the bytes of its files."""
+    folder = synthetic.write(tmp_path_factory.mktemp("fuzzed"), "p_loss", 0)
+    return folder, {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def lay(record, **changed):
+    """The record as it was, but for the files in `changed` (None: not there); returns what the readers say of it."""
+    folder, files = record
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for name, data in {**files, **changed}.items():
+        if data is not None:
+            (folder / name).write_bytes(data)
+    said = []
+    for use in (read_run, lambda folder: run_state(folder, "0" * 64), lambda folder: load_runs("quick", "granular", None, folder.parents[4])):
+        try:
+            found = use(folder)
+            said.append(found if use is not read_run else found.hours)
+        except BrokenRecord as error:
+            assert str(folder) in str(error) and "To mend it, delete the folder" in str(error) and error.expected and error.found
+            said.append(error)
+    return said
+
+
+@FUZZED
+@given(st.sampled_from(["run.json", "history.csv", "test.csv"]), st.data())
+def test_a_record_with_other_bytes_is_refused(record, name, data):
+    """Some bytes replaced, taken out or put in, anywhere. White space may come into run.json without harm."""
+    old = record[1][name]
+    start = data.draw(st.integers(0, len(old) - 1))
+    end = data.draw(st.integers(start, min(len(old), start + 9)) | st.just(len(old)))
+    new = old[:start] + data.draw(st.binary(max_size=9)) + old[end:]
+    assume(new != old)
+    said = lay(record, **{name: new})
+    same = name == "run.json" and said[1] == "stale" and json.loads(new) == json.loads(old)
+    assert same or all(isinstance(each, BrokenRecord) for each in said)
+
+
+@FUZZED
+@given(st.data())
+def test_a_forged_record_is_refused_in_words_or_read(record, data):
+    """A field of run.json replaced or taken out and everything hashed anew, as if the writer had a fault."""
+    info = json.loads(record[1]["run.json"])
+    place = data.draw(st.sampled_from([info, info, info["files"], info["files"]["test.csv"], info["config"]]))
+    key = data.draw(st.sampled_from(sorted(place.keys() - {"record_sha256"})))
+    place[key] = data.draw(JSON)
+    if data.draw(st.booleans()):
+        del place[key]
+    del info["record_sha256"]
+    info["record_sha256"] = config_hash(info)
+    lay(record, **{"run.json": json.dumps(info).encode()})
+
+
+@FUZZED
+@given(st.sampled_from(["history.csv", "test.csv"]), st.text(st.sampled_from("step,value\n\"1.e-9ä\0 "), max_size=40), st.booleans())
+def test_a_forged_table_is_refused_in_words_or_read(record, name, text, with_header):
+    new = (record[1][name].splitlines(keepends=True)[0] if with_header else b"") + text.encode()
+    info = json.loads(record[1]["run.json"])
+    info["files"][name]["sha256"] = hashlib.sha256(new).hexdigest()
+    del info["record_sha256"]
+    info["record_sha256"] = config_hash(info)
+    lay(record, **{name: new, "run.json": json.dumps(info).encode()})
+
+
+# ---- configurations of runs and the command line --------------------------------------------------------------------
+
+VALUES = st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.text(max_size=4) | st.tuples(st.integers(0, 2), st.text(max_size=2))
+
+
+@settings(**SETTINGS, max_examples=300)
+@given(st.sampled_from(SOME_TASKS), st.sampled_from(sorted(METHODS)), st.integers(-2, 2**33) | VALUES,
+       st.dictionaries(st.sampled_from(list(RunConfig.__dataclass_fields__)) | st.text(max_size=5), VALUES, max_size=3))  # fmt: skip
+def test_any_fields_make_a_config_with_a_hash_or_are_refused(task, method, seed, changes):
+    changes = {name: value for name, value in changes.items() if name not in ("task", "method", "seed", "profile")}
+    try:
+        assert len(config_hash(make_config(task, method, seed, "smoke", **changes).flat)) == 64
+    except (ValueError, TypeError) as error:
+        assert any(word in str(error) for word in ("must be", "unknown", "finite numbers"))
+
+
+@settings(**SETTINGS, max_examples=300)
+@given(st.text(st.sampled_from("0123456789-,. x"), max_size=24))
+def test_any_seeds_are_read_or_refused(text):
+    try:
+        assert all(isinstance(seed, int) for seed in _seeds(text))
+    except argparse.ArgumentTypeError as error:
+        assert "seeds" in str(error) or "range" in str(error)
+
+
+@settings(**SETTINGS, max_examples=100)
+@given(st.lists(st.sampled_from(["--task", "--method", "--profile", "--seeds", "--workers", "--budget-minutes"]), max_size=2),
+       st.lists(st.text(max_size=6), min_size=2, max_size=2))  # fmt: skip
+def test_any_arguments_are_refused_without_a_traceback(names, values):
+    """--profile is never one that is there, so that nothing starts."""
+    arguments = ["run", *(f"{name}={value}" for name, value in zip(names, values)), "--profile=none"]
+    try:
+        assert main(arguments) == 2
+    except SystemExit as refused:
+        assert refused.code == 2
