@@ -33,7 +33,7 @@ sh -euc 'python=$$1; if [ -z "$$(find $(1) -newer requirements.lock -newer pypro
 sh "$$python"
 endef
 
-.PHONY: help venv reproduce recordings smoke test status compare site bench peers lab lock clean
+.PHONY: help venv reproduce recordings smoke test status compare doctor site bench peers lab lock clean
 
 help: ## this list
 	@echo "SCRAPL, a replication. Targets:"
@@ -73,6 +73,9 @@ status: venv ## which runs of PROFILE are done, missing, stale or failed
 
 compare: venv ## each cell of Tables 1 to 9 and each claim: ours, the paper's, verdict
 	$(PY) -m scrapl_lib compare --profile $(PROFILE) $(OUTPUT)
+
+doctor: venv ## versions, devices, disk, weights, records: what is wrong, and a fix for each
+	$(PY) -m scrapl_lib doctor
 
 site: venv ## static pages from what make reproduce left of PROFILE: build/site/index.html
 	$(PY) site/build_site.py --profile $(PROFILE) $(OUTPUT)

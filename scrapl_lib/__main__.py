@@ -1,4 +1,4 @@
-"""Command line: python -m scrapl_lib run | importance | status | compare | notebook (see --help of each)."""
+"""Command line: python -m scrapl_lib run | importance | status | compare | notebook | doctor (see --help of each)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statistics import mean
 
 import pandas as pd
 
-from . import __started_s__
+from . import __started_s__, doctor
 from .cluster import EXECUTORS, SLURM, Jobs
 from .execute import NotebookFailed, notebook_names, run_notebook, run_notebooks
 from .experiments import (
@@ -248,10 +248,11 @@ def parser() -> argparse.ArgumentParser:
     """The command line's parser."""
     whole = argparse.ArgumentParser(prog="python -m scrapl_lib", description="Train, look at and show the experiments.")
     commands = whole.add_subparsers(dest="command", required=True)
-    common = argparse.ArgumentParser(add_help=False)
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--output", type=lambda text: Path(text).absolute(), default=ROOT,
+                       help="folder that holds results/, figures/ and checkpoints/ (default: the project)")  # fmt: skip
+    common = argparse.ArgumentParser(add_help=False, parents=[where])
     common.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default quick)")
-    common.add_argument("--output", type=lambda text: Path(text).absolute(), default=ROOT,
-                        help="folder that holds results/, figures/ and checkpoints/ (default: the project)")  # fmt: skip
 
     computing = argparse.ArgumentParser(add_help=False, parents=[common])
     computing.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
@@ -298,6 +299,10 @@ def parser() -> argparse.ArgumentParser:
     notebook.add_argument("names", nargs="*", help="such as 05_granular; default all, in order")
     notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook's parameter")
     notebook.set_defaults(function=_notebook)
+
+    check = commands.add_parser("doctor", parents=[where], help="versions, devices, disk, weights and records, and what is wrong "
+                                "with a fix for each; exit status 1 if something needed is")  # fmt: skip
+    check.set_defaults(function=lambda args: doctor.report(args.output))
     return whole
 
 
