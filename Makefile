@@ -33,7 +33,7 @@ sh -euc 'python=$$1; if [ -z "$$(find $(1) -newer requirements.lock -newer pypro
 sh "$$python"
 endef
 
-.PHONY: help venv reproduce recordings smoke test status compare doctor site bench peers lab lock clean
+.PHONY: help venv reproduce recordings smoke test coverage status compare doctor site bench peers lab lock clean
 
 help: ## this list
 	@echo "SCRAPL, a replication. Targets:"
@@ -64,9 +64,13 @@ smoke: ## the same at toy size, from nothing, in minutes
 	rm -rf results/smoke figures/smoke checkpoints/smoke
 	$(MAKE) reproduce PROFILE=smoke
 
-test: venv ## lint and tests
+test: venv ## lint, types and tests
 	$(PY) -m ruff check .
+	$(PY) -m mypy
 	$(ONE_THREAD) $(PY) -m pytest -n auto --maxprocesses 4
+
+coverage: venv ## how much of scrapl_lib the tests run, line by line (workers and kernels, other processes, left out)
+	$(ONE_THREAD) $(PY) -m pytest -n auto --maxprocesses 4 --cov=scrapl_lib --cov-report=term-missing:skip-covered
 
 status: venv ## which runs of PROFILE are done, missing, stale or failed
 	$(PY) -m scrapl_lib status --profile $(PROFILE) $(OUTPUT)
@@ -102,5 +106,5 @@ lock: ## write requirements.lock and environment.yml anew from pyproject.toml (m
 	rm -r .venv-lock
 
 clean: ## remove executed notebooks, smoke results and caches (not .venv, results, fresh/ or checkpoints)
-	rm -rf executed results/smoke figures/smoke build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf executed results/smoke figures/smoke build .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage *.egg-info
 	find . -path './.venv*' -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

@@ -13,6 +13,7 @@ between does not mind the order of the samples.
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,18 +26,18 @@ class _Linear(torch.autograd.Function):
     """A linear map and its adjoint, each the other's backward pass: differentiable any number of times."""
 
     @staticmethod
-    def forward(ctx, apply: Callable, adjoint: Callable, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(ctx: Any, apply: Callable, adjoint: Callable, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         ctx.maps = apply, adjoint
         return apply(*inputs)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple:
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
         apply, adjoint = ctx.maps
         grad = _Linear.apply(adjoint, apply, *grads)
         return None, None, *(grad if isinstance(grad, tuple) else (grad,))
 
 
-def linear(apply: Callable, adjoint: Callable, *x: Tensor) -> Tensor | tuple[Tensor, ...]:
+def linear(apply: Callable, adjoint: Callable, *x: Tensor) -> Any:
     """apply(*x), a tensor or a tuple; its gradient is adjoint(*gradients), the transpose for the product Re <a, b>."""
     return _Linear.apply(apply, adjoint, *x)
 

@@ -7,7 +7,7 @@ W is the number of the encoder's weights, P the number of paths.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 
 import ipywidgets
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from torch import Tensor
 
 from .experiments import PROFILES, RunConfig, check_name, make_config
@@ -164,7 +165,7 @@ def noise_to_signal(updates: Tensor) -> float:
     return float(updates.var(dim=0).sum() / updates.mean(dim=0).square().sum())
 
 
-def _flat(tensors) -> Tensor:
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([t.detach().flatten() for t in tensors])
 
 
@@ -219,7 +220,8 @@ def draw_spectrogram(ax: Axes, x: Tensor, sample_rate_hz: float, window: int = 5
     ax.minorticks_off()
 
 
-def draw_paths(ax: Axes, jtfs: JTFS, values: np.ndarray, sample_rate_hz: float, cmap: str = "cividis", **options):
+def draw_paths(ax: Axes, jtfs: JTFS, values: np.ndarray, sample_rate_hz: float, cmap: str = "cividis",
+               **options: object) -> PathCollection:  # fmt: skip
     """Every path as a dot at (rate in Hz, spin x scale in cycles per octave), coloured by `values` (P,).
 
     Returns the dots, for a colour bar. Low-pass paths (spin 0) lie on the middle line.

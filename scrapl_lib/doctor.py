@@ -65,12 +65,12 @@ def _machine(output: Path) -> Iterator[Finding]:
 
 
 def _optional() -> Iterator[Finding]:
-    hub = Path(torch.hub.get_dir()) / "checkpoints"
+    panns = panns_weights()
     cache = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"
     weights = {
         "MS-CLAP": ("msclap", cache.glob("models--microsoft--msclap")),
-        "PANNs": ("panns_AT_inference", panns_weights().parent.glob(panns_weights().name)),
-        "EnCodec (FAD)": ("encodec", hub.glob("encodec_24khz-*.th")),
+        "PANNs": ("panns_AT_inference", panns.parent.glob(panns.name)),
+        "EnCodec (FAD)": ("encodec", panns.parent.glob("encodec_24khz-*.th")),
     }
     for name, (package, files) in weights.items():
         installed, there = importlib.util.find_spec(package) is not None, any(files)

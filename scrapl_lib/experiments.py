@@ -235,7 +235,12 @@ OTHER_STEP_COST = 0.3
 
 
 def check_name(kind: str, name: str, valid: Iterable[str]) -> str:
-    """Return `name` if it is among `valid`; else raise ValueError with the nearest valid one."""
+    """Return `name` if it is among `valid`; else raise ValueError with the nearest valid one.
+
+    >>> check_name("profile", "quik", PROFILES)
+    Traceback (most recent call last):
+    ValueError: unknown profile 'quik': did you mean 'quick'? valid are smoke, quick, paper
+    """
     valid = tuple(valid)
     if name in valid:
         return name

@@ -92,7 +92,7 @@ def save_figure(
 
 
 def _start(runs: Sequence[Run], profile: str, width: float, panels: int, tasks: Collection[str] = ("granular",),
-           rows: int = 1) -> tuple[Figure, Sequence[Axes]]:  # fmt: skip
+           rows: int = 1) -> tuple[Figure, np.ndarray]:  # fmt: skip
     wanted = [f"{profile}/{task}" for task in tasks]
     other = sorted({f"{run.profile}/{run.task}" for run in runs}.difference(wanted))
     if other:

@@ -18,9 +18,10 @@ Letters: B batch, N padded samples, W_j = N / 2^j samples at stride 2^j, N_fr pa
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,14 +85,14 @@ class _Modulus(torch.autograd.Function):
     """|z| with gradient 0 where z = 0; differentiable twice. Several times faster than torch.abs on complex numbers."""
 
     @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
+    def forward(ctx: Any, z: Tensor) -> Tensor:
         squares = torch.view_as_real(z).flatten(-2).square()
         r = (squares[..., 0::2] + squares[..., 1::2]).sqrt_()
         ctx.save_for_backward(z, r)
         return r
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         z, r = ctx.saved_tensors
         return (grad / r.masked_fill(r < _least(r), 1)).to(z.dtype) * z
 
@@ -119,7 +120,7 @@ class _AveragedModulus(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
+    def forward(ctx: Any, Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
         ctx.save_for_backward(Y, psi, phi)
         A, planar = _real_rows(psi), torch.cat([Y.real, Y.imag], dim=1)
         S = phi.new_zeros(Y.shape[0], psi.shape[0], phi.shape[1])
@@ -129,7 +130,7 @@ class _AveragedModulus(torch.autograd.Function):
         return S
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         Y, psi, phi = ctx.saved_tensors
         if torch.is_grad_enabled():
             Y_again = Y if Y.requires_grad else Y.detach().requires_grad_()
@@ -247,6 +248,10 @@ class JTFS(nn.Module):
     Input is (batch, 1, shape), float32 or float64, on any device. Filters are kept in double precision and cast once per
     device and dtype.
 
+    >>> jtfs = JTFS(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1)
+    >>> jtfs.n_paths, jtfs.paths[8].spin, round(jtfs.paths[8].rate * 8000)  # the rate in Hz of 8 kHz audio
+    (21, 1, 175)
+
     Raises:
         TypeError, ValueError: parameters that are no positive integers, T > shape, wavelets that do not fit the signal.
     """
@@ -334,7 +339,7 @@ class JTFS(nn.Module):
 
     # ---- filters on the device ----------------------------------------------------------------------------------
 
-    def _get(self, key: tuple, like: Tensor, make) -> Tensor:
+    def _get(self, key: tuple, like: Tensor, make: Callable[[], np.ndarray]) -> Tensor:
         """The constant called `key`, made once in double precision, cast once per device and dtype of `like`."""
         full_key = (*key, like.device, like.dtype)
         if full_key not in self._cache:

@@ -33,8 +33,11 @@ from torch import Tensor
 class Paths(Protocol):
     """What the optimizers ask of a loss: the number of paths P and the path drawn last (None before any draw)."""
 
-    n_paths: int
-    path_idx: int | None
+    @property
+    def n_paths(self) -> int: ...
+
+    @property
+    def path_idx(self) -> int | None: ...
 
 
 def add_p_adam_update_(

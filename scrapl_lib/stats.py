@@ -22,6 +22,9 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float]:
     """Mean and 95 % half-width 1.96 * population std / sqrt(n), in the unit of `values` (n,).
 
     One value has no spread: its half-width is NaN, which tables leave blank. Raises ValueError for none or non-finite ones.
+
+    >>> mean_ci95([1.0, 3.0])  # 1.96 * 1 / sqrt(2)
+    (2.0, 1.3859292911256331)
     """
     array = _finite(values, "values", 1)
     half_width = 1.96 * array.std() / np.sqrt(len(array)) if len(array) > 1 else np.nan

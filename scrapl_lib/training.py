@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -197,7 +197,7 @@ class Training:
         """JTFS of the references, which come again in every epoch, made once: (N, paths, log-frequency, frames); that of
         test items, which are never trained on, is left empty."""
         known = [items for fold in (self.data.train, self.data.val) for items in fold.split(CHUNK)]
-        S = None
+        S: Tensor = None
         for items in known:
             part = self.loss.jtfs(self.x[items])
             S = torch.full((len(self.x), *part.shape[1:]), math.nan, device=self.device) if S is None else S
@@ -455,7 +455,7 @@ def load_checkpoint(training: Training, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path):
+def _alone(folder: Path) -> Iterator[None]:
     """Hold the lock of a run under way; a second process says that it waits, and waits."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "a") as lock:

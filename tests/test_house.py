@@ -1,6 +1,8 @@
 """The project's frame: pins, targets, notebooks as they lie in git, and who may import whom."""
 
 import ast
+import doctest
+import importlib
 import re
 import subprocess
 import tomllib
@@ -20,7 +22,7 @@ COLUMNS = {  # design: in each column a file imports only those above it; the wi
     "middle": ["experiments", "training", "cluster", "demos", "execute", "doctor", "__main__"],
 }
 MODULES = sorted(path.stem for path in (ROOT / "scrapl_lib").glob("*.py") if path.stem != "__init__")
-TARGETS = ["help", "venv", "reproduce", "smoke", "test", "status", "compare", "doctor", "site", "bench", "peers", "lab", "lock", "clean"]
+TARGETS = ["help", "venv", "reproduce", "smoke", "test", "coverage", "status", "compare", "doctor", "site", "bench", "peers", "lab", "lock", "clean"]
 
 
 def pins() -> list[str]:
@@ -96,6 +98,12 @@ def test_imports_go_up_only(module):
             inside = (node.module or "").removeprefix("scrapl_lib").lstrip(".")
             imported |= {inside} if inside else {alias.name for alias in node.names if alias.name in MODULES}
     assert imported <= allowed
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if ">>>" in (ROOT / "scrapl_lib" / f"{module}.py").read_text()])
+def test_docstring_examples_run(module):
+    found = doctest.testmod(importlib.import_module(f"scrapl_lib.{module}"))
+    assert found.attempted > 0 and found.failed == 0
 
 
 UNTRUSTED = {  # what runs code from a file, and what opens a connection: name or last attribute

@@ -5,11 +5,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from scrapl_lib.__main__ import parser
-from scrapl_lib.execute import notebook_names
+from scrapl_lib import __main__, experiments
+from scrapl_lib.__main__ import main
+from scrapl_lib.execute import notebook_names, notebook_path
+from scrapl_lib.experiments import grid
 from scrapl_lib.records import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -32,11 +35,35 @@ def test_make_targets_exist():
     assert not missing
 
 
-def test_commands_parse():
-    commands = re.findall(r"`python -m scrapl_lib ([^`]+)`", README)
-    assert len(commands) >= 3
-    for command in commands:
-        assert parser().parse_args(shlex.split(command)).function
+COMMANDS = re.findall(r"`python -m scrapl_lib ([^`]+)`", README)
+MAKES = re.findall(r"`make ([^`]+)`|^make (\w+)", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS), ids=lambda command: " ".join(command.split()))
+def test_command_runs(command, tmp_path, monkeypatch, capsys):
+    """All of it but for training, path probabilities and kernels, in whose place is what says that it was called."""
+    called = []
+
+    def ensure_runs(tasks, methods, seeds, profile, *_):
+        called.append("run")
+        return [SimpleNamespace(ok=True)] * len({c for task in tasks for c in grid(task, profile, methods, seeds)})
+
+    monkeypatch.setattr(experiments, "EmbeddingLoss", lambda *_: None)  # as if its weights were there
+    monkeypatch.setattr(__main__, "ensure_runs", ensure_runs)
+    monkeypatch.setattr(__main__, "compute_importance", lambda *_: called.append("importance"))
+    monkeypatch.setattr(__main__, "run_notebook", lambda name, *_: called.append("notebook") or notebook_path(name))
+    arguments = shlex.split(command)
+    assert main([*arguments, "--output", str(tmp_path)]) == 0 and capsys.readouterr().out
+    assert called == ([arguments[0]] if arguments[0] in ("run", "importance", "notebook") else []) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", dict.fromkeys("".join(found) for found in MAKES))
+def test_make_command_parses(command):
+    subprocess.run(["make", "-n", *shlex.split(command)], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 8 and len(MAKES) >= 6
 
 
 def test_named_files_exist():
