@@ -1,8 +1,9 @@
 """Runs per hour when 1, 2, 4, 8 workers share a device: `python benchmarks/throughput.py --profile paper --device cuda`.
 
-Each worker is a process that trains a run of its own seed. All first make the filters of every path and take `--warm` steps; then, together, they train for
-`--seconds`. Runs per hour are the steps per second of all of them, over the steps of a run: start-up, validation and test, which
-do not depend on how many share the device in the same way, are not counted. One thread per worker on a CPU, as with `run`.
+Each worker is a process that trains a run of its own seed. All first make the filters of every path and take `--warm` steps; then,
+together, they train for `--seconds`. Runs per hour are the steps per second of all of them, over the steps of a run: start-up,
+validation and test, which depend otherwise on how many share the device, are not counted. One thread per worker on a CPU, as with
+`run`.
 Written: <output>/results/bench/throughput_<profile>_<device>.csv and .json (settings, provenance); the smoke profile's numbers mean
 nothing.
 """
@@ -27,7 +28,7 @@ class Over(Exception):
 
 
 def worker(task: str, method: str, profile: str, device: str, seed: int, warm: int, seconds: float) -> None:
-    """Says "ready" after `warm` steps, trains for `seconds` from the next line of stdin on, and says steps, seconds, steps of a run."""
+    """Says "ready" after `warm` steps, trains for `seconds` from the next line of stdin on, says steps, seconds, steps of a run."""
     training = Training(make_config(task, method, seed, profile), check_device(device))
     if training.config.loss == "scrapl":
         with torch.no_grad():
@@ -102,8 +103,8 @@ def main() -> None:
     for n in args.workers:
         rows.append(measure(n, arguments, device))
         rows[-1]["times_one"] = rows[-1]["runs_per_hour"] / rows[0]["runs_per_hour"]
-        print("{workers} workers: {runs_per_hour:.4g} runs per hour, {times_one:.2f} times the first; {step_ms:.3g} ms per step of each"
-              .format_map(rows[-1]), flush=True)  # fmt: skip
+        print("{workers} workers: {runs_per_hour:.4g} runs per hour, {times_one:.2f} times the first; {step_ms:.3g} ms per step "
+              "of each".format_map(rows[-1]), flush=True)  # fmt: skip
     print(f"`run` takes {default_workers(device)} workers here unless told")
     path = args.output / "results/bench" / f"throughput_{args.profile}_{device.replace(':', '')}"
     write_csv(path.with_suffix(".csv"), pd.DataFrame(rows))

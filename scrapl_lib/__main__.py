@@ -256,22 +256,23 @@ def parser() -> argparse.ArgumentParser:
 
     computing = argparse.ArgumentParser(add_help=False, parents=[common])
     computing.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
-    computing.add_argument("--deterministic", action="store_true", help="the same bits again on one type of device and one version of "
-                           "PyTorch (on a CPU they are so anyway); run.json says so")  # fmt: skip
+    computing.add_argument("--deterministic", action="store_true", help="the same bits again on one type of device and one version "
+                           "of PyTorch (on a CPU they are so anyway); run.json says so")  # fmt: skip
     computing.add_argument("--executor", choices=EXECUTORS, help="submit jobs through submitit, one per run, and wait for them, "
                            "rather than start workers (local: in processes of this machine, to try it out)")  # fmt: skip
-    computing.add_argument("--parts", type=int, metavar="N", help="with --executor: jobs for a task's path probabilities (default 1)")
+    computing.add_argument("--parts", type=int, metavar="N", help="with --executor: jobs for a task's path probabilities (1)")
     known = " ".join(f"{name}={value}" for name, value in SLURM.items())
     computing.add_argument("--slurm", type=_option, action="append", default=[], metavar="NAME=VALUE", help="with --executor: an "
-                           f"option of sbatch, such as partition=gpu; several times. By default {known} (time in minutes)")  # fmt: skip
+                           f"option of sbatch, such as partition=gpu; several times. Default {known} (time: minutes)")  # fmt: skip
     computing.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
 
     run = commands.add_parser("run", parents=[computing], help="train what is missing of a grid; again to resume")
     run.add_argument("--task", help=f"comma-separated; default those whose tables have the methods. {', '.join(TASKS)}")
     run.add_argument("--method", help=f"comma-separated; default all. {', '.join(METHODS)}")
     run.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the profile")
-    run.add_argument("--workers", type=int, metavar="N", help="runs at once, which share the device (default: one per core on a CPU; "
-                     f"on CUDA one per {RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs at once (256)")  # fmt: skip
+    run.add_argument("--workers", type=int, metavar="N", help="runs at once, which share the device (default: one per core on a "
+                     f"CPU; on CUDA one per {RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs at once "
+                     "(256)")  # fmt: skip
     stop_s = ", ".join(f"{profile}: {stop_s:g} s" for profile, stop_s in STOP_S.items())
     run.add_argument("--budget-minutes", type=_minutes, metavar="MINUTES", help="stop after so long, start-up included, with exit "
                      "status 0 (1: a run crashed or is stale). One seed of every task and method comes first, then a second one, "

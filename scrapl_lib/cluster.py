@@ -23,7 +23,7 @@ import numpy as np
 from .experiments import RunConfig, needs
 from .losses import SCRAPLLoss
 from .records import IMPORTANCE
-from .training import STOP_S, Worker, default_workers
+from .training import STOP_S, Worker, check_device, default_workers
 
 EXECUTORS = ("local", "slurm")
 SLURM = {"job_name": "scrapl", "time": 240, "cpus_per_task": 2, "mem": "16GB", "signal_delay_s": 120}  # time in minutes
@@ -71,7 +71,7 @@ class Jobs:
         parts: jobs among which the path probabilities of a task are divided; at most one per path.
         slurm: options of sbatch as submitit names them, in place of or beside those in `SLURM`, such as {"partition": "gpu"}.
     Raises:
-        ValueError: no submitit, no SLURM, another device, fewer than 1 of something; it says what to do.
+        ValueError: no submitit, no SLURM, no such device, fewer than 1 of something; it says what to do.
     """
 
     def __init__(self, executor: str, profile: str, output: Path, device: str, workers: int | None = None,
@@ -91,6 +91,7 @@ class Jobs:
         own = {"gpus_per_node": 1} if device == "cuda" else {}
         self.parameters = SLURM | own | {"array_parallelism": workers or 256} | dict(slurm or {})
         if executor == "local":
+            check_device(device)
             self.kind, self.at_once = submitit.LocalExecutor, workers or default_workers(device)
             self.parameters["timeout_min"] = self.parameters["time"]
         self.arguments, self.parts = (output, device, deterministic), parts
@@ -103,8 +104,8 @@ class Jobs:
         return [Job(config, *self.arguments, f"{part[0]}-{part[-1]}") for part in np.array_split(paths, self.parts) if len(part)]
 
     def __call__(self, missing: list[RunConfig]) -> None:
-        """Submit the jobs of all, in this order, a run's once the path probabilities it needs are there; return when all have ended.
-        What crashed is said on stderr, with its log. Stopped by an exception such as Ctrl-C, it cancels what is under way.
+        """Submit the jobs of all, in this order, a run's once the path probabilities it needs are there; return when all have
+        ended. What crashed is said on stderr, with its log. Stopped by an exception such as Ctrl-C, it cancels what is under way.
 
         Raises: ValueError for an option that submitit does not know."""
         executor = self.kind(self.folder, max_num_timeout=REQUEUES)
@@ -127,8 +128,8 @@ class Jobs:
                     submitted = running.pop(job)
                     if (error := submitted.exception()) is not None:
                         n_crashed += 1
-                        said = re.findall("^RuntimeError: (.*)", str(error), re.MULTILINE) or [f"killed; log: {submitted.paths.stderr}"]
-                        _say(f"job {submitted.job_id}: {said[-1]}")
+                        said = re.findall("^RuntimeError: (.*)", str(error), re.MULTILINE)
+                        _say(f"job {submitted.job_id}: {said[-1] if said else f'killed; log: {submitted.paths.stderr}'}")
                         if any(needs(other.config) == job.config for other in waiting):
                             _say(f"{job.config.task}: no scrapl runs, the path probabilities are missing")
                             waiting = [other for other in waiting if needs(other.config) != job.config]

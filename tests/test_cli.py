@@ -512,8 +512,8 @@ sys.exit(__main__.main(sys.argv[1:]))
 
 
 def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_been(tmp_path):
-    """`run --budget-minutes` as a process: first it is killed (at step 3), then its worker (at step 6); the third call finishes the run,
-    with the history and the test values of one that was left alone. Seed 0; the same bits."""
+    """`run --budget-minutes` as a process: first it is killed (at step 3), then its worker (at step 6); the third call finishes the
+    run, with the history and the test values of one that was left alone. Seed 0; the same bits."""
     method, script = "scrapl_no_theta_is", tmp_path / "killed.py"
     config = make_config("granular", method, 0, "smoke")
     script.write_text(KILLED)
@@ -523,8 +523,8 @@ def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_be
 
     def start(hold, *words):
         environment = os.environ | {"HOLD": str(hold)}
-        return subprocess.Popen([sys.executable, *words, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                env=environment)  # fmt: skip
+        return subprocess.Popen([sys.executable, *words, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                text=True, env=environment)  # fmt: skip
 
     for hold, kill_worker in ((3, False), (6, True)):
         command, deadline = start(hold, str(script)), time.monotonic() + 300

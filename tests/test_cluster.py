@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from types import SimpleNamespace
@@ -46,7 +47,7 @@ def run(output, *arguments):
 
 def patched(monkeypatch, folder, text):
     """Have every Python started from here execute `text`, in which `training` is scrapl_lib's, if it is a worker."""
-    (folder / "sitecustomize.py").write_text(f"import sys\nif '--worker' in sys.orig_argv:\n{re.sub('^', '    ', text, flags=re.MULTILINE)}")
+    (folder / "sitecustomize.py").write_text("import sys\nif '--worker' in sys.orig_argv:\n" + textwrap.indent(text, "    "))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
 
 
@@ -86,7 +87,7 @@ def job_process(standing):
 def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterrupted(tmp_path, monkeypatch, capfd):
     """Seed 0 must make way at step 4, before its first checkpoint, seed 1 crashes there, seed 2 is killed there. The same bits."""
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 1)
-    arguments = ["--task", "granular", "--method", METHOD, "--seeds", "0-2", "--executor", "local", "--workers", "3", "--deterministic"]
+    arguments = ["--task", "granular", "--method", METHOD, "--seeds=0-2", "--executor", "local", "--workers=3", "--deterministic"]
 
     def disturb():
         job_process(tmp_path / "standing_0").send_signal(submitit.JobEnvironment._usr_sig())
@@ -129,7 +130,7 @@ training.theta_importance = fake
 def test_path_probabilities_come_in_parts_and_before_the_run_that_needs_them(tmp_path, monkeypatch, capfd):
     task = "chirplet_fast_fast"
     patched(monkeypatch, tmp_path, FAST)
-    assert run(tmp_path, "--task", task, "--method", "scrapl", "--seeds", "1", "--executor", "local", "--workers", "2", "--parts", "2") == 0
+    assert run(tmp_path, "--task", task, "--method", "scrapl", "--seeds=1", "--executor", "local", "--workers=2", "--parts=2") == 0
     assert re.search(r"3 jobs; logs: .*\n(.*\n)*3 of 3 jobs done", capfd.readouterr().err)
     assert read_run(folder_of(config(1, "scrapl", task), tmp_path)).ok
     table = training.importance_table(config(1, "scrapl", task), tmp_path)
@@ -158,7 +159,8 @@ exec "$@" 2>/dev/null
 
 
 def test_an_array_of_runs_on_slurm(tmp_path, monkeypatch, capfd):
-    for name, text in {"sbatch": SBATCH.format(python=sys.executable, folder=str(tmp_path)), "srun": SRUN, "sacct": "#!/bin/sh\n"}.items():
+    sbatch = SBATCH.format(python=sys.executable, folder=str(tmp_path))
+    for name, text in {"sbatch": sbatch, "srun": SRUN, "sacct": "#!/bin/sh\n"}.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -219,7 +221,8 @@ def jobs_with(executor, output, monkeypatch, **options):
 
 def test_jobs_wait_for_their_probabilities_and_for_room(tmp_path, monkeypatch):
     executor, importance = Executor(), importance_config("granular", "smoke")
-    jobs_with(executor, tmp_path, monkeypatch, workers=3, parts=4)([importance, config(3, "scrapl"), config(0), config(4, "scrapl")])
+    asked = [importance, config(3, "scrapl"), config(0), config(4, "scrapl")]
+    jobs_with(executor, tmp_path, monkeypatch, workers=3, parts=4)(asked)
     parts = [("theta_importance", 0, paths) for paths in ("0-8", "9-17", "18-26", "27-34")]
     assert executor.submitted == [*parts, (METHOD, 0, ""), ("scrapl", 3, ""), ("scrapl", 4, "")] and executor.most == 3
 
@@ -254,7 +257,7 @@ def test_a_worker_that_does_not_stop_is_killed_and_its_job_requeued(monkeypatch)
     "arguments, message",
     [
         (["run", "--executor", "slurm"], "slurm needs SLURM's sbatch and srun, which are not here"),
-        (["run", "--executor", "local", "--device", "cuda:1"], "each job has its own GPU: device must be cpu or cuda, got 'cuda:1'"),
+        (["run", "--executor", "local", "--device=cuda:1"], "each job has its own GPU: device must be cpu or cuda, got 'cuda:1'"),
         (["run", "--executor", "local", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "--executor", "local", "--parts", "0"], "parts must be at least 1, got 0"),
         (["run", "--executor", "local", "--budget-minutes", "5"], "--budget-minutes is for workers of this machine"),
