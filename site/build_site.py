@@ -110,7 +110,6 @@ def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]
     kernel can use, and warnings. Returns the players, each as a line of HTML with its label."""
     (folder / "media").mkdir(exist_ok=True)
     players, above, heading = [], "", name
-    book.metadata.pop("widgets", None)
     book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
     for number, cell in enumerate(book.cells):
