@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 
 import ipywidgets
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import Audio, display
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from torch import Tensor
@@ -220,6 +222,33 @@ def draw_spectrogram(ax: Axes, x: Tensor, sample_rate_hz: float, window: int = 5
     ax.minorticks_off()
 
 
+def show_sound(x: Tensor, jtfs: JTFS, sample_rate_hz: float, title: str = "", window: int = 512) -> None:
+    """Spectrogram of x (any shape with one signal in it), the energy of its JTFS coefficients path by path, and a player."""
+    energy = jtfs(x.detach().view(1, 1, -1))[0, jtfs.first_order_paths :].square().sum(dim=(1, 2)).numpy()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.3), layout="constrained")
+    draw_spectrogram(axes[0], x, sample_rate_hz, window)
+    dots = draw_paths(axes[1], jtfs, 10 * np.log10(energy / energy.max() + 1e-12), sample_rate_hz, vmin=-40, vmax=0, s=50)
+    figure.colorbar(dots, label="energy of the path (dB)")
+    figure.suptitle(title, fontsize=10)
+    plt.show()
+    display(Audio(x.detach().flatten().numpy(), rate=sample_rate_hz))
+
+
+def draw_landscape(ax: Axes, first: np.ndarray, second: np.ndarray, loss: np.ndarray, truth: Sequence[float]) -> float:
+    """Contours of a loss over two knobs, `loss[i, j]` at (first[i], second[j]), arrows downhill and a star at the truth.
+
+    Returns the share of the grid points away from the true second knob at which downhill moves it towards the truth.
+    """
+    loss = loss / loss.mean()
+    downhill = [-slope for slope in np.gradient(loss, first, second)]
+    ax.contourf(first, second, loss.T, 16, cmap="cividis")
+    ax.quiver(first, second, *(slope.T for slope in downhill), color="white", width=0.006)
+    ax.plot(*truth, "*", color=COLOURS[1], markersize=14, markeredgecolor="white")
+    to_truth = np.broadcast_to(truth[1] - second, loss.shape)
+    away = np.abs(to_truth) > (second[1] - second[0]) / 2
+    return float((downhill[1] * to_truth > 0)[away].mean())
+
+
 def draw_paths(ax: Axes, jtfs: JTFS, values: np.ndarray, sample_rate_hz: float, cmap: str = "cividis",
                **options: object) -> PathCollection:  # fmt: skip
     """Every path as a dot at (rate in Hz, spin x scale in cycles per octave), coloured by `values` (P,).
@@ -228,7 +257,7 @@ def draw_paths(ax: Axes, jtfs: JTFS, values: np.ndarray, sample_rate_hz: float, 
     """
     rate_hz = [path.rate * sample_rate_hz for path in jtfs.paths]
     scale = [path.spin * path.scale for path in jtfs.paths]
-    dots = ax.scatter(rate_hz, scale, c=values, cmap=cmap, edgecolors="0.4", linewidths=0.5, **({"s": 70} | options))
+    dots = ax.scatter(rate_hz, scale, c=values, cmap=cmap, edgecolors="0.4", **({"s": 70, "linewidths": 0.5} | options))
     scales = sorted({path.scale for path in jtfs.paths if path.spin})
     ax.set_xscale("log", base=2)
     ax.set_yscale("symlog", base=2, linthresh=scales[0], linscale=1)
