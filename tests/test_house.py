@@ -19,7 +19,7 @@ from scrapl_lib.records import ROOT
 COLUMNS = {  # design: in each column a file imports only those above it; the wings do not import each other
     "method": ["blockfft", "jets", "jtfs", "losses", "optim", "importance", "synths", "encoder", "circuit_808", "data", "measures"],
     "evidence": ["records", "paper", "stats", "tables", "claims", "figures", "compare"],
-    "middle": ["experiments", "training", "cluster", "demos", "execute", "doctor", "__main__"],
+    "middle": ["experiments", "training", "cluster", "demos", "exercises", "execute", "doctor", "__main__"],
 }
 MODULES = sorted(path.stem for path in (ROOT / "scrapl_lib").glob("*.py") if path.stem != "__init__")
 TARGETS = ["help", "venv", "reproduce", "smoke", "test", "coverage", "status", "compare", "doctor", "site", "bench", "peers", "lab", "lock", "clean"]

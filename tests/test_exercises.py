@@ -1,0 +1,99 @@
+"""The exercises of the notebooks: every solution passes its own check, nothing else does, and every live part has its static twin."""
+
+import ast
+import functools
+import re
+
+import nbformat
+import pytest
+import torch
+
+from scrapl_lib.execute import notebook_path
+from scrapl_lib.exercises import NOT_YET, check
+
+METHOD_NOTEBOOKS = [
+    "00_start_here", "01_paths_and_jtfs", "02_one_random_path", "03_p_adam_and_p_saga", "04_theta_importance_sampling", "07_tr808"
+]  # fmt: skip
+
+
+@functools.cache
+def cells(name):
+    return nbformat.read(notebook_path(name), as_version=4).cells
+
+
+@functools.cache
+def definitions(name):
+    """What a notebook's first three cells of code define: parameters (profile smoke), set-up, imports."""
+    namespace = {}
+    parameters, *two = [cell.source for cell in cells(name) if cell.cell_type == "code"][:3]
+    for source in (parameters, 'profile = "smoke"', *two):
+        exec(source, namespace)
+    return namespace
+
+
+def exercises(name):
+    """(source of the exercise, source of its solution) of a notebook"""
+    found = []
+    for cell, after in zip(cells(name), cells(name)[1:]):
+        if "exercise" in cell.metadata.get("tags", []):
+            solution = re.search(r"^<details>.*?^```python\n(.*?)^```.*^</details>", after.source, re.DOTALL | re.MULTILINE)
+            found.append((cell.source, solution[1]))
+    return found
+
+
+def verdict(name, source, solution="", spoil=None):
+    """What the exercise's check says once `solution` has followed the reader's part."""
+    *lines, last = ast.parse(source).body
+    assert "..." in source and last.value.func.id == "check"
+    namespace = dict(definitions(name))
+    if spoil:
+        namespace["check"] = lambda answer, *arguments, **options: check(spoil(answer), *arguments, **options)
+    parts = [part for line in lines for part in (ast.unparse(line), solution if "..." in ast.unparse(line) else "")]
+    exec("\n".join(parts), namespace)
+    return eval(ast.unparse(last), namespace).data
+
+
+def off_by_a_tenth(answer):
+    return (lambda *arguments: 1.1 * answer(*arguments)) if callable(answer) else 1.1 * answer
+
+
+@pytest.mark.parametrize("name", METHOD_NOTEBOOKS)
+def test_three_exercises_whose_solutions_and_nothing_else_pass(name):
+    """Seeds and tolerances are in the exercises; a wrong answer is the solution's, off by a tenth."""
+    found = exercises(name)
+    assert len(found) == 3
+    for source, solution in found:
+        assert verdict(name, source) == NOT_YET
+        assert verdict(name, source, solution) == "**Right.**", solution
+        assert verdict(name, source, solution, off_by_a_tenth).startswith("**Not yet**"), solution
+
+
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (..., "Not answered yet"), (lambda S: ..., "Not answered yet"), (2.0, "Right"), (lambda S: S.sum(), "Right"), (2, "Right"),
+        (2.1, "got 2.1"), (float("nan"), "got nan"), (None, "got None"), ("two", "got 'two'"), ([2.0], "got numbers of shape (1,)"),
+        (torch.ones(2, 1), "got numbers of shape (2, 1)"), (lambda: 2.0, "raised TypeError"), (lambda S: S @ "x", "raised TypeError"),
+        (lambda S: 1 / 0, "raised ZeroDivisionError"), (object(), "got <object"), ([[1], [1, 2]], "got [[1]"),
+    ],
+)  # fmt: skip
+def test_check_says_so_in_words_whatever_comes(answer, words):
+    assert words in check(answer, 2.0, torch.ones(2), hint="Think.").data
+
+
+def test_check_compares_arrays_within_a_fraction_of_the_largest():
+    expected = torch.tensor([1.0, -100.0])
+    assert check([1.9, -100.0], expected, tol=0.01).data == "**Right.**"
+    assert check([2.1, -100.0], expected, tol=0.01, hint="Think.").data.endswith("the numbers are not. Think.")
+
+
+@pytest.mark.parametrize("name", METHOD_NOTEBOOKS)
+def test_what_is_under_sliders_is_also_drawn_once_without(name):
+    """`interact` draws nothing in an executed copy: the same function must be called by the notebook itself."""
+    called, live = set(), set()
+    for cell in cells(name):
+        for node in ast.walk(ast.parse(cell.source if cell.cell_type == "code" else "")):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                called.add(node.func.id)
+                live |= {node.args[0].id} if node.func.id == "interact" else set()
+    assert live and live <= called
