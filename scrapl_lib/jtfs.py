@@ -263,7 +263,8 @@ class JTFS(nn.Module):
         self.J, self.Q1, self.Q2 = _positive_int("J", J), _positive_int("Q1", Q1), _positive_int("Q2", Q2)
         self.J_fr, self.Q_fr = _positive_int("J_fr", J_fr), _positive_int("Q_fr", Q_fr)
         if self.J >= self.shape.bit_length():
-            raise ValueError(f"J = {J} needs signals of at least 2^J samples, shape is {shape}; lower J")
+            at_least = 2**self.J if self.J < 64 else f"2^{self.J}"
+            raise ValueError(f"J = {J} needs signals of at least 2^J = {at_least} samples, shape is {shape}; lower J")
         self.T, self.F = T, F
         self._build_time()
         self._build_frequency()

@@ -79,8 +79,7 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_":
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on (non-finite loss, out of memory on a CPU): recorded as failed, not tried again. A CUDA device that
-    is full may be shared: that is a crash."""
+    """A run that cannot go on (non-finite loss, out of memory): recorded as failed, not tried again."""
 
 
 def default_device(profile: str) -> str:
@@ -517,8 +516,8 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
             heard["heard"] = training.heard
     except RunFailed as error:
         status = f"failed:{error}"
-    except MemoryError as error:
-        status = f"failed:out of memory: {str(error) or 'MemoryError'}"
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        status = f"failed:out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     history = training.history_table() if training else pd.DataFrame([], columns=COLUMNS["history.csv"])
     write_run(
         folder, status=status, config=config.flat, history=history, test=test, start_utc=start_utc,
