@@ -73,10 +73,10 @@ coverage: venv ## how much of scrapl_lib the tests run, line by line (workers an
 	$(ONE_THREAD) $(PY) -m pytest -n auto --maxprocesses 4 --cov=scrapl_lib --cov-report=term-missing:skip-covered
 
 status: venv ## which runs of PROFILE are done, missing, stale or failed
-	$(PY) -m scrapl_lib status --profile $(PROFILE) $(OUTPUT)
+	env -u TR808_DIR $(PY) -m scrapl_lib status --profile $(PROFILE) $(OUTPUT)
 
 compare: venv ## each cell of Tables 1 to 9 and each claim: ours, the paper's, verdict
-	$(PY) -m scrapl_lib compare --profile $(PROFILE) $(OUTPUT)
+	env -u TR808_DIR $(PY) -m scrapl_lib compare --profile $(PROFILE) $(OUTPUT)
 
 doctor: venv ## versions, devices, disk, weights, records: what is wrong, and a fix for each
 	$(PY) -m scrapl_lib doctor

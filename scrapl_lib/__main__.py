@@ -214,7 +214,7 @@ def _status(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from . import compare, tables  # with matplotlib, which workers go without
 
-    profiles = compare.compared(args.profile)
+    profiles = compare.compared(check_name("profile", args.profile, PROFILES))
     runs = {name: [run for task in TASKS for run in runs_on_disk(task, name, args.output)] for name in profiles}
     for name, (table, caption) in compare.comparison(runs, NOT_RUN, args.profile, args.output).items():
         print(tables.as_markdown(table, name, args.profile, caption))

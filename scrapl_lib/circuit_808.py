@@ -1,7 +1,8 @@
 """One-shots of a Roland TR-808 from a model of its circuits: what the TR-808 task uses without the paper's recordings.
 
-The model shares nothing with the synthesizer that is fitted: resonators struck by a trigger pulse, one-transistor
-amplifiers and free-running oscillators instead of sines, envelopes and tanh. Where its numbers come from:
+The model shares no code and no parameter with the synthesizer that is fitted: resonators struck by a trigger pulse,
+one-transistor amplifiers and free-running oscillators instead of sines, envelopes and tanh. (A struck resonator rings as a
+decaying sine, though, so that bass drums and toms are of a kin.) Where its numbers come from:
 
 - [N] TR-808 Service Notes (Roland, 1981): bridged-T networks as drums; the bass drum starts at twice its frequency for
   half a cycle; frequencies and decay times. Snare drums from June 1981 on (180 and 330 Hz, as here) are lower than

@@ -71,7 +71,7 @@ class Jobs:
         parts: jobs among which the path probabilities of a task are divided; at most one per path.
         slurm: options of sbatch as submitit names them, in place of or beside those in `SLURM`, such as {"partition": "gpu"}.
     Raises:
-        ValueError: no submitit, no SLURM, no such device, fewer than 1 of something; it says what to do.
+        ValueError: no submitit, no SLURM, no such device, fewer than 1 of something, an unknown option; it says what to do.
     """
 
     def __init__(self, executor: str, profile: str, output: Path, device: str, workers: int | None = None,
@@ -90,6 +90,10 @@ class Jobs:
         self.kind, self.at_once = submitit.SlurmExecutor, sys.maxsize
         own = {"gpus_per_node": 1} if device == "cuda" else {}
         self.parameters = SLURM | own | {"array_parallelism": workers or 256} | dict(slurm or {})
+        if unknown := set(self.parameters) - (known := submitit.SlurmExecutor._valid_parameters()):
+            raise ValueError(f"submitit knows no option {', '.join(sorted(unknown))} of sbatch; it knows {', '.join(sorted(known))}")
+        if not isinstance(self.parameters["time"], int) or self.parameters["time"] < 1:
+            raise ValueError(f"time must be a whole number of minutes, at least 1, got {self.parameters['time']!r}")
         if executor == "local":
             check_device(device)
             self.kind, self.at_once = submitit.LocalExecutor, workers or default_workers(device)

@@ -168,7 +168,11 @@ class OneShots(Split):
         Raises: ValueError for no folder, too few files, a name of unknown kind, a file that cannot be read to its end, has
             another rate, or is empty, silent or not finite. It names the file and what to do.
         """
-        file_rate_hz = file_rate_hz or sample_rate_hz
+        least = {"sample_rate_hz": 1, "n_samples": 1, "seed": 0, "min_files": 0, "file_rate_hz": 1}
+        file_rate_hz = sample_rate_hz if file_rate_hz is None else file_rate_hz
+        for name, value in zip(least, (sample_rate_hz, n_samples, seed, min_files, file_rate_hz), strict=True):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
+                raise ValueError(f"{name} must be an integer of at least {least[name]}, got {value!r}")
         if file_rate_hz % sample_rate_hz:
             raise ValueError(f"file_rate_hz must be a multiple of sample_rate_hz = {sample_rate_hz}, got {file_rate_hz}")
         factor = file_rate_hz // sample_rate_hz
@@ -176,24 +180,21 @@ class OneShots(Split):
         if not folder:
             raise ValueError("no folder of one-shots: set the environment variable TR808_DIR to it, or pass its path")
         folder = Path(folder).expanduser().resolve()
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder: set TR808_DIR (or the parameter) to the folder of the one-shots")
-        there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
-        there = {name: path for name, path in there.items() if not re.search(r"(^|/)\.", name)}
-        paths = {name: there[name] for name in sorted(there) if Path(name).suffix.lower() in _AUDIO_SUFFIXES}
+        paths, n_others = audio_files(folder)
         if len(paths) < min_files:
             raise ValueError(
                 f"{folder} and its sub-folders hold {len(paths)} audio files ({' '.join(_AUDIO_SUFFIXES)}) and "
-                f"{len(there) - len(paths)} others, expected at least {min_files} audio files: set TR808_DIR (or the "
+                f"{n_others} others, expected at least {min_files} audio files: set TR808_DIR (or the "
                 "parameter) to the folder of all one-shots, or lower min_files"
             )
         for path in paths.values():
             _kind(path)
         x = torch.zeros(len(paths), 1, n_samples)
-        n_averaged = n_cut = 0
+        n_averaged = n_cut = n_padded = 0
         for row, path in zip(x[:, 0], paths.values()):
             audio, n_frames = _read(path, file_rate_hz, factor * n_samples)  # (samples, channels)
-            n_averaged, n_cut = n_averaged + (audio.shape[1] > 1), n_cut + (n_frames > factor * n_samples)
+            n_averaged += audio.shape[1] > 1
+            n_cut, n_padded = n_cut + (n_frames > factor * n_samples), n_padded + (n_frames < factor * n_samples)
             mono = resample_poly(audio.mean(axis=1), 1, factor)
             row[: len(mono)] = torch.from_numpy(mono)
             if not row.isfinite().all() or row.abs().max() < _SILENCE:
@@ -204,8 +205,9 @@ class OneShots(Split):
         if factor > 1:
             said = [f"resampled from {file_rate_hz} to {sample_rate_hz} Hz"]
             source += f", {said[0]}"
-        if n_averaged or n_cut:
-            said += [f"{n_averaged} of several channels, averaged", f"{n_cut} longer than {n_samples} samples, cut"]
+        if n_averaged or n_cut or n_padded:
+            said += [f"{n_averaged} of several channels, averaged", f"{n_cut} longer than {n_samples} samples, cut",
+                     f"{n_padded} shorter, padded"]  # fmt: skip
         if said:
             print(f"recordings in {folder.name}: {len(x)} files; {'; '.join(said)}", file=sys.stderr, flush=True)
         return cls(x, list(paths), source, sample_rate_hz, seed)
@@ -276,14 +278,25 @@ def _kind(name: Path | str) -> str:
     return _KINDS[letters]
 
 
+def audio_files(folder: Path) -> tuple[dict[str, Path], int]:
+    """The audio files of a folder and its sub-folders by their names from it, in order, and how many others there are, hidden
+    ones left out. Raises ValueError for what is no folder."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: set TR808_DIR (or the parameter) to the folder of the one-shots")
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    there = {name: path for name, path in there.items() if not re.search(r"(^|/)\.", name)}
+    paths = {name: there[name] for name in sorted(there) if Path(name).suffix.lower() in _AUDIO_SUFFIXES}
+    return paths, len(there) - len(paths)
+
+
 def _read(path: Path, sample_rate_hz: int, n_samples: int) -> tuple[np.ndarray, int]:
-    """The first n_samples of a file as (samples, channels) float64, and how many it has."""
+    """The first n_samples of a file, which is read to its end, as (samples, channels) float64, and how many it has."""
     import soundfile  # here, so that only recordings need it
 
     try:
         with soundfile.SoundFile(path) as file:
             rate_hz, n_frames, log = file.samplerate, file.frames, file.extra_info
-            audio = file.read(n_samples, dtype="float64", always_2d=True)
+            audio = file.read(dtype="float64", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         why = "it has 0 bytes" if path.is_file() and not path.stat().st_size else error
         raise ValueError(f"{path} cannot be read as audio ({why}): copy or export it again, or move it away") from error
@@ -295,9 +308,9 @@ def _read(path: Path, sample_rate_hz: int, n_samples: int) -> tuple[np.ndarray, 
         )
     if not n_frames:
         raise ValueError(f"{path} is empty, it holds 0 samples: copy or export it again, or move it away")
-    if re.search(r"^ *(data|SSND) *:.*should be", log, re.MULTILINE):
+    if len(audio) < n_frames or re.search(r"^ *(data|SSND) *:.*should be", log, re.MULTILINE):
         raise ValueError(f"{path} breaks off: it holds fewer samples than its header says: copy or export it again")
-    return audio, n_frames
+    return audio[:n_samples], n_frames
 
 
 def _sha256(key: bytes, data: memoryview) -> bytes:

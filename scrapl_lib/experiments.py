@@ -17,7 +17,7 @@ from types import UnionType
 from typing import get_origin
 
 from . import circuit_808
-from .data import COUNTS, OneShots, ThetaGrid
+from .data import COUNTS, OneShots, ThetaGrid, audio_files
 from .encoder import Encoder
 from .losses import EmbeddingLoss, SCRAPLLoss, WeightsUnavailable
 from .records import IMPORTANCE, ROOT
@@ -251,10 +251,10 @@ def check_name(kind: str, name: str, valid: Iterable[str]) -> str:
 
 @functools.cache
 def _recordings(folder: str) -> str:
-    """What a config says of a folder of recordings: a hash of their names and contents, wherever they lie."""
+    """What a config says of a folder of recordings: a hash of what of it is read, names and contents, wherever it lies."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(folder).expanduser().rglob("*") if path.is_file()):
-        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    for name, path in audio_files(Path(folder).expanduser().resolve())[0].items():
+        digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return f"recordings {digest.hexdigest()[:16]}"
 
 

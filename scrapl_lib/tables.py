@@ -38,12 +38,13 @@ METRICS = {  # metric: label, unit
     "median_time": ("time of the loss", "ms"),
     "iqr": ("interquartile range of the time", "ms"),
     "max_memory": ("memory of tensors (MiB, paper: MB of the process)", "MiB, paper: MB"),
-    **{f"{part}_{name}_l1": (f"{part} {name.replace('_', ' ')} L1", "")
-       for part in ("transient", "decay") for name in ("loudness", "spectral_centroid", "spectral_flatness")},
+    **{f"{part}_{name}_l1": (f"{part} {name.replace('_', ' ')} L1", unit) for part in ("transient", "decay")
+       for name, unit in {"loudness": "0.01 dB", "spectral_centroid": "0.1 dB", "spectral_flatness": "dB²"}.items()},
 }
 _DRUM_SCALE = {"jtfs_distance": 1000, "mss_log_linear_distance": 1000, "transient_loudness_l1": 100, "decay_loudness_l1": 100,
                "transient_spectral_centroid_l1": 10, "decay_spectral_centroid_l1": 10}  # fmt: skip
-DRUM_SCALES = "Distances times 1000, loudness times 100, centroid times 10, as printed."
+DRUM_SCALES = ("MSS and JTFS distances times 1000, loudness times 100, centroid times 10, as printed; centroid and flatness are weighted by "
+               "the decibels above silence.")  # fmt: skip
 STEPS = {  # Table 6: technique: label, before, after
     "plus_padam": ("+ P-Adam", "scrapl_plain", "scrapl_padam"),
     "plus_psaga": ("+ P-SAGA", "scrapl_padam", "scrapl_no_theta_is"),

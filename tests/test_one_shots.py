@@ -10,8 +10,9 @@ import soundfile
 import torch
 from scipy import signal
 
-from scrapl_lib import circuit_808, data
+from scrapl_lib import circuit_808, data, experiments
 from scrapl_lib.data import OneShots, ThetaGrid
+from scrapl_lib.experiments import make_config
 
 RATE = 44100
 TONE = 0.5 * np.sin(2 * np.pi * 200 / RATE * np.arange(1000))
@@ -58,7 +59,8 @@ def test_files_of_a_folder(tmp_path, capsys):
     for name, x in zip(shots.names, shots.x[:, 0].numpy()):
         assert np.abs(x[:500] - ramp / (files.index(name) + 1)).max() < 2.0**-23  # 24 bits
         assert (x[500:] == 0).all()
-    assert capsys.readouterr() == ("", "")
+    said = "recordings in Some Kit: 5 files; 0 of several channels, averaged; 0 longer than 800 samples, cut; 5 shorter, padded\n"
+    assert capsys.readouterr() == ("", said)
 
 
 def test_channels_are_averaged_and_long_sounds_cut_and_it_is_said_once(folder, capsys):
@@ -69,7 +71,7 @@ def test_channels_are_averaged_and_long_sounds_cut_and_it_is_said_once(folder, c
     stereo = shots.x[shots.names.index("Tom 01.wav"), 0].numpy()
     assert np.abs(stereo - (left + right)[:800] / 2).max() < 1e-7
     assert np.abs(shots.x[-1, 0, :500].numpy() - 0.5 / 3).max() < 1e-7
-    said = "recordings in kit: 5 files; 2 of several channels, averaged; 4 longer than 800 samples, cut\n"
+    said = "recordings in kit: 5 files; 2 of several channels, averaged; 4 longer than 800 samples, cut; 1 shorter, padded\n"
     assert capsys.readouterr() == ("", said)
 
 
@@ -85,7 +87,7 @@ def test_a_lower_rate_is_reached_by_resampling_and_said(folder, capsys):
         assert found.shape == (800,) and np.abs(found - 0.5 * np.sin(2 * np.pi * 500 * np.arange(800) / 11025))[20:780].max() < 1e-3
     assert shots.source == "recordings in kit, resampled from 44100 to 11025 Hz"
     assert capsys.readouterr().err == ("recordings in kit: 5 files; resampled from 44100 to 11025 Hz; "
-                                       "0 of several channels, averaged; 2 longer than 800 samples, cut\n")
+                                       "0 of several channels, averaged; 2 longer than 800 samples, cut; 3 shorter, padded\n")
     with pytest.raises(ValueError, match="must be a multiple of sample_rate_hz = 11025, got 48000"):
         read(folder, sample_rate_hz=11025, file_rate_hz=48000)
 
@@ -110,6 +112,36 @@ def test_another_rate_is_refused_with_the_command_that_converts(folder):
     said = refused(folder, "SD it's.flac has a sample rate of 48000 Hz, expected 44100 Hz")
     assert f"""ffmpeg -i '{folder}/SD it'"'"'s.flac' -ar 44100 converted.flac && mv converted.flac '{folder}/SD""" in said
     assert "44100 Hz, expected 48000 Hz" in refused(folder, "BD 01.wav", sample_rate_hz=48000)
+
+
+def test_a_flac_that_breaks_off_after_the_part_that_is_used_is_refused(folder):
+    path = folder / "BD long.flac"
+    write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 80000))
+    assert len(read(folder)) == 4
+    path.write_bytes(path.read_bytes()[:-2000])
+    refused(folder, "BD long.flac", "copy or export it again")
+
+
+def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
+    monkeypatch.setenv("TR808_DIR", str(folder))
+    experiments._recordings.cache_clear()
+    before = make_config("tr808_micro", "jtfs", 0, "smoke").sounds
+    (folder / "readme.txt").write_text("text")
+    (folder / ".DS_Store").write_bytes(b"0")
+    experiments._recordings.cache_clear()
+    assert make_config("tr808_micro", "jtfs", 0, "smoke").sounds == before
+    write(folder / "sub" / "BD 09.wav")
+    experiments._recordings.cache_clear()
+    assert make_config("tr808_micro", "jtfs", 0, "smoke").sounds != before
+    monkeypatch.setenv("TR808_DIR", str(folder / "nowhere"))
+    with pytest.raises(ValueError, match="nowhere is no folder: set TR808_DIR"):
+        make_config("tr808_micro", "jtfs", 0, "smoke")
+
+
+@pytest.mark.parametrize("name, value", [("n_samples", 0), ("sample_rate_hz", 0), ("seed", -1), ("min_files", -1), ("n_samples", 800.0)])
+def test_numbers_out_of_range_are_refused_by_name(folder, name, value):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least [01], got {value}"):
+        OneShots.from_folder(folder, **({"min_files": 3, "n_samples": 800} | {name: value}))
 
 
 @pytest.mark.parametrize(
