@@ -24,7 +24,8 @@ GB = 1e9
 
 
 def _versions() -> Iterator[Finding]:
-    locked = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line and line[0] != "#")
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    locked = dict(line.split("==") for line in lines if line and line[0] != "#")
     locked = {name.lower().replace("_", "-"): version for name, version in locked.items()}
     project, found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"], {}
     allowed = Requirement(f"python{project['requires-python']}").specifier
@@ -48,11 +49,12 @@ def _versions() -> Iterator[Finding]:
 def _machine(output: Path) -> Iterator[Finding]:
     cuda = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     words = f"{n_cores()} cores, {torch.get_num_threads()} threads for PyTorch, CUDA devices: {', '.join(cuda) or 'none'}"
-    yield ("ok", words, "") if cuda else ("note", words, "the paper profile needs a CUDA device and a PyTorch built for it; quick and smoke do not")
+    mend = "" if cuda else "the paper profile needs a CUDA device and a PyTorch built for it; quick and smoke do not"
+    yield "note" if mend else "ok", words, mend
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
-        enough = memory >= 1.5 * n_cores()  # a worker of the quick profile takes about 1 GB
-        yield "ok" if enough else "note", f"{memory:.0f} GB of memory", "" if enough else "run --workers with fewer than there are cores"
+        mend = "" if memory >= 1.5 * n_cores() else "run --workers with fewer than there are cores: one takes up to 1.5 GB"
+        yield "note" if mend else "ok", f"{memory:.0f} GB of memory", mend
     place = next(folder for folder in (output, *output.parents) if folder.exists())
     free = shutil.disk_usage(place).free / GB
     if not os.access(place, os.W_OK):
@@ -79,7 +81,7 @@ def _optional() -> Iterator[Finding]:
         words = f"optional {name}: package {'found' if installed else 'missing'}, weights {'found' if there else 'missing'}"
         yield "note" if mend else "ok", words, mend.removesuffix("; ")
     peers = (ROOT / ".venv-peers/.installed").exists()
-    yield ("ok", "the authors' package is in .venv-peers", "") if peers else ("note", "no authors' package to compare with (make bench)", "make peers")
+    yield "ok" if peers else "note", f"the authors' package, for make bench: {'found' if peers else 'missing'}", "" if peers else "make peers"
 
 
 def _records(output: Path) -> Iterator[Finding]:
@@ -89,8 +91,11 @@ def _records(output: Path) -> Iterator[Finding]:
             task, method = folder.parts[-3:-1]
             try:
                 info, _ = read_record(folder)
-                make = importance_config(task, profile.name) if method == IMPORTANCE else make_config(task, method, info["seed"], profile.name)
-                state = "whole" if info["config_hash"] == config_hash(make.flat) else "stale"
+                if method == IMPORTANCE:
+                    config = importance_config(task, profile.name)
+                else:
+                    config = make_config(task, method, info["seed"], profile.name)
+                state = "whole" if info["config_hash"] == config_hash(config.flat) else "stale"
             except BrokenRecord as error:
                 state = "broken"
                 yield "WRONG", str(error.args[0]).partition(". To mend it")[0], error.args[0].partition("To mend it, ")[2]
@@ -99,9 +104,11 @@ def _records(output: Path) -> Iterator[Finding]:
                 yield "note", f"{folder}: {error}", "delete the folder if nothing needs it"
             else:
                 if state == "stale":
-                    yield "note", f"{folder} was made with another configuration and is not used", "delete the folder to run it again"
+                    what = f"{folder} was made with another configuration and is not used"
+                    yield "note", what, "delete the folder to run it again"
             counts[state] += 1
-        yield "ok", f"records of {profile.name}: {', '.join(f'{counts[state]} {state}' for state in ('whole', 'stale', 'broken'))}", ""
+        words = ", ".join(f"{counts[state]} {state}" for state in ("whole", "stale", "broken"))
+        yield "ok", f"records of {profile.name}: {words}", ""
 
 
 def findings(output: Path) -> Iterator[Finding]:

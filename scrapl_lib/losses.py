@@ -361,8 +361,9 @@ def _panns_checkpoint() -> dict:
         )
     # beside the weights it holds the sampler's state, arrays of integers; NumPy 1 and 2 have other names for what makes them
     make = np.zeros(0).__reduce__()[0]
-    arrays: list = [(make, "numpy.core.multiarray._reconstruct"), (make, "numpy._core.multiarray._reconstruct"), np.ndarray, np.dtype, bytes]
-    with torch.serialization.safe_globals([*arrays, *(type(np.dtype(kind)) for kind in (np.int32, np.int64, np.float32))]):
+    makers = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    kinds = [type(np.dtype(kind)) for kind in (np.int32, np.int64, np.float32)]
+    with torch.serialization.safe_globals([*makers, np.ndarray, np.dtype, bytes, *kinds]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -224,7 +224,8 @@ def _encodec() -> nn.Module:
     try:
         from encodec import EncodecModel
 
-        print("EnCodec: weights are downloaded at first use from https://dl.fbaipublicfiles.com/encodec/v0", file=sys.stderr, flush=True)
+        source = "https://dl.fbaipublicfiles.com/encodec/v0"
+        print(f"EnCodec: weights are downloaded at first use from {source}", file=sys.stderr, flush=True)
         return EncodecModel.encodec_model_24khz().encoder.eval()
     except Exception as error:  # import, network, unpickling
         raise WeightsUnavailable(

@@ -279,13 +279,13 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
         if (there := {key: info.get(key) for key in PLACE}) != _place(folder):
             raise BrokenRecord(path, f"the record of {_place(folder)}, as its folder says", f"that of {there}")
         try:
-            wanted = {name: (f"{file['rows']} rows with SHA-256 {file['sha256']}", file["sha256"]) for name, file in info["files"].items()}
+            wanted = {name: (file["rows"], file["sha256"]) for name, file in info["files"].items()}
             hours_of(info)
             dict(**info["config"]), info["status"] + info["config_hash"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BrokenRecord(path, "files, config, its hash, status and times", f"{type(error).__name__}: {error}") from error
-        for name, (expected, digest) in wanted.items():
-            path = folder / name
+        for name, (rows, digest) in wanted.items():
+            path, expected = folder / name, f"{rows} rows with SHA-256 {digest}"
             if not path.is_file():
                 raise BrokenRecord(path, expected, "no such file")
             data[name] = path.read_bytes()
@@ -313,7 +313,8 @@ def read_run(folder: Path) -> Run:
         try:
             frames[name] = pd.read_csv(io.BytesIO(data[name]), dtype=kind, keep_default_na=False, na_values=empty)[columns]
         except (ValueError, KeyError, OverflowError) as error:
-            raise BrokenRecord(Path(folder).absolute() / name, f"a table of {columns}", f"{type(error).__name__}: {error}") from error
+            found = f"{type(error).__name__}: {error}"
+            raise BrokenRecord(Path(folder).absolute() / name, f"a table of {columns}", found) from error
     keys = {key: info[key] for key in (*PLACE, "status", "config")}
     return Run(**keys, history=frames["history.csv"], test=frames["test.csv"], info=info)
 

@@ -1,4 +1,7 @@
-"""Whatever is asked for or lies on disk: it works, or it is refused in words. Examples are drawn by hypothesis, the same in every run."""
+"""Whatever is asked for or lies on disk: it works, or it is refused in words.
+
+Examples are drawn by hypothesis, the same in every run.
+"""
 
 import argparse
 import hashlib
@@ -33,7 +36,7 @@ def legal(draw):
                 Q_fr=draw(st.integers(1, 3)), T=draw(st.sampled_from([None, "global", 1]) | st.integers(1, shape)), F=F)  # fmt: skip
 
 
-@settings(**SETTINGS, max_examples=60)
+@settings(**SETTINGS, max_examples=40)
 @given(legal(), st.integers(0, 2**20))
 def test_any_legal_configuration_works(config, which):
     """Finite coefficients and gradients of the right shape; a path is its slice of the full transform within 1e-12, relatively."""
@@ -53,27 +56,33 @@ def test_any_legal_configuration_works(config, which):
     assert (jtfs.unpad(jtfs.path(x, index)) - part).norm() < 1e-12 * part.norm()
 
 
-NOT_A_NUMBER = st.sampled_from([True, 1.0, float("nan"), "8", [4], (), {}, b"1", 2j, np.ones(2), torch.ones(2, dtype=torch.int64)])
+TINY = dict(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1, T=None, F=None)
+NO_INTEGERS = [True, 1.0, float("nan"), "8", "", "Global", [4], (), {}, b"1", 2j, np.ones(2), torch.ones(2, dtype=torch.int64)]
 
 
-@settings(**SETTINGS, max_examples=300)
+@pytest.mark.parametrize("name", TINY)
+def test_what_is_no_integer_is_refused(name):
+    for value in NO_INTEGERS + ([] if name in "TF" else [None, "global"]):
+        with pytest.raises(TypeError, match=rf"^{name} must be an integer"):
+            JTFS(**{**TINY, name: value})
+
+
+@settings(**SETTINGS, max_examples=200)
 @given(st.data())
-def test_an_illegal_argument_is_named(data):
+def test_an_illegal_number_is_named(data):
     """One argument of a legal configuration is broken; the message names it."""
     config = data.draw(legal())
     name = data.draw(st.sampled_from(sorted(config)))
     too_large = {"shape": 2 ** config["J"] - 1, "J": config["shape"].bit_length(), "T": config["shape"] + 1, "J_fr": 7,
                  "F": max(2 ** config["J_fr"], (config["J"] + 1) * config["Q1"]) + 1}  # fmt: skip
-    kinds = [st.integers(max_value=0), NOT_A_NUMBER, st.sampled_from(["all", "", "Global"] if name in "TF" else [None, "global"])]
+    kinds = [st.integers(max_value=0)]
     if name in too_large:
         first = too_large[name]
         kinds.append(st.integers(1, first) if name == "shape" else st.integers(first, 10**6) | st.integers(first, 2**300))
     value = data.draw(st.one_of(kinds))
-    number = isinstance(value, int) and not isinstance(value, bool)
-    with pytest.raises(ValueError if number else TypeError) as refused:
+    with pytest.raises(ValueError) as refused:
         JTFS(**{**config, name: value})
-    named = "shape" if name == "T" and number and value > 0 else name  # "T = 9 is longer than the signal of 8 samples"
-    assert name in str(refused.value).split() or named in str(refused.value).replace(",", " ").split()
+    assert name in str(refused.value).replace(",", " ").split()
 
 
 @settings(**SETTINGS, max_examples=300)
@@ -90,7 +99,7 @@ def test_any_numbers_are_taken_or_refused(numbers, shape, T, F):
 
 # ---- records --------------------------------------------------------------------------------------------------------
 
-JSON = st.sampled_from([None, True, -1, 10**30, 1.5, "", "ok", "../../../etc/hostname", [], ["a"], {}, {"a": 1}, {"a": {"rows": 1}}])
+FORGED = st.sampled_from([None, True, -1, 10**30, 1.5, "", "ok", "../../../etc/hostname", [], ["a"], {}, {"a": 1}, {"a": {"rows": 1}}])
 FUZZED = settings(**SETTINGS, max_examples=100)
 
 
@@ -110,10 +119,11 @@ def lay(record, **changed):
         if data is not None:
             (folder / name).write_bytes(data)
     said = []
-    for use in (read_run, lambda folder: run_state(folder, "0" * 64), lambda folder: load_runs("quick", "granular", None, folder.parents[4])):
+    for use in (
+        lambda: read_run(folder).hours, lambda: run_state(folder, "0" * 64), lambda: load_runs("quick", "granular", None, folder.parents[4])
+    ):  # fmt: skip
         try:
-            found = use(folder)
-            said.append(found if use is not read_run else found.hours)
+            said.append(use())
         except BrokenRecord as error:
             assert str(folder) in str(error) and "To mend it, delete the folder" in str(error) and error.expected and error.found
             said.append(error)
@@ -141,7 +151,7 @@ def test_a_forged_record_is_refused_in_words_or_read(record, data):
     info = json.loads(record[1]["run.json"])
     place = data.draw(st.sampled_from([info, info, info["files"], info["files"]["test.csv"], info["config"]]))
     key = data.draw(st.sampled_from(sorted(place.keys() - {"record_sha256"})))
-    place[key] = data.draw(JSON)
+    place[key] = data.draw(FORGED)
     if data.draw(st.booleans()):
         del place[key]
     del info["record_sha256"]
@@ -162,22 +172,24 @@ def test_a_forged_table_is_refused_in_words_or_read(record, name, text, with_hea
 
 # ---- configurations of runs and the command line --------------------------------------------------------------------
 
-VALUES = st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.text(max_size=4) | st.tuples(st.integers(0, 2), st.text(max_size=2))
+VALUES = st.none() | st.booleans() | st.integers(-3, 3) | st.integers(1, 10**6) | st.floats() | st.text(max_size=4)
+VALUES |= st.tuples(st.integers(0, 2), st.text(max_size=2))
 
 
-@settings(**SETTINGS, max_examples=300)
+@settings(**SETTINGS, max_examples=200)
 @given(st.sampled_from(SOME_TASKS), st.sampled_from(sorted(METHODS)), st.integers(-2, 2**33) | VALUES,
        st.dictionaries(st.sampled_from(list(RunConfig.__dataclass_fields__)) | st.text(max_size=5), VALUES, max_size=3))  # fmt: skip
 def test_any_fields_make_a_config_with_a_hash_or_are_refused(task, method, seed, changes):
     changes = {name: value for name, value in changes.items() if name not in ("task", "method", "seed", "profile")}
     try:
         assert len(config_hash(make_config(task, method, seed, "smoke", **changes).flat)) == 64
+        assert not any(isinstance(value, int) and value < 0 for value in changes.values())
     except (ValueError, TypeError) as error:
         assert any(word in str(error) for word in ("must be", "unknown", "finite numbers"))
 
 
-@settings(**SETTINGS, max_examples=300)
-@given(st.text(st.sampled_from("0123456789-,. x"), max_size=24))
+@settings(**SETTINGS, max_examples=150)
+@given(st.text(st.sampled_from("0123456789-,. x"), max_size=7) | st.builds("{}-{}".format, *[st.integers(0, 10**30)] * 2))
 def test_any_seeds_are_read_or_refused(text):
     try:
         assert all(isinstance(seed, int) for seed in _seeds(text))
