@@ -80,8 +80,8 @@ def _optional() -> Iterator[Finding]:
         mend += "" if there else "weights are downloaded at first use"
         words = f"optional {name}: package {'found' if installed else 'missing'}, weights {'found' if there else 'missing'}"
         yield "note" if mend else "ok", words, mend.removesuffix("; ")
-    peers = (ROOT / ".venv-peers/.installed").exists()
-    yield "ok" if peers else "note", f"the authors' package, for make bench: {'found' if peers else 'missing'}", "" if peers else "make peers"
+    mend = "" if (ROOT / ".venv-peers/.installed").exists() else "make peers"
+    yield "note" if mend else "ok", f"the authors' package, for make bench: {'missing' if mend else 'found'}", mend
 
 
 def _records(output: Path) -> Iterator[Finding]:

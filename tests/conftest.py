@@ -22,7 +22,10 @@ def computed_here(monkeypatch):
 def pytest_terminal_summary(terminalreporter):
     """After the whole suite: the twelve faults by name, and what became of their tests."""
     reports = {name: terminalreporter.getreports(name) for name in ("passed", "failed", "error", "skipped")}
-    seen = {name: [r.nodeid.split("[")[0].rsplit("/")[-1] for r in found if r.when != "teardown"] for name, found in reports.items()}
+    seen = {
+        name: [report.nodeid.split("[")[0].rsplit("/")[-1] for report in found if report.when != "teardown"]
+        for name, found in reports.items()
+    }
     if not any(test.startswith("test_faults.py") for test in seen["passed"]):
         return
     from test_faults import FAULTS

@@ -20,7 +20,8 @@ def output(tmp_path):
     """Two records of made-up configurations, which are stale, and one that is whole."""
     folders = [synthetic.write(tmp_path, "p_loss", seed) for seed in range(3)]
     run = read_run(folders[2])
-    write_run(folders[2], status="ok", config=make_config("granular", "p_loss", 2, "quick").flat, history=run.history, test=run.test,
+    config = make_config("granular", "p_loss", 2, "quick").flat
+    write_run(folders[2], status="ok", config=config, history=run.history, test=run.test,
               start_utc=run.info["start_utc"], device="cpu", threads=1, train_step_ms=None)  # fmt: skip
     return tmp_path
 

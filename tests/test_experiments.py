@@ -157,6 +157,9 @@ def test_configs_are_told_apart_by_their_hash():
         (("granular", "p_loss", 0, "smoke"), {"pools": [[2, 2]]}, TypeError, "pools must be tuple, got"),
         (("granular", "p_loss", 0, "smoke"), {"loss": "mss_log"}, ValueError, "unknown loss 'mss_log': did you mean 'mss_log_linear'"),
         (("granular", "p_loss", 0, "smoke"), {"optimizer": "adam"}, ValueError, "unknown optimizer 'adam': did you mean 'padam'"),
+        (("granular", "p_loss", 0, "smoke"), {"epochs": -1}, ValueError, "epochs must be at least 1, got -1"),
+        (("granular", "scrapl", 0, "smoke"), {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        (("tr808_meso", "scrapl", 0, "smoke"), {"max_shift": -1}, ValueError, "max_shift must be at least 0, got -1"),
         (("granular", "scrapl_padam", 0, "smoke"), {"accumulate": 2}, ValueError, "accumulate must be 1 with padam"),
     ],
 )  # fmt: skip

@@ -188,7 +188,7 @@ class Forked:
 
 @pytest.mark.parametrize("method", ["scrapl_plain", "scrapl_padam", "scrapl_no_theta_is"])  # AdamW, P-Adam, P-SAGA
 def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(tmp_path, method):
-    """SIGKILL after the checkpoint of a step or before it; four of the nine steps, drawn with seed 7; the same bits, tolerance 0."""
+    """SIGKILL after the checkpoint of a step or before it; four of nine steps, drawn with seed 7; the same bits, tolerance 0."""
     config, draw = smoke(method, dropout=0.5), random.Random(7)
 
     def killed_at(step, before_its_checkpoint):

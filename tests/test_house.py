@@ -22,7 +22,7 @@ COLUMNS = {  # design: in each column a file imports only those above it; the wi
     "middle": ["experiments", "training", "cluster", "demos", "exercises", "execute", "doctor", "__main__"],
 }
 MODULES = sorted(path.stem for path in (ROOT / "scrapl_lib").glob("*.py") if path.stem != "__init__")
-TARGETS = ["help", "venv", "reproduce", "smoke", "test", "coverage", "status", "compare", "doctor", "site", "bench", "peers", "lab", "lock", "clean"]
+TARGETS = "help venv reproduce smoke test coverage status compare doctor site bench peers lab lock clean".split()
 
 
 def pins() -> list[str]:
@@ -108,8 +108,8 @@ def test_docstring_examples_run(module):
 
 UNTRUSTED = {  # what runs code from a file, and what opens a connection: name or last attribute
     "pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "read_pickle", "to_pickle", "eval", "exec", "compile", "__import__",
-    "urllib", "urlopen", "urlretrieve", "requests", "httpx", "aiohttp", "http", "ftplib", "socket", "smtplib", "hub", "huggingface_hub",
-    "snapshot_download", "hf_hub_download", "load_state_dict_from_url", "download_url_to_file",
+    "urllib", "urlopen", "urlretrieve", "requests", "httpx", "aiohttp", "http", "ftplib", "socket", "smtplib", "hub",
+    "huggingface_hub", "snapshot_download", "hf_hub_download", "load_state_dict_from_url", "download_url_to_file",
 }  # fmt: skip
 WEIGHTS = {("losses", "hub"), ("losses", "download_url_to_file")}  # PANNs', on request; their URL, place and hash are printed
 
@@ -140,8 +140,9 @@ def test_nothing_is_unpickled_evaluated_or_fetched_but_weights(module):
 
 @pytest.mark.parametrize(
     "source",
-    ["import pickle", "from urllib.request import urlopen", "eval('1')", "exec('1')", "torch.load(f)", "torch.load(f, weights_only=False)",
-     "np.load(f, allow_pickle=True)", "pd.read_pickle(f)", "torch.hub.load('a', 'b')", "import http.client as c"],
+    ["import pickle", "from urllib.request import urlopen", "eval('1')", "exec('1')", "torch.load(f)",
+     "torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)", "pd.read_pickle(f)",
+     "torch.hub.load('a', 'b')", "import http.client as c"],
 )  # fmt: skip
 def test_the_search_for_untrusted_calls_finds(source):
     assert untrusted(source)
