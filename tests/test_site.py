@@ -240,7 +240,7 @@ def test_in_a_browser(site, tmp_path):
         for page in sorted(site.glob("*.html")):
             for width in (1280, 390):
                 browser.open(page, width)
-                assert browser.value("document.documentElement.scrollWidth <= window.innerWidth"), (page, width)
+                assert browser.value("document.documentElement.scrollWidth") <= width, page  # innerWidth grows with what is too wide
                 assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), page
         browser.open(site / "00_start_here.html")
         boxes = "[...document.querySelectorAll('math')].map(math => math.getBoundingClientRect())"
