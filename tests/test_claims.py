@@ -227,10 +227,17 @@ def test_drum_card_tells_aligned_from_misaligned(tmp_path):
     keeps = card.loc["JTFS keeps the transient when misaligned"]
     assert keeps["verdict"] == "holds" and keeps["ours"].startswith("ratio 1.10: JTFS, misaligned 216 ± ") and keeps["seeds"] == "3"
     loses = card.loc["MSS linear loses the transient when misaligned: its loudness error grows"]
-    assert loses["verdict"] == "holds" and loses["paper"] == "MSS linear, aligned 381 ± 12 against MSS linear, misaligned 2510 ± 480"
+    assert loses["verdict"] == "holds" and loses["paper"] == "ratio 6.59: MSS linear, aligned 381 ± 12 → MSS linear, misaligned 2510 ± 480"
     closer = card.loc["misaligned, JTFS and SCRAPL are closer than any MSS in transient loudness"]
     assert closer["verdict"] == "holds" and "SCRAPL, misaligned" in closer["left_out"] and "MSS random, misaligned" in closer["left_out"]
     assert card.loc["SCRAPL keeps the transient when misaligned", "verdict"] == "not run"
+
+
+@pytest.mark.parametrize("late, half_width, verdict", [(3.7, 0.1, "does not hold"), (3.8, 0.5, "holds in part"), (3.8, 0.3, "holds")])
+def test_what_grows_by_more_than_a_quarter(late, half_width, verdict):
+    """From 3: a quarter above is 3.75; two intervals of 0.5 each way overlap from 3 to 3.8, of 0.3 they lie apart."""
+    text, found = claims.grows([[Cell("a", 3.0, half_width, 3)], [Cell("b", late, half_width, 3)]])
+    assert found == verdict and text.startswith(f"ratio {tables.number(late / 3)}: a 3.00")
 
 
 def test_a_drum_method_next_to_silence_is_named_as_the_suspected_cause(tmp_path):
