@@ -9,7 +9,6 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import auraloss
 import numpy as np
@@ -362,7 +361,7 @@ def _panns_checkpoint() -> dict:
         )
     # beside the weights it holds the sampler's state, arrays of integers; NumPy 1 and 2 have other names for what makes them
     make = np.zeros(0).__reduce__()[0]
-    makers: list[Any] = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    makers: list = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     kinds = [type(np.dtype(kind)) for kind in (np.int32, np.int64, np.float32)]
     with torch.serialization.safe_globals([*makers, np.ndarray, np.dtype, bytes, *kinds]):
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -68,6 +68,13 @@ def test_what_is_no_integer_is_refused(name):
             JTFS(**{**TINY, name: value})
 
 
+@pytest.mark.parametrize("name", ["J", "J_fr", "T", "F"])
+def test_what_is_far_too_large_is_refused_before_it_is_computed_with(name):
+    for value in (20000, 2**300):  # 2^20000 has more digits than Python prints
+        with pytest.raises(ValueError, match=f"^{name} = {value} "):
+            JTFS(**{**TINY, name: value})
+
+
 @settings(**SETTINGS, max_examples=200)
 @given(st.data())
 def test_an_illegal_number_is_named(data):
