@@ -380,6 +380,6 @@ def drum_features(runs: Sequence[Run], metrics: Sequence[str], profile: str, not
         ax.set_title(f"{METRICS[metric][0]}, {source}", fontsize=9)
     axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="aligned")
     axes[0].plot([], [], "o", color="0.4", label="misaligned")
-    notes = [f"Hollow: aligned, filled: misaligned. Bars: {BAND}. {DRUM_SCALES}"]
+    notes = [f"Hollow: aligned, filled: misaligned. Bars: {BAND}; one that reaches the left edge goes on below. {DRUM_SCALES}"]
     notes += [f"{name.capitalize()}: {seeds_note([run for run in runs if run.task == task], DRUM_METHODS, not_run)}" for task, (_, name) in TR808.items()]
     return _finish(figure, axes, data, "Drum sounds, aligned and misaligned", notes, profile)

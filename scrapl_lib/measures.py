@@ -75,6 +75,8 @@ def audio_distances(
     check_pair(x_hat, x)
     if isinstance(names, str):
         raise TypeError(f"names must be a list of names, got the text {names!r}: write [{names!r}]")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
     distances = {}
     for name in names:
         if name not in AUDIO_DISTANCES:
@@ -261,9 +263,12 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     over sqrt(n - 1), C_a = A^T A, and the trace of the root is the sum of the singular values of A B^T: no root of a
     matrix is taken, which is singular for n <= d.
 
-    a, b: (n_a, d), (n_b, d) finite, n_a and n_b at least 2 -> at least 0; computed in float64.
+    a, b: (n_a, d), (n_b, d) finite, n_a and n_b at least 2 -> at least 0; computed in float64. Raises TypeError for what is
+    no tensor, ValueError for other shapes and what is not finite.
     """
     for name, value in (("a", a), ("b", b)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}: torch.as_tensor makes one")
         if value.ndim != 2 or len(value) < 2 or value.shape[1] < 1:
             raise ValueError(f"{name} must have shape (n, d) with at least 2 items, got {tuple(value.shape)}")
         if not value.isfinite().all():
@@ -283,5 +288,5 @@ def _frame_samples(sample_rate_hz: float) -> int:
 
 
 def _check_rate(sample_rate_hz: float) -> None:
-    if not 4000 <= sample_rate_hz < math.inf:
-        raise ValueError(f"sample_rate_hz must be at least 4000 and finite, got {sample_rate_hz}")
+    if not isinstance(sample_rate_hz, (int, float)) or not 4000 <= sample_rate_hz < math.inf:
+        raise ValueError(f"sample_rate_hz must be at least 4000 and finite, got {sample_rate_hz!r}")

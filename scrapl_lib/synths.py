@@ -408,6 +408,8 @@ def _check_call(theta: Tensor, seeds: Tensor, n_params: int) -> None:
 
 
 def _check_shift(shift: Tensor, batch: int, max_shift: int) -> None:
+    if not isinstance(shift, Tensor):
+        raise TypeError(f"shift must be a torch tensor, as `draw` returns it, got {type(shift).__name__}")
     if shift.dtype != torch.int64 or shift.shape != (batch,) or shift.abs().max() > max_shift:
         raise ValueError(
             f"shift must be int64 of shape (batch,) = ({batch},) and in [-{max_shift}, {max_shift}], "

@@ -369,3 +369,17 @@ def test_log_mel_statistics_are_an_item_s_own():
         log_mel_statistics(x[..., :2047], 44100)
     with pytest.raises(ValueError, match="sample_rate_hz must be at least 4000 and finite, got -1"):
         log_mel_statistics(x, -1)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda: frechet_distance(np.zeros((3, 2)), torch.zeros(3, 2)), TypeError, "a must be a torch tensor, got ndarray"),
+        (lambda: drum_features(torch.zeros(1, 1, 8192), "44100"), ValueError, "must be at least 4000 and finite, got '44100'"),
+        (lambda: audio_distances(*torch.zeros(2, 1, 1, 8192), ["mss_linear"], batch_size=0), ValueError,
+         "batch_size must be an integer of at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_wrong_kinds_are_refused_in_words(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
