@@ -82,6 +82,21 @@ def reconstruct(training: Training, items: Tensor, seeds: Tensor) -> Tensor:
     return training.synth(training.encoder(training.features[items]), seeds)
 
 
+def path_slopes(loss: SCRAPLLoss, synthesize: Callable[[Tensor], Tensor], theta: Tensor, x: Tensor, step: float = 1e-6) -> Tensor:
+    """Derivative of every path's loss of every pair in the pair's own parameters: (P, batch, U), in float64.
+
+    Central differences along the derivatives of the audio: 2 U times all paths' losses instead of a backward pass per path.
+    synthesize: theta (batch, U) -> audio, items by themselves. x: the references.
+    """
+    theta, x, slopes = theta.detach().double(), x.double(), []
+    with torch.no_grad():
+        for along in torch.eye(theta.shape[1], dtype=torch.float64):
+            x_hat, moves = torch.func.jvp(synthesize, (theta,), (along.expand_as(theta),))
+            after, before = (path_losses(loss, x_hat + sign * step * moves, x) for sign in (1, -1))
+            slopes.append((after - before) / (2 * step))
+    return torch.stack(slopes, dim=-1)
+
+
 def path_gradients(training: Training, items: Tensor, seeds: Tensor) -> Tensor:
     """Gradient of every path's loss for one batch in the encoder's weights, one backward pass per path: (P, W)."""
     weights, rows = list(training.encoder.parameters()), []
