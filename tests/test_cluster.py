@@ -117,22 +117,25 @@ def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterru
 
 
 FAST = """
+import pathlib
 import torch
 from scrapl_lib import importance, training
 def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress):
     curvature = torch.full((2, loss.n_paths), torch.nan, dtype=torch.float64)
     curvature[:, paths] = 1 + torch.tensor(paths, dtype=torch.float64)
     importance._write(save, curvature, fingerprint)
+    pathlib.Path({folder!r}, "paths_" + str(paths[0])).write_text(str(len(paths)))
 training.theta_importance = fake
 """
 
 
 def test_path_probabilities_come_in_parts_and_before_the_run_that_needs_them(tmp_path, monkeypatch, capfd):
     task = "chirplet_fast_fast"
-    patched(monkeypatch, tmp_path, FAST)
+    patched(monkeypatch, tmp_path, FAST.format(folder=str(tmp_path)))
     assert run(tmp_path, "--task", task, "--method", "scrapl", "--seeds=1", "--executor", "local", "--workers=2", "--parts=2") == 0
     assert re.search(r"3 jobs; logs: .*\n(.*\n)*3 of 3 jobs done", capfd.readouterr().err)
     assert read_run(folder_of(config(1, "scrapl", task), tmp_path)).ok
+    assert {path.name: path.read_text() for path in tmp_path.glob("paths_*")} == {"paths_0": "11", "paths_11": "10"}
     table = training.importance_table(config(1, "scrapl", task), tmp_path)
     assert table["curvature_am"].tolist() == list(range(1, 22))
     assert main(["importance", "--profile", "smoke", "--task", task, "--output", str(tmp_path), "--executor", "local"]) == 0
@@ -172,8 +175,8 @@ def test_an_array_of_runs_on_slurm(tmp_path, monkeypatch, capfd):
     for line in ("partition=gpu", "time=30", "array=0-1%2", "signal=USR2@120", "mem=16GB", "job-name=scrapl"):
         assert f"#SBATCH --{line}\n" in text
     assert "gpus" not in text and "gpus_per_node" in Jobs("slurm", "smoke", tmp_path, "cuda").parameters
-    with pytest.raises(ValueError, match="submitit refuses one of .*'partitoin'"):
-        Jobs("slurm", "smoke", tmp_path, "cpu", slurm={"partitoin": "gpu"})([config(0)])
+    with pytest.raises(ValueError, match="submitit knows no option partitoin of sbatch"):
+        Jobs("slurm", "smoke", tmp_path, "cpu", slurm={"partitoin": "gpu"})
     capfd.readouterr()
 
 
