@@ -407,7 +407,7 @@ def test_wavelets_along_time_have_zero_mean():
         (dict(shape=0), ValueError, "shape must be at least 1, got 0"),
         (dict(shape=512.0), TypeError, "shape must be an integer, got 512.0"),
         (dict(J=0), ValueError, "J must be at least 1, got 0"),
-        (dict(J=10), ValueError, r"J = 10 needs signals of at least 2\^J samples, shape is 512; lower J"),
+        (dict(J=10), ValueError, r"J = 10 needs signals of at least 2\^J = 1024 samples, shape is 512; lower J"),
         (dict(J=5.5), TypeError, "J must be an integer, got 5.5"),
         (dict(J=True), TypeError, "J must be an integer, got True"),
         (dict(Q1=0), ValueError, "Q1 must be at least 1, got 0"),
