@@ -6,6 +6,7 @@ W is the number of the encoder's weights, P the number of paths.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import torch
 from IPython.display import Audio, display
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
+from scipy.signal import resample_poly
 from torch import Tensor
 
 from .experiments import PROFILES, RunConfig, check_name, make_config
@@ -26,6 +28,7 @@ from .losses import SCRAPLLoss
 from .optim import PSAGA, PAdam
 from .training import Training
 
+LEAST_PLAYED_HZ = 8000  # browsers refuse sounds of some lower rates
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for colour-blind eyes
 
 # The quick problem made smaller once more: half a second of sound, fewer paths, small batches, a narrower encoder.
@@ -246,7 +249,8 @@ def show_sound(x: Tensor, jtfs: JTFS, sample_rate_hz: float, title: str = "", wi
     figure.colorbar(dots, label="energy of the path (dB)")
     figure.suptitle(title, fontsize=10)
     plt.show()
-    display(Audio(x.detach().flatten().numpy(), rate=sample_rate_hz))
+    finer = math.ceil(LEAST_PLAYED_HZ / sample_rate_hz)
+    display(Audio(resample_poly(x.detach().flatten().numpy(), finer, 1), rate=finer * int(sample_rate_hz)))
 
 
 def draw_landscape(ax: Axes, first: np.ndarray, second: np.ndarray, loss: np.ndarray, truth: Sequence[float]) -> float:

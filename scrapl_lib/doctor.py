@@ -25,7 +25,7 @@ GB = 1e9
 
 def _versions() -> Iterator[Finding]:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
-    locked = dict(line.split("==") for line in lines if line and line[0] != "#")
+    locked = dict(line.split("==", 1) for line in lines if "==" in line and line[0] != "#")
     locked = {name.lower().replace("_", "-"): version for name, version in locked.items()}
     project, found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"], {}
     allowed = Requirement(f"python{project['requires-python']}").specifier
@@ -33,6 +33,9 @@ def _versions() -> Iterator[Finding]:
     yield state, f"Python {platform.python_version()}", "" if state == "ok" else f"make PYTHON=... with a Python {allowed}"
     for requirement in map(Requirement, project["dependencies"]):
         name = requirement.name.lower().replace("_", "-")
+        if name not in locked:
+            yield "WRONG", f"requirements.lock has no {requirement.name}", "git checkout requirements.lock"
+            continue
         mend = f"pip install {requirement.name}=={locked[name]}, as in requirements.lock"
         try:
             found[name] = metadata.version(name).split("+")[0]
@@ -57,7 +60,9 @@ def _machine(output: Path) -> Iterator[Finding]:
         yield "note" if mend else "ok", f"{memory:.0f} GB of memory", mend
     place = next(folder for folder in (output, *output.parents) if folder.exists())
     free = shutil.disk_usage(place).free / GB
-    if not os.access(place, os.W_OK):
+    if not place.is_dir():
+        yield "WRONG", f"{place} is no folder", "give a folder as --output"
+    elif not os.access(place, os.W_OK):
         yield "WRONG", f"{output} cannot be written to", "give another folder as --output"
     elif free < 1:
         yield "WRONG", f"{free:.1f} GB free on the disk of {output}", "make room, or give a folder of another disk as --output"

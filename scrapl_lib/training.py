@@ -785,6 +785,8 @@ def ensure_runs(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    if jobs is None:
+        check_device(device or "cpu")
     output = Path(output).absolute()
     seeds = None if seeds is None else list(seeds)
     methods = None if methods is None else list(methods)
@@ -793,8 +795,6 @@ def ensure_runs(
     for config in (c for c, state in found.items() if state == "stale"):
         folder = run_folder(config.profile, config.task, config.method, config.seed, output)
         print(f"stale, not used: {folder} was made with another configuration; delete it to run it again", file=sys.stderr)
-    if jobs is None:
-        check_device(device or "cpu")
     missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-run_cost(c), c.seed))
     if missing:
         if jobs is None:

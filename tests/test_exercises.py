@@ -3,14 +3,18 @@
 import ast
 import functools
 import re
+import sys
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 
+from scrapl_lib import demos
 from scrapl_lib.execute import notebook_path
 from scrapl_lib.exercises import NOT_YET, check
+from scrapl_lib.losses import SCRAPLLoss
 
 METHOD_NOTEBOOKS = [
     "00_start_here", "01_paths_and_jtfs", "02_one_random_path", "03_p_adam_and_p_saga", "04_theta_importance_sampling", "07_tr808"
@@ -111,3 +115,27 @@ def test_the_worked_examples_are_short_and_learn():
     chance = (namespace["test"] - 0.5).abs().mean()
     for errors, n_steps in ((namespace["scrapl_errors"], 200), (namespace["own_errors"], 600)):
         assert len(errors) == n_steps and torch.stack(errors[-n_steps // 10 :]).mean() < 0.8 * chance
+
+
+class _Unspeakable:
+    def __repr__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("answer", [10**400, _Unspeakable(), lambda: sys.exit(0), torch.zeros(3, device="meta"), torch.zeros((), device="meta")])
+def test_check_raises_at_nothing(answer):
+    assert str(check(answer, 1.0).data).startswith("**Not yet**")
+
+
+def test_slow_sounds_are_played_at_a_rate_that_browsers_take(monkeypatch):
+    """1024 Hz is below what Chromium decodes; a tone of 100 Hz stays one: 1e-2 away from the ends."""
+    played = []
+    monkeypatch.setattr(demos, "Audio", lambda audio, rate: played.append((audio, rate)))
+    monkeypatch.setattr(demos, "display", lambda *_: None)
+    monkeypatch.setattr(demos.plt, "show", lambda: None)
+    x = torch.sin(2 * torch.pi * 100 * torch.arange(1024) / 1024)
+    demos.show_sound(x, SCRAPLLoss(shape=1024, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1).jtfs, 1024, window=64)
+    demos.plt.close("all")
+    ((audio, rate),) = played
+    assert rate == 8192 and audio.shape == (8192,)
+    assert abs(audio - np.sin(2 * np.pi * 100 * np.arange(8192) / 8192))[500:-500].max() < 1e-2
