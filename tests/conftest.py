@@ -1,8 +1,18 @@
 """Fixtures that several test files share."""
 
 import pytest
+import torch
 
 from scrapl_lib import training
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """As workers have: results are the same bits for the same number of threads only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

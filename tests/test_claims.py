@@ -218,12 +218,17 @@ def test_the_papers_own_numbers_on_drums():
     assert verdicts[verdicts != "holds"].to_dict() == {"aligned, θ-IS lowers SCRAPL's JTFS distance": "holds in part"}
 
 
+def drum_card_of(output, **loudness):
+    """The card of three seeds of each method with these loudness errors in dB, aligned and misaligned."""
+    for method, errors in loudness.items():
+        for task, error in zip(("tr808_micro", "tr808_meso"), errors, strict=True):
+            for seed in range(3):
+                synthetic.write_drums(output, task, method, seed, error)
+    return claims.drum_card(synthetic.load_drums(output), {}, "quick").set_index("claim")
+
+
 def test_drum_card_tells_aligned_from_misaligned(tmp_path):
-    for task, jtfs, mss in (("tr808_micro", 2.0, 3.0), ("tr808_meso", 2.2, 9.0)):
-        for seed in range(3):
-            synthetic.write_drums(tmp_path, task, "jtfs", seed, jtfs)
-            synthetic.write_drums(tmp_path, task, "mss_linear", seed, mss)
-    card = claims.drum_card(synthetic.load_drums(tmp_path), {}, "quick").set_index("claim")
+    card = drum_card_of(tmp_path, jtfs=(2.0, 2.2), mss_linear=(3.0, 9.0))
     keeps = card.loc["JTFS keeps the transient when misaligned"]
     assert keeps["verdict"] == "holds" and keeps["ours"].startswith("ratio 1.10: JTFS, misaligned 216 ± ") and keeps["seeds"] == "3"
     loses = card.loc["MSS linear loses the transient when misaligned: its loudness error grows"]
@@ -242,11 +247,7 @@ def test_what_grows_by_more_than_a_quarter(late, half_width, verdict):
 
 def test_a_drum_method_next_to_silence_is_named_as_the_suspected_cause(tmp_path):
     """Aligned 25 dB off, misaligned 24: what is lost already cannot get lost; 19 dB would not be called silence."""
-    for task, linear, log_linear in (("tr808_micro", 25.0, 19.0), ("tr808_meso", 24.0, 18.0)):
-        for seed in range(3):
-            synthetic.write_drums(tmp_path, task, "mss_linear", seed, linear)
-            synthetic.write_drums(tmp_path, task, "mss_log_linear", seed, log_linear)
-    card = claims.drum_card(synthetic.load_drums(tmp_path), {}, "quick").set_index("claim")
+    card = drum_card_of(tmp_path, mss_linear=(25.0, 24.0), mss_log_linear=(19.0, 18.0))
     causes = {method: card.loc[f"MSS {method} loses the transient when misaligned: its loudness error grows", "suspected_cause"]
               for method in ("linear", "log + linear")}  # fmt: skip
     mean = 25 * np.mean([synthetic.spread(seed) for seed in range(3)])

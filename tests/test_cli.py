@@ -19,14 +19,7 @@ from scrapl_lib.experiments import METHODS, NOT_RUN, make_config
 from scrapl_lib.records import IMPORTANCE, ROOT, read_run, run_folder
 from scrapl_lib.training import STOP_S, Budget, checkpoint_folder, ensure_runs, train
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As workers have: results are the same bits for the same number of threads only."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def folder_of(method, seed, output):

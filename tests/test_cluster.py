@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import submitit
-import torch
 
 from scrapl_lib import cluster, training
 from scrapl_lib.__main__ import main
@@ -23,14 +22,7 @@ from scrapl_lib.training import states, train
 
 METHOD = "scrapl_no_theta_is"
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As workers have: results are the same bits for the same number of threads only."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def config(seed, method=METHOD, task="granular"):

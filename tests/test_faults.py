@@ -123,14 +123,7 @@ FAULTS = {
     ),
 }
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As workers have: results are the same bits for the same number of threads only."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def smoke(method="p_loss", seed=0, **changes):

@@ -40,14 +40,7 @@ RUNNABLE = [method for method in METHODS if method not in NOT_RUN]
 EPOCH, LAST = 3, 9  # steps of an epoch and of a run in the smoke profile
 PARAMETER_ERRORS = ["theta_synth_l1", "theta_density_l1", "theta_slope_l1"]
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """As workers have: results are the same bits for the same number of threads only."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def smoke(method="scrapl_no_theta_is", seed=0, **changes):
