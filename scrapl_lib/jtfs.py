@@ -40,7 +40,7 @@ from .jets import Jets
 SIGMA0 = 0.1  # bandwidth of the low-pass filter of scale 1, cycles per sample
 ALPHA = 5.0  # a filter is subsampled as far as xi + ALPHA sigma stays below Nyquist
 R_PSI = math.sqrt(0.5)  # where neighbouring wavelets intersect
-CHUNK = 2**17  # complex numbers held at once by the innermost loops on a CPU: what fits in a core's cache
+CHUNK = 2**18  # complex numbers held at once by the innermost loops on a CPU: what fits in a core's cache
 DEVICE_CHUNK = 2**27  # the same elsewhere, where it only bounds the memory
 MATRIX_LIMIT = 2**22  # largest time-averaging matrix; beyond it an FFT is faster
 
@@ -113,21 +113,22 @@ def _averaged_modulus(Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
 
 
 class _AveragedModulus(torch.autograd.Function):
-    """`_averaged_modulus` in chunks of time that stay in the cache; nothing of size M x W is ever held.
+    """`_averaged_modulus` in pieces that stay in the cache; nothing of size M x W is ever held.
 
-    The backward pass recomputes each chunk; a backward pass that is itself differentiated uses the plain formula.
+    The backward pass recomputes each piece; a backward pass that is itself differentiated uses the plain formula.
     Real and imaginary parts are kept in separate rows, so that everything is real arithmetic on contiguous memory.
     """
 
     @staticmethod
     def forward(ctx: Any, Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
         ctx.save_for_backward(Y, psi, phi)
-        A, planar = _real_rows(psi), torch.cat([Y.real, Y.imag], dim=1)
-        S = phi.new_zeros(Y.shape[0], psi.shape[0], phi.shape[1])
-        for b, time in _chunks(Y, psi):
-            z = (A @ planar[b, :, time]).view(2, len(psi), -1)
-            S[b].addmm_(_modulus_of_rows(z), phi[time])
-        return S
+        pieces = _Pieces(psi, phi, Y)
+        S = phi.new_zeros(len(Y), pieces.lanes, len(psi), phi.shape[1])
+        for Y_rows, S_lanes in zip(pieces.of_rows(torch.cat([Y.real, Y.imag], dim=1)), pieces.of_lanes(S), strict=True):
+            for time in pieces.times:
+                _, r = pieces.convolved(Y_rows, time)
+                S_lanes.baddbmm_(r, pieces.phi[:, time])
+        return S.sum(dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -135,31 +136,59 @@ class _AveragedModulus(torch.autograd.Function):
         if torch.is_grad_enabled():
             Y_again = Y if Y.requires_grad else Y.detach().requires_grad_()
             return *torch.autograd.grad(_averaged_modulus(Y_again, psi, phi), Y_again, grad, create_graph=True), None, None
-        A, planar = _real_rows(psi), torch.cat([Y.real, Y.imag], dim=1)
-        grad_planar = torch.empty_like(planar)
-        A_T, phi_T = A.T.contiguous(), phi.T.contiguous()
-        for b, time in _chunks(Y, psi):
-            z = (A @ planar[b, :, time]).view(2, len(psi), -1)
-            z *= (grad[b] @ phi_T[:, time]).div_(_modulus_of_rows(z).clamp_min_(_least(phi)))
-            grad_planar[b, :, time] = A_T @ z.view(2 * len(psi), -1)
-        return torch.complex(*grad_planar.chunk(2, dim=1)), None, None
+        pieces, rows = _Pieces(psi, phi, Y), torch.cat([Y.real, Y.imag], dim=1)
+        out, to_rows = torch.empty_like(rows), pieces.psi.mT
+        grads = pieces.of_lanes(grad[:, None].expand(-1, pieces.lanes, -1, -1))
+        for Y_rows, out_rows, grad_lanes in zip(pieces.of_rows(rows), pieces.of_rows(out), grads, strict=True):
+            for time in pieces.times:
+                z, r = pieces.convolved(Y_rows, time)
+                torch.bmm(grad_lanes, pieces.phi[:, time].mT, out=pieces.grad).div_(r.clamp_min_(_least(phi)))
+                z.mul_(pieces.grad[:, None])
+                out_rows[..., time] = torch.bmm(to_rows, z.flatten(1, 2))
+        return torch.complex(*out.chunk(2, dim=1)), None, None
 
 
-def _real_rows(psi: Tensor) -> Tensor:
-    """Complex (M, n) -> real (2 M, 2 n) that maps stacked real and imaginary parts to the same."""
-    return torch.cat([torch.cat([psi.real, -psi.imag], dim=1), torch.cat([psi.imag, psi.real], dim=1)])
+def _items_apart(Y: Tensor) -> bool:
+    """Whether one item is worked on after the other, in pieces for a cache."""
+    return Y.device.type == "cpu"
 
 
-def _modulus_of_rows(z: Tensor) -> Tensor:
-    return z[0].square().addcmul_(z[1], z[1]).sqrt_()
+class _Pieces:
+    """How `_AveragedModulus` cuts its work, and the buffers that all pieces share: fresh memory costs more than arithmetic.
 
+    A lane is a part of the time axis on a CPU, one for each thread: batched products and elementwise functions then give
+    each thread a lane of its own, which its cache holds. Elsewhere the items are the lanes.
 
-def _chunks(Y: Tensor, psi: Tensor) -> Iterator[tuple[int, slice]]:
-    """(item, slice of time) pieces of at most CHUNK numbers after the product with psi."""
-    width = max(64, CHUNK // len(psi))
-    for b in range(Y.shape[0]):
-        for start in range(0, Y.shape[2], width):
-            yield b, slice(start, start + width)
+    lanes: time is cut into so many. times: slices of a lane. psi: (lanes or items, 2 M, 2 n1) real, which maps stacked
+    real and imaginary parts to the same. phi: (lanes or items, W / lanes, frames).
+    """
+
+    def __init__(self, psi: Tensor, phi: Tensor, Y: Tensor) -> None:
+        self.apart = _items_apart(Y)
+        self.lanes = min(2 ** int(math.log2(torch.get_num_threads())), Y.shape[2]) if self.apart else 1
+        side_by_side, n, width = self.lanes if self.apart else len(Y), len(psi), Y.shape[2] // self.lanes
+        step = max(64, 2 ** int(math.log2((CHUNK if self.apart else DEVICE_CHUNK / len(Y)) / n)))
+        self.times = [slice(start, min(start + step, width)) for start in range(0, width, step)]
+        rows = torch.cat([torch.cat([psi.real, -psi.imag], dim=1), torch.cat([psi.imag, psi.real], dim=1)])
+        self.psi = rows.expand(side_by_side, -1, -1)
+        self.phi = phi.unflatten(0, (self.lanes, -1)).expand(side_by_side, -1, -1)
+        step = min(step, width)
+        self._z, self._r = phi.new_empty(side_by_side, 2 * n, step), phi.new_empty(side_by_side, n, step)
+        self.grad = torch.empty_like(self._r)
+
+    def of_rows(self, rows: Tensor) -> Sequence[Tensor]:
+        """(B, rows, W) -> views (lanes or items, rows, W / lanes), to be worked on one after the other."""
+        return self.of_lanes(rows.unflatten(-1, (self.lanes, -1)).movedim(2, 1))
+
+    def of_lanes(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, lanes, ...) -> the same for what is laid out so already."""
+        return x.unbind(0) if self.apart else [x[:, 0]]
+
+    def convolved(self, Y_rows: Tensor, time: slice) -> tuple[Tensor, Tensor]:
+        """z = psi Y of a piece, (lanes or items, 2, M, step), and |z|, both in the shared buffers."""
+        z = torch.bmm(self.psi, Y_rows[..., time], out=self._z).unflatten(1, (2, -1))
+        torch.mul(z[:, 0], z[:, 0], out=self._r).addcmul_(z[:, 1], z[:, 1]).sqrt_()
+        return z, self._r
 
 
 @dataclass(frozen=True)
@@ -505,8 +534,8 @@ class JTFS(nn.Module):
     def _scale_filter(self, like: Tensor, n_fr: int, n1: int) -> tuple[Tensor, Tensor]:
         """psi_n_fr and the averaging along log-frequency for n1 wavelets, as matrices (M, n1) complex and (frames, M) real.
 
-        Of the padded axis only the M rows are kept that the filter reaches from the n1 wavelets (to 1e-10 of its peak). The
-        low-pass path n_fr = 0 is averaged by its own filter: its rows are only put in their places.
+        Of the padded axis only the M rows are kept that the filter reaches from the n1 wavelets (to rounding errors of its
+        peak, or 1e-10). The low-pass path n_fr = 0 is averaged by its own filter: its rows are only put in their places.
         """
         wavelet = self._psi_fr[n_fr]
         stride = self._stride_fr(wavelet.j)
@@ -514,7 +543,7 @@ class JTFS(nn.Module):
         def psi_rows() -> tuple[np.ndarray, np.ndarray]:
             psi = _circulant(_morlet(self.N_fr, wavelet.xi or None, wavelet.sigma), 2**stride)[:, :n1]
             reach = np.abs(psi).max(axis=1)
-            return psi, reach > 1e-10 * reach.max()
+            return psi, reach > max(1e-10, torch.finfo(like.dtype).eps) * reach.max()
 
         def phi_columns() -> np.ndarray:
             kept = psi_rows()[1]

@@ -234,19 +234,39 @@ def test_matrix_and_fft_averages_agree(T, monkeypatch):
     assert relative_error(results[1][1], results[0][1]) < 1e-10
 
 
-def test_size_of_chunks_does_not_matter(monkeypatch):
+@pytest.mark.parametrize("chunk,threads", [(1, 1), (1, 2), (10**9, 3)])
+def test_neither_the_size_of_chunks_nor_the_threads_matter(monkeypatch, chunk, threads):
     jtfs, x = JTFS(**dict(TINY, T=200)), noise(2, 1, 512, seed=5).requires_grad_()
     weights = noise(*jtfs(x).shape, seed=6)
     results = []
-    for chunk in (10**9, 1):
-        monkeypatch.setattr(jtfs_module, "CHUNK", chunk)
-        bands = jtfs.first_order_and_bands(x)[1]
-        pieces = [len(list(jtfs_module._chunks(band, torch.zeros(5, 5)))) for band in bands.values()]
-        S = jtfs(x)
-        results.append((max(pieces), S, *torch.autograd.grad((S * weights).sum(), x)))
-    assert results[0][0] == 2 and results[1][0] >= 8  # one chunk for each of the two items, or several
-    assert relative_error(results[1][1], results[0][1]) < 1e-12
+    before = torch.get_num_threads()
+    for size, n in ((10**9, 1), (chunk, threads)):
+        monkeypatch.setattr(jtfs_module, "CHUNK", size)
+        torch.set_num_threads(n)
+        try:
+            psi = torch.zeros(5, 5, dtype=torch.complex128)
+            bands = jtfs.first_order_and_bands(x)[1]
+            pieces = [jtfs_module._Pieces(psi, x.new_zeros(band.shape[2], 3), band) for band in bands.values()]
+            S = jtfs(x)
+            results.append(({p.lanes for p in pieces}, max(len(p.times) for p in pieces), S, *torch.autograd.grad((S * weights).sum(), x)))
+        finally:
+            torch.set_num_threads(before)
+    assert results[0][:2] == ({1}, 1)
+    assert results[1][0] == {1 if threads == 1 else 2} and (results[1][1] >= 4 / threads if chunk == 1 else results[1][1] == 1)
     assert relative_error(results[1][2], results[0][2]) < 1e-12
+    assert relative_error(results[1][3], results[0][3]) < 1e-12
+
+
+def test_items_side_by_side_as_on_a_gpu(monkeypatch):
+    jtfs, x = JTFS(**dict(TINY, T=200)), noise(3, 1, 512, seed=5).requires_grad_()
+    weights, results = noise(*jtfs(x).shape, seed=6), []
+    for apart, chunk in ((True, 2**18), (False, 2**27), (False, 1)):
+        monkeypatch.setattr(jtfs_module, "_items_apart", lambda Y, apart=apart: apart)
+        monkeypatch.setattr(jtfs_module, "DEVICE_CHUNK", chunk)
+        S = jtfs(x)
+        results.append((S, *torch.autograd.grad((S * weights).sum(), x)))
+    for S, grad in results[1:]:
+        assert relative_error(S, results[0][0]) < 1e-12 and relative_error(grad, results[0][1]) < 1e-12
 
 
 def test_the_backward_pass_is_the_plain_formula(monkeypatch):
