@@ -49,7 +49,7 @@ venv: .venv/.installed ## make .venv from requirements.lock (the other targets d
 
 .venv/.installed: requirements.lock pyproject.toml
 	$(call once,$@,"$$python" -m venv .venv; $(PY) -m pip install --no-compile -r requirements.lock; \
-	$(PY) -m compileall -qq -j 0 -x '/tests/' .venv/lib || true; $(PY) -m pip install --no-deps --no-build-isolation -e .)
+	$(PY) -m pip install --no-deps --no-build-isolation -e .)
 
 reproduce: venv ## run what is missing of the granular task, then all notebooks: tables, figures, report card
 	env -u TR808_DIR $(PY) -m scrapl_lib run --task granular $(RUN_FLAGS)

@@ -16,10 +16,10 @@ import hashlib
 import json
 import logging
 import math
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -190,45 +190,56 @@ def run_notebooks(
     for path in first:
         run_notebook(path, parameters, profile, output)
     if rest:
-        flags = ["--profile", profile, "--output", str(output)]
-        flags += [text for name, value in (parameters or {}).items() for text in ("-p", f"{name}={value}")]
-        _run_side_by_side(rest, flags)
+        _run_side_by_side(rest, parameters, profile, Path(output).resolve())
     for path in last:
         run_notebook(path, parameters, profile, output)
     return [Path(output).resolve() / "executed" / profile / path.name for path in paths]
 
 
-def _run_side_by_side(paths: Sequence[Path], flags: Sequence[str]) -> None:
-    """Run `notebook PATH flags` for each in a process of its own; end by SystemExit as soon as one fails."""
+def _run_side_by_side(paths: Sequence[Path], parameters: Mapping[str, Any] | None, profile: str, output: Path) -> None:
+    """Run each in a process of its own; end by SystemExit as soon as one fails."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([__name__, "nbformat", "papermill"])  # imported once, for all of them
     waiting, running = list(paths), {}
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     bar = tqdm(total=len(paths), desc="notebooks", unit="notebook", mininterval=0.5 if sys.stderr.isatty() else 10.0)
     with tempfile.TemporaryDirectory() as folder, _stoppable():
         try:
             while waiting or running:
                 while waiting and len(running) < n_cores():
                     path = waiting.pop(0)
-                    command = [sys.executable, "-m", "scrapl_lib", "notebook", str(path), *flags]
-                    with open(Path(folder) / f"{path.stem}.log", "wb") as said:
-                        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, cwd=ROOT, env=one_thread)
-                    running[path.stem] = process, Path(said.name)
+                    said = Path(folder) / f"{path.stem}.log"
+                    process = forks.Process(target=_run_apart, args=(said, path, parameters, profile, output))
+                    process.start()
+                    running[path.stem] = process, said
                 bar.set_postfix_str(", ".join(running), refresh=False)
                 bar.update(0)
                 time.sleep(0.2)
                 for name, (process, said) in list(running.items()):
-                    if process.poll() is not None:
+                    if process.exitcode is not None:
                         del running[name]
                         bar.update()
-                        if process.returncode:
-                            words = said.read_text(errors="replace")
+                        if process.exitcode:
+                            words = said.read_text(errors="replace") if said.exists() else ""
                             bar.write(words[words.rfind("\r") + 1 :].strip(), file=sys.stderr)
-                            raise SystemExit(process.returncode if process.returncode > 0 else 128 - process.returncode)
+                            raise SystemExit(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
         finally:
             for process, _ in running.values():
                 process.terminate()
             for process, _ in running.values():
-                process.wait()
+                process.join()
             bar.close()
+
+
+def _run_apart(said: Path, *request: Any) -> None:
+    """`run_notebook` in a process of its own, its kernel on one thread; what it has to say goes into the file `said`."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    with open(said, "wb") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        run_notebook(*request)
+    except NotebookFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
 
 
 def _execute(path: Path, values: dict[str, Any], done: Path, failed: Path) -> None:

@@ -196,10 +196,10 @@ class Training:
         """JTFS of the references, which come again in every epoch, made once: (N, paths, log-frequency, frames); that of
         test items, which are never trained on, is left empty."""
         known = [items for fold in (self.data.train, self.data.val) for items in fold.split(CHUNK)]
-        S: Tensor = None
+        S = torch.empty(0)
         for items in known:
             part = self.loss.jtfs(self.x[items])
-            S = torch.full((len(self.x), *part.shape[1:]), math.nan, device=self.device) if S is None else S
+            S = S if len(S) else torch.full((len(self.x), *part.shape[1:]), math.nan, device=self.device)
             S[items] = part
         return S
 
