@@ -84,7 +84,7 @@ doctor: venv ## versions, devices, disk, weights, records: what is wrong, and a 
 site: venv ## static pages from what make reproduce left of PROFILE: build/site/index.html
 	$(PY) site/build_site.py --profile $(PROFILE) $(OUTPUT)
 
-bench: venv peers ## ratios to scrapl-loss 0.1.0: a path, the full JTFS, an update, a training step (16 GB of memory)
+bench: venv peers ## ratios to scrapl-loss 0.1.0: a path, the full JTFS, an update, a training step (21 GB of memory, 25 minutes)
 	$(PY) benchmarks/bench.py
 
 peers: .venv-peers/.installed ## make .venv-peers with the authors' package, which cannot live beside kymatio

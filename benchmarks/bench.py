@@ -36,7 +36,7 @@ VALUES = {  # what the two sides compute, to see that they do the same work; the
     "update": "lengths of updates",
     "step": "losses, after updates that differ in details,",
 }
-OFFICIAL_JTFS_GIB = 15  # what the official full JTFS takes with a batch of 4
+OFFICIAL_JTFS_GIB = 20  # what the official full JTFS takes with a batch of 4
 
 
 # ---- one side, in its own interpreter -----------------------------------------------------------------------------------
