@@ -12,7 +12,6 @@ between does not mind the order of the samples.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,16 +56,18 @@ class BlockFFT:
         positive = turns[:, : self._half + 1] / width
         doubled = np.where(np.arange(self._half + 1) % self._half == 0, 1, 0.5)  # what an irfft counts twice
         self._unturn_half, self._turn_half = self._table(positive.conj()), self._table(positive * doubled)
-        self._rows = lru_cache(maxsize=None)(self._make_rows)
+        self._matrices: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
 
     def _table(self, values: np.ndarray) -> Tensor:
         with torch.inference_mode(False):  # it outlives the caller's mode
             return torch.as_tensor(np.ascontiguousarray(values)).to(**self._to)
 
-    def _make_rows(self, q: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """e(q r / R) as a matrix (R, len(q)), and its adjoint."""
-        table = np.exp(2j * np.pi * np.arange(self.R)[:, None] * np.array(q) / self.R)
-        return self._table(table), self._table(table.conj().T)
+    def _rows(self, q: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """e(q r / R) as a matrix (R, len(q)), and its adjoint; made once."""
+        if q not in self._matrices:
+            table = np.exp(2j * np.pi * np.arange(self.R)[:, None] * np.array(q) / self.R)
+            self._matrices[q] = self._table(table), self._table(table.conj().T)
+        return self._matrices[q]
 
     def synthesis(self, bands: Tensor) -> Tensor:
         """Bins 0 .. Q M - 1, complex (..., Q M), the others being 0 -> complex signals in rows (..., R, M)."""

@@ -16,10 +16,10 @@ import hashlib
 import json
 import logging
 import math
-import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -149,19 +149,7 @@ def run_notebook(
     a cell that raises or exits, a kernel that dies, Ctrl-C, SIGTERM or a disk that is full.
     """
     path, output = notebook_path(name_or_path), Path(output).resolve()
-    declared = parameters_of(path)
-    given = dict(parameters or {})
-    for name in given:
-        check_name(f"parameter of {path.stem}", name, declared)
-    for name, value in {"profile": profile, "output": "" if output == ROOT else str(output)}.items():
-        if name in declared and given.setdefault(name, value) != value:
-            raise ValueError(
-                f"notebook {path.stem}: {name} is {value!r} and {given[name]!r} at once; give it once, as --{name}"
-            )
-    values = {
-        name: _checked(name, _read_text(value, declared[name].type), declared[name].type)
-        for name, value in given.items()
-    }
+    values = _values(path, parameters, profile, output)
     done = output / "executed" / profile / path.name
     request = hashlib.sha256(path.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
     done.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +163,23 @@ def run_notebook(
     return done
 
 
+def _values(path: Path, parameters: Mapping[str, Any] | None, profile: str, output: Path) -> dict[str, Any]:
+    """The values that a notebook's parameters are to take. Raises ValueError or TypeError as `run_notebook` says."""
+    declared = parameters_of(path)
+    given = dict(parameters or {})
+    for name in given:
+        check_name(f"parameter of {path.stem}", name, declared)
+    for name, value in {"profile": profile, "output": "" if output == ROOT else str(output)}.items():
+        if name in declared and given.setdefault(name, value) != value:
+            raise ValueError(
+                f"notebook {path.stem}: {name} is {value!r} and {given[name]!r} at once; give it once, as --{name}"
+            )
+    return {
+        name: _checked(name, _read_text(value, declared[name].type), declared[name].type)
+        for name, value in given.items()
+    }
+
+
 def run_notebooks(
     names: Sequence[str], parameters: Mapping[str, Any] | None = None, profile: str = "quick", output: str | Path = ROOT
 ) -> list[Path]:
@@ -184,62 +189,56 @@ def run_notebooks(
     as there are cores; at the end those that sum up (`LAST`). Arguments as in `run_notebook`. Raises ValueError or TypeError as
     it does; the first notebook to fail stops the others, says why on stderr and ends this by SystemExit with its exit status.
     """
-    paths = [notebook_path(name) for name in names]
+    paths = list(dict.fromkeys(map(notebook_path, names)))
+    for path in paths:  # before any of them starts
+        _values(path, parameters, profile, Path(output).resolve())
     first, last = ([path for path in paths if path.stem in group] for group in (ALONE, LAST))
     rest = [path for path in paths if path not in first + last]
     for path in first:
         run_notebook(path, parameters, profile, output)
     if rest:
-        _run_side_by_side(rest, parameters, profile, Path(output).resolve())
+        flags = ["--profile", profile, "--output", str(output)]
+        flags += [text for name, value in (parameters or {}).items() for text in ("-p", f"{name}={value}")]
+        _run_side_by_side(rest, flags)
     for path in last:
         run_notebook(path, parameters, profile, output)
     return [Path(output).resolve() / "executed" / profile / path.name for path in paths]
 
 
-def _run_side_by_side(paths: Sequence[Path], parameters: Mapping[str, Any] | None, profile: str, output: Path) -> None:
-    """Run each in a process of its own; end by SystemExit as soon as one fails."""
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload([__name__, "nbformat", "papermill"])  # imported once, for all of them
+def _run_side_by_side(paths: Sequence[Path], flags: Sequence[str]) -> None:
+    """Run `notebook PATH flags` for each in a process of its own; end by SystemExit as soon as one fails."""
     waiting, running = list(paths), {}
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     bar = tqdm(total=len(paths), desc="notebooks", unit="notebook", mininterval=0.5 if sys.stderr.isatty() else 10.0)
     with tempfile.TemporaryDirectory() as folder, _stoppable():
         try:
             while waiting or running:
                 while waiting and len(running) < n_cores():
                     path = waiting.pop(0)
-                    said = Path(folder) / f"{path.stem}.log"
-                    process = forks.Process(target=_run_apart, args=(said, path, parameters, profile, output))
-                    process.start()
-                    running[path.stem] = process, said
+                    command = [sys.executable, "-m", "scrapl_lib", "notebook", str(path), *flags]
+                    with open(Path(folder) / f"{path.stem}.log", "wb") as said:
+                        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, cwd=ROOT, env=one_thread)
+                    running[path.stem] = process, Path(said.name)
                 bar.set_postfix_str(", ".join(running), refresh=False)
                 bar.update(0)
                 time.sleep(0.2)
                 for name, (process, said) in list(running.items()):
-                    if process.exitcode is not None:
+                    if process.poll() is not None:
                         del running[name]
                         bar.update()
-                        if process.exitcode:
-                            words = said.read_text(errors="replace") if said.exists() else ""
-                            bar.write(words[words.rfind("\r") + 1 :].strip(), file=sys.stderr)
-                            raise SystemExit(process.exitcode if process.exitcode > 0 else 128 - process.exitcode)
+                        if process.returncode:
+                            words = said.read_text(errors="replace")
+                            words = words[words.rfind("\r") + 1 :].strip()
+                            if process.returncode < 0 or not words:
+                                words += f"\nerror: notebook {name}: its process ended with status {process.returncode} (-9: out of memory?)"
+                            bar.write(words, file=sys.stderr)
+                            raise SystemExit(process.returncode if process.returncode > 0 else 128 - process.returncode)
         finally:
             for process, _ in running.values():
                 process.terminate()
             for process, _ in running.values():
-                process.join()
+                process.wait()
             bar.close()
-
-
-def _run_apart(said: Path, *request: Any) -> None:
-    """`run_notebook` in a process of its own, its kernel on one thread; what it has to say goes into the file `said`."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with open(said, "wb") as log:
-        os.dup2(log.fileno(), 2)
-    try:
-        run_notebook(*request)
-    except NotebookFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
 
 
 def _execute(path: Path, values: dict[str, Any], done: Path, failed: Path) -> None:

@@ -156,8 +156,9 @@ def _items_apart(Y: Tensor) -> bool:
 class _Pieces:
     """How `_AveragedModulus` cuts its work, and the buffers that all pieces share: fresh memory costs more than arithmetic.
 
-    A lane is a part of the time axis on a CPU, one for each thread: batched products and elementwise functions then give
-    each thread a lane of its own, which its cache holds. Elsewhere the items are the lanes.
+    A lane is a part of the time axis on a CPU, one for each thread (of 3 for 2, of 6 for 4: lanes are a power of two): batched
+    products and elementwise functions then give each thread a lane of its own, which its cache holds. Elsewhere the items are
+    the lanes.
 
     lanes: time is cut into so many. times: slices of a lane. psi: (lanes or items, 2 M, 2 n1) real, which maps stacked
     real and imaginary parts to the same. phi: (lanes or items, W / lanes, frames).

@@ -189,6 +189,15 @@ def test_an_unknown_notebook_among_several_is_refused_before_any_starts(tmp_path
     monkeypatch.setattr(execute, "_run_side_by_side", lambda *_: pytest.fail("started"))
     with pytest.raises(ValueError, match="did you mean '05_granular'"):
         run_notebooks(["09_report_card", "05_granula"], output=tmp_path)
+    with pytest.raises(ValueError, match="unknown parameter of 01_paths_and_jtfs 'seed'"):
+        run_notebooks(["10_bring_your_own", "01_paths_and_jtfs"], {"seed": "1"}, output=tmp_path)
+
+
+def test_one_of_several_is_killed_and_named(tmp_path, capfd):
+    killed = notebook(tmp_path, "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", name="killed")
+    with pytest.raises(SystemExit) as stopped:
+        run_notebooks([str(killed)], output=tmp_path)
+    assert stopped.value.code == 137 and "error: notebook killed: its process ended with status -9" in capfd.readouterr().err
 
 
 def alive(pid):

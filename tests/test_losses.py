@@ -4,6 +4,7 @@ import functools
 import io
 import math
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -210,6 +211,14 @@ def test_a_reference_known_already_changes_nothing(autoencoder):
     assert abs(float(full(synthesize(encoder(features)), x, S.roll(1, 0)) - expected)) > 1e-3 * float(expected)  # it is used
     with pytest.raises(ValueError, match=r"S must be jtfs\(x\), of shape"):
         full(synthesize(encoder(features)), x, S[:1])
+
+
+def test_a_loss_that_was_used_can_be_pickled(autoencoder):
+    encoder, features, x = autoencoder
+    loss = SCRAPLLoss(**TINY)
+    expected = loss(synthesize(encoder(features)), x, path_idx=3)
+    again = pickle.loads(pickle.dumps(loss))
+    assert expected > 0 and again(synthesize(encoder(features)), x, path_idx=3) == expected and again.draw() == loss.draw()
 
 
 # ---- derivatives ----------------------------------------------------------------------------------------------------
