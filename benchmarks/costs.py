@@ -68,14 +68,15 @@ def model_call(config: RunConfig, batch: int, device: str) -> Callable:
 
 
 def times_ms(call: Callable, arguments: Sequence, least_s: float) -> np.ndarray:
-    """Milliseconds of call(argument), once for each argument; repeated until they add up to `least_s` if there is a single one.
-
-    Two calls before each that is timed warm up.
+    """Milliseconds of call(argument), once for each argument, two calls before each that is timed; if there is a single one, of
+    runs that add up to `least_s`, at least three, so that one during which the machine did something else is no median.
     """
     timers = [Timer("call(a)", globals={"call": call, "a": a}, num_threads=torch.get_num_threads()) for a in arguments]
-    times = [timer.timeit(1).median for timer in timers]
-    while len(timers) == 1 and sum(times) < least_s:
-        times.append(timers[0].timeit(1).median)
+    if len(timers) > 1:
+        return 1e3 * np.array([timer.timeit(1).median for timer in timers])
+    times: list[float] = []
+    while len(times) < 3:
+        times += timers[0].blocked_autorange(min_run_time=least_s).times
     return 1e3 * np.array(times)
 
 

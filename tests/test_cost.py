@@ -1,6 +1,8 @@
 """What measures costs (benchmarks/): fits, crossings, memory, Table 5's rows, and the benchmark's summary."""
 
+import itertools
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -63,6 +65,13 @@ def test_every_loss_can_be_called_again(method):
     for argument in (arguments[0], arguments[-1]) * 2:
         call(argument)
     assert costs.peak_mib(call, arguments[:1], "cpu") > 0
+
+
+def test_one_stalled_call_does_not_decide():
+    """The first call that is timed stalls for longer than all that was asked for."""
+    pauses = itertools.chain([0.002, 0.002, 0.3], itertools.repeat(0.002))
+    ms = costs.times_ms(lambda _: time.sleep(next(pauses)), [None], 0.001)
+    assert len(ms) >= 3 and np.median(ms) < 100
 
 
 def test_spread_takes_the_ends():
