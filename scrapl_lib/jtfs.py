@@ -535,8 +535,8 @@ class JTFS(nn.Module):
     def _scale_filter(self, like: Tensor, n_fr: int, n1: int) -> tuple[Tensor, Tensor]:
         """psi_n_fr and the averaging along log-frequency for n1 wavelets, as matrices (M, n1) complex and (frames, M) real.
 
-        Of the padded axis only the M rows are kept that the filter reaches from the n1 wavelets, to 1e-10 of its peak (with
-        1e-7, float32's rounding, trainings on tonal sounds failed: P-Adam makes small gradients large). The low-pass path n_fr = 0 is averaged by its own filter: its rows are only put in their places.
+        Of the padded axis only the M rows are kept that the filter reaches from the n1 wavelets (to rounding errors of its
+        peak, or 1e-10). The low-pass path n_fr = 0 is averaged by its own filter: its rows are only put in their places.
         """
         wavelet = self._psi_fr[n_fr]
         stride = self._stride_fr(wavelet.j)
@@ -544,7 +544,7 @@ class JTFS(nn.Module):
         def psi_rows() -> tuple[np.ndarray, np.ndarray]:
             psi = _circulant(_morlet(self.N_fr, wavelet.xi or None, wavelet.sigma), 2**stride)[:, :n1]
             reach = np.abs(psi).max(axis=1)
-            return psi, reach > 1e-10 * reach.max()
+            return psi, reach > max(1e-10, torch.finfo(like.dtype).eps) * reach.max()
 
         def phi_columns() -> np.ndarray:
             kept = psi_rows()[1]

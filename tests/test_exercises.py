@@ -106,14 +106,14 @@ def test_what_is_under_sliders_is_also_drawn_once_without(name):
 
 def test_the_worked_examples_are_short_and_learn():
     """Notebook 10 at the quick size, seed 0: in the last tenth of the steps below 8 tenths of always guessing 0.5, the
-    notebook's own rule, which seeds 1 and 2 pass, too."""
-    namespace = {"config": SimpleNamespace(seed=0), "n_steps": 200}
+    notebook's own rule."""
+    namespace = {"config": SimpleNamespace(seed=0), "n_steps": 300}
     sources = [cell.source for cell in cells("10_bring_your_own") if "worked-example" in cell.metadata.get("tags", [])]
     assert len(sources) == 2 and all(len(source.splitlines()) < 40 for source in sources)
     for source in sources:
         exec(source, namespace)
     chance = (namespace["test"] - 0.5).abs().mean()
-    for errors, n_steps in ((namespace["scrapl_errors"], 200), (namespace["own_errors"], 600)):
+    for errors, n_steps in ((namespace["scrapl_errors"], 300), (namespace["own_errors"], 600)):
         assert len(errors) == n_steps and torch.stack(errors[-n_steps // 10 :]).mean() < 0.8 * chance
 
 
