@@ -20,6 +20,13 @@ power iteration of the paper is replaced by Arnoldi's: from the same products M_
 whole space they span, and it converges for complex pairs and for nearly opposite eigenvalues, too (common here; 20 power
 iterations are then far from the end, and scrapl-loss 0.1.0 returns less).
 
+Many paths. The J and the Hessians A_{n,u} = d2 theta_{n,u} / dw2 are the same for all paths: only the numbers s and H are a
+path's own. So whatever products A_{n,u} q one path's iteration has made serve all that follow (`_Space`): among the directions
+q of earlier paths, M is a small matrix that costs no product, and its best vector is where the iteration starts; often the
+first product shows it to be good enough. What is orthogonal to all these directions shows in no such matrix: random probes,
+multiplied once, bound the eigenvalues that M may have there. Where the bound is above the eigenvalue among the directions, an
+iteration from the probes explores what is outside first.
+
 Precision. s and H come in float64: as the phases of the audio turn by thousands of radians with theta, H is the small
 difference of two large numbers (400 times as large on path 100 of the granular configuration; in float32 the values are
 7 % off on path 5). J and the products with M have the weights' dtype.
@@ -48,6 +55,10 @@ Encode = Callable[[Tensor], Tensor]
 Synthesize = Callable[[Tensor], Tensor]
 START_NOISE = 1.0  # random part of Arnoldi's first vector beside the Gauss-Newton one: eigenvectors outside the span of the J
 # are found through it
+SHARED_PATHS = 16  # so many paths are worth the probes
+PROBES, LEAST = 64, 34.6  # the sum of so many squares of normal numbers is less than this once in 1000 times
+SKETCH = 1021  # numbers that stand for a vector of weights where only scalar products are asked for: to 3 % of the lengths' product
+NEW = 0.1  # a unit vector with less than this outside of the shared directions adds none
 SAME = 1e-5  # two calls of a deterministic function agree to this fraction of the largest value, on CUDA too
 
 
@@ -125,12 +136,14 @@ def theta_importance(
         floor: least probability of a path as a fraction of the uniform one.
         gauss_newton: leave out the second term of M. No iteration then, but other values wherever the slope s matters.
         paths: only these (default: all); `merge` puts parts together.
-        save: JSON file written after each path and resumed from.
+        save: JSON file written after each path and resumed from. It does not hold the directions of earlier paths: what is
+            computed in several goes is the same within tol, not to the last bit.
         fingerprint: stands for everything that the curvature depends on. Default: SHA-256 of transform, options, weights,
             inputs and synthesized audio to the last bit; give one if parts come from machines that round differently.
         dtype: of synthesizer and transform. In float32 H is a small difference of large numbers, and some are lost.
-        chunk: items the encoder is differentiated for at once. audio_chunk: the same for the transform. Besides, the J
-            take N U W numbers.
+        chunk: items the encoder is differentiated for at once; only with no more than that in all do paths share
+            directions. audio_chunk: items at once in the transform. Besides, the J take N U W numbers, and the shared
+            directions W each: some hundreds for each parameter.
         progress: show a bar with the time left.
     Raises:
         TypeError, ValueError: wrong shapes, types or lengths; stochastic `encode` or `synthesize`; weights that `encode`
@@ -164,7 +177,6 @@ def theta_importance(
     kept, slow = getattr(loss, "path_idx", None), []
     todo = [p for p in wanted if curvature[:, p].isnan().any()]
     shown = {"disable": not progress, "mininterval": 0.5 if sys.stderr.isatty() else 10}
-
     def derivatives() -> Iterator[tuple[int, Tensor, Tensor]]:
         """Path, s (N, U) and H (N, U, U) of all batches' items."""
         for group in [todo] if hasattr(loss, "derivatives") else [[p] for p in todo]:
@@ -174,6 +186,8 @@ def theta_importance(
             for p in group:
                 yield p, *(torch.cat(parts) for parts in zip(*(of_batch[p] for of_batch in found), strict=True))
 
+    if len(todo) >= SHARED_PATHS and sum(map(len, inputs)) <= chunk and not gauss_newton:
+        encoder.share(shown)
     try:
         for p, s, H in tqdm(derivatives(), total=len(todo), desc="theta-IS", unit="path", **shown):
             if not (torch.isfinite(s).all() and torch.isfinite(H).all()):
@@ -353,7 +367,7 @@ def _derivatives(
 
 
 class _Encoder:
-    """thetas: [(batch, U)]; J: (N, U, W); products with M."""
+    """thetas: [(batch, U)]; J: (N, U, W); products with M. spaces: of each parameter if paths share directions, else none."""
 
     def __init__(self, encode: Encode, inputs: list[Tensor], params: list[Tensor], chunk: int) -> None:
         if not params or not all(isinstance(w, Tensor) and w.requires_grad for w in params):
@@ -369,6 +383,22 @@ class _Encoder:
         self.gram = (flat @ flat.T).double().view(len(J), self.n_params, len(J), self.n_params)
         self.random = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(0)).to(flat)
         self.random /= self.random.norm()
+        self.spaces: list[_Space] = []
+
+    def share(self, shown: dict) -> None:
+        """Keep every item's gradients with their graphs, and begin the directions that all paths share."""
+        thetas = [self.encode(x)[0] for part in self.parts for x in part.split(1)]
+        self.gradients = [[_grad(theta[u], self.params, create_graph=True) for u in range(self.n_params)] for theta in thetas]
+        self.spaces = [_Space(self, u, shown) for u in range(self.n_params)]
+
+    def hessian_products(self, v: Tensor, u: int) -> Tensor:
+        """A_{n,u} v of every item n: (N, W)."""
+        like_params = self._like_params(v)
+        along = (sum((a * g).sum() for a, g in zip(like_params, of_item[u], strict=True)) for of_item in self.gradients)
+        return torch.stack([_flat(_grad(a, self.params, retain_graph=True)) for a in along])
+
+    def _like_params(self, v: Tensor) -> list[Tensor]:
+        return [a.view_as(w) for a, w in zip(v.split([w.numel() for w in self.params]), self.params, strict=True)]
 
     def _checked_theta(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -400,13 +430,21 @@ class _Encoder:
         s, H = s / scale, H / scale  # a gradient of 1e-9 and its square stay away from float32's end
         # Gauss-Newton: if A c = lambda c, then J_u^T c is an eigenvector of the first term
         A = torch.einsum("nv,nvm->nm", H.to(self.gram), self.gram[..., u])
-        values, vectors = np.linalg.eig(A.cpu().numpy())
-        first = np.abs(values).argmax()
+        size, c = _largest(A)
         if gauss_newton:
-            return scale * float(abs(values[first])), True
-        start = torch.as_tensor(vectors[:, first].real).to(self.J) @ self.J[:, u]
-        start = start / start.norm().clamp_min(torch.finfo(start.dtype).tiny) + START_NOISE * self.random
-        size, converged = _arnoldi(self._product(s.to(self.J), H.to(self.J), u), start, n_iter, tol)
+            return scale * size, True
+        s, H = s.to(self.J), H.to(self.J)
+        if self.spaces:
+            product = functools.partial(self.spaces[u].product, s, H)
+            start, last, outside, probe = self.spaces[u].look(s, H)
+            if not outside <= last:
+                _arnoldi(product, probe, np.nan, n_iter, tol**0.5)  # it leaves its directions in the space
+                start, last, *_ = self.spaces[u].look(s, H)
+        else:
+            product = self._product(s, H, u)
+            start, last = c.to(self.J) @ self.J[:, u], np.nan
+            start = start / start.norm().clamp_min(torch.finfo(start.dtype).tiny) + START_NOISE * self.random
+        size, converged = _arnoldi(product, start, last, n_iter, tol)
         return scale * size, converged
 
     def _product(self, s: Tensor, H: Tensor, u: int) -> Callable[[Tensor], Tensor]:
@@ -415,7 +453,7 @@ class _Encoder:
         kept = [self._slope_gradient(self.parts[0], s, u)] if len(sizes) == 1 else None
 
         def product(v: Tensor) -> Tensor:
-            like_params = [a.view_as(w) for a, w in zip(v.split([w.numel() for w in self.params]), self.params, strict=True)]
+            like_params = self._like_params(v)
             out = (H * (self.J @ v)).sum(dim=1) @ self.J[:, u]
             for part, s_part in zip(self.parts, s.split(sizes), strict=True):
                 gradient = kept[0] if kept else self._slope_gradient(part, s_part, u)
@@ -434,18 +472,108 @@ class _Encoder:
         return torch.autograd.grad(theta[:, u] @ s.to(theta), self.params, create_graph=True)
 
 
+class _Space:
+    """Directions of the weights that all paths share, and what M_u of any path does among them and around them.
+
+    Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that what M does outside of Q has no first term.
+    Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k),
+    and sketches SQ. G: the m probes, random and not normalized, with GQ = G Q^T, GAQ = G A_n Q^T and sketches SAG of the same kind.
+    """
+
+    def __init__(self, encoder: _Encoder, u: int, shown: dict) -> None:
+        J, self.encoder, self.u, self.k = encoder.J, encoder, u, 0
+        N, U, W = J.shape
+        generator = torch.Generator().manual_seed(1)
+        self.sign = (2 * torch.randint(2, (W,), generator=generator) - 1).to(J)
+        self.G = torch.randn(PROBES, W, generator=generator).to(J)
+        self.Q, self.SQ, self.SAQ = J.new_zeros(0, W), J.new_zeros(0, SKETCH), J.new_zeros(N, 0, SKETCH)
+        self.K, self.JQ = J.new_zeros(N, 0, 0), J.new_zeros(N, U, 0)
+        self.GQ, self.GAQ = J.new_zeros(PROBES, 0), J.new_zeros(N, PROBES, 0)
+        with tqdm(total=PROBES + 1 + N, desc=f"directions of parameter {u}", leave=False, **shown) as bar:
+            SAG = []
+            for g in self.G:
+                SAG.append(self._sketch(encoder.hessian_products(g, u)))
+                bar.update()
+            self.SAG = torch.stack(SAG, dim=1)
+            for v in [encoder.random, *J[:, u]]:
+                if length := float(v.norm()):
+                    self._take_in(v / length, encoder.hessian_products(v / length, u))
+                bar.update()
+
+    def _sketch(self, v: Tensor) -> Tensor:
+        """(..., W) -> (..., SKETCH): sums of some weights each, with random signs. Scalar products stay about as they are."""
+        return torch.nn.functional.pad(v * self.sign, (0, -v.shape[-1] % SKETCH)).unflatten(-1, (-1, SKETCH)).sum(dim=-2)
+
+    def _take_in(self, v: Tensor, A_v: Tensor) -> None:
+        """Make what is new in the unit vector v a direction, from the products A_n v (N, W)."""
+        k, Q, c = self.k, self.Q[: self.k], v.new_zeros(self.k)
+        q = v
+        for _ in range(2):  # once leaves rounding errors in the directions of Q
+            along = Q @ q
+            q, c = q - along @ Q, c + along
+        length = q.norm()
+        if not length > NEW:
+            return
+        q = q / length
+        if k == len(self.Q):
+            pad, more = torch.nn.functional.pad, 64
+            self.Q, self.SQ, self.SAQ = (pad(rows, (0, 0, 0, more)) for rows in (self.Q, self.SQ, self.SAQ))
+            self.JQ, self.GQ, self.GAQ = (pad(columns, (0, more)) for columns in (self.JQ, self.GQ, self.GAQ))
+            self.K = pad(self.K, (0, more, 0, more))
+        # q is (v - c Q) / length, so that the products with q follow from those with v and Q
+        Q_A_q = (A_v @ Q.T - self.K[:, :k, :k] @ c) / length
+        self.K[:, k, :k] = self.K[:, :k, k] = Q_A_q
+        self.K[:, k, k] = (A_v @ q - Q_A_q @ c) / length
+        self.GAQ[..., k] = (A_v @ self.G.T - self.GAQ[..., :k] @ c) / length
+        self.SAQ[:, k] = (self._sketch(A_v) - c @ self.SAQ[:, :k]) / length
+        self.Q[k], self.SQ[k], self.JQ[..., k], self.GQ[:, k], self.k = q, self._sketch(q), self.encoder.J @ q, self.G @ q, k + 1
+
+    def product(self, s: Tensor, H: Tensor, v: Tensor) -> Tensor:
+        """M_u v of the path with these s (N,) and H (N, U), for a unit vector v; what is new in v is taken in."""
+        A_v, J = self.encoder.hessian_products(v, self.u), self.encoder.J
+        self._take_in(v, A_v)
+        return (H * (J @ v)).sum(dim=1) @ J[:, self.u] + s @ A_v
+
+    def look(self, s: Tensor, H: Tensor) -> tuple[Tensor, float, float, Tensor]:
+        """Without a product: the best vector among the directions, the size of its eigenvalue, a bound of those outside, and
+        the sum of probes that shows most there.
+
+        The bound: B is what M does among all that is orthogonal to Q, symmetric. For random g the matrix of (B g_i) . (B g_j) is
+        at least |B|^2 a a^T, a = m normal random numbers, so that its largest eigenvalue is at least |B|^2 |a|^2.
+        """
+        Q, SQ, JQ = self.Q[: self.k], self.SQ[: self.k], self.JQ[..., : self.k]
+        A = torch.einsum("n,nij->ij", s, self.K[:, : self.k, : self.k])
+        size, y = _largest(A + JQ[:, self.u].T @ torch.einsum("nv,nvk->nk", H, JQ))
+        if np.isnan(size):
+            return self.encoder.random, size, np.inf, self.encoder.random
+        GQ, GAQ = self.GQ[:, : self.k], torch.einsum("n,nik->ik", s, self.GAQ[..., : self.k])
+        BG = torch.einsum("n,nid->id", s, self.SAG) - GQ @ torch.einsum("n,nkd->kd", s, self.SAQ[:, : self.k]) - (GAQ - GQ @ A) @ SQ
+        spread, sums = torch.linalg.eigh((BG @ BG.T).double())
+        probe = self.G.T @ sums[:, -1].to(Q)
+        return y.to(Q) @ Q, size, float(spread[-1].clamp(min=0) / LEAST) ** 0.5, probe - Q.T @ (Q @ probe)
+
+
+def _largest(T: Tensor) -> tuple[float, Tensor]:
+    """|largest eigenvalue| of a small matrix, and its vector's real part; NaN and zeros if T is not finite."""
+    if not torch.isfinite(T).all():
+        return np.nan, T.new_zeros(len(T))
+    values, vectors = np.linalg.eig(T.double().cpu().numpy())
+    first = np.abs(values).argmax()
+    return float(abs(values[first])), torch.as_tensor(vectors[:, first].real)
+
+
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
-def _arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, n_iter: int, tol: float) -> tuple[float, bool]:
+def _arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, last: float, n_iter: int, tol: float) -> tuple[float, bool]:
     """|largest eigenvalue| of a linear map (W,) -> (W,), and whether it has converged (see `theta_importance`).
 
     Q has orthonormal rows that span start, M start, M^2 start, ...; the eigenvalues of T = Q M Q^T approach the outer
-    ones of M. A space that M maps into itself ends the iteration.
+    ones of M. A space that M maps into itself ends the iteration. last: what the eigenvalue is known to be about, or NaN.
     """
     Q, T = start.new_empty(n_iter + 1, len(start)), np.zeros((n_iter + 1, n_iter))
-    Q[0], size, last = start / start.norm(), np.nan, np.nan
+    Q[0], size = start / start.norm(), np.nan
     for k in range(n_iter):
         v = product(Q[k])
         for _ in range(2):  # once leaves rounding errors in the directions of Q

@@ -10,7 +10,7 @@ from torch import nn
 
 from scrapl_lib import SCRAPLLoss, theta_importance
 from scrapl_lib.experiments import make_config
-from scrapl_lib.importance import AdaptiveProbs, merge, probabilities
+from scrapl_lib.importance import AdaptiveProbs, _Encoder, merge, probabilities
 from scrapl_lib.synths import GranularSynth
 
 TINY = dict(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1)  # 21 paths
@@ -117,6 +117,97 @@ def test_curvature_is_the_dense_matrixs_largest_eigenvalue_for_every_parameter(t
     expected = (found.curvature / found.curvature.sum(dim=1, keepdim=True)).mean(dim=0)
     assert float((found.probs - expected).abs().max()) < 1e-12 and abs(float(found.probs.sum()) - 1) < 1e-12
     loss.probs = found.probs
+
+
+def curved_problem(weights, a, curvatures):
+    """Loss of path p: the batch mean of weights[p, n] theta_n, where theta_n = a_n . w + w^T D_n w / 2 at w = 0. a: (N, W);
+    curvatures: the D_n, symmetric. M is sum_n weights[p, n] D_n / N: (loss, encode, synthesize, inputs, params)."""
+    n, W = a.shape
+    w, D = nn.Parameter(torch.zeros(W, dtype=torch.float64)), curvatures / 2
+    x = torch.nn.functional.pad(torch.arange(n, dtype=torch.float64)[:, None, None], (0, 3))
+
+    def encode(x):
+        of_item = x[:, 0, 0].long()
+        return (a[of_item] @ w + torch.einsum("i,nij,j->n", w, D[of_item], w))[:, None]
+
+    class Loss:
+        n_paths = len(weights)
+
+        def __call__(self, x_hat, x, path_idx):
+            return (weights[path_idx, x[:, 0, 0].long()] * x_hat[:, 0, 0]).mean()
+
+    return Loss(), encode, lambda theta: torch.nn.functional.pad(theta[:, None], (0, 3)), x, [w]
+
+
+def symmetric(W, eigenvalues, seed):
+    Q, _ = torch.linalg.qr(torch.randn(W, len(eigenvalues), dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+    return Q * torch.tensor(eigenvalues, dtype=torch.float64) @ Q.T
+
+
+def test_an_eigenvector_that_no_earlier_path_touches_is_found():
+    """Of 20 paths all but the last see item 0 alone. In the last, item 1 has the largest eigenvalue, and its eigenvector is at right
+    angles to whatever came before: no residual can tell of it, only what random probes see outside of the shared directions."""
+    D, a = torch.zeros(2, 300, 300, dtype=torch.float64), torch.zeros(2, 300, dtype=torch.float64)
+    D[0, 1:150, 1:150], D[1, 150:, 150:] = symmetric(149, [1, -0.8, 0.3, 0.1], 0), symmetric(150, [-1.2, 0.5, 0.2], 1)
+    a[0, 1:150], a[1, 0] = torch.linspace(-1, 2, 149), 1.0
+    weights = torch.tensor([[p, 0] for p in range(1, 20)] + [[1, 1]], dtype=torch.float64)
+    found = theta_importance(*curved_problem(weights, a, D), progress=False, fingerprint="")
+    expected = [largest(torch.einsum("n,nij->ij", row, D) / 2) for row in weights]
+    assert relative(found.curvature[0], expected) < 1e-3
+    assert relative(found.curvature[0, 19:], [0.6]) < 1e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shared_directions_find_the_dense_matrixs_largest_eigenvalues(seed):
+    """30 paths with random slopes of sizes from 1e-6 to 1 on matrices of slowly falling eigenvalues, in more dimensions than there are
+    probes and directions."""
+    generator = torch.Generator().manual_seed(seed)
+    D = torch.stack([symmetric(300, [(-1) ** k * 2 / (1 + k) ** 0.7 for k in range(100)], 10 * seed + n) for n in range(4)])
+    weights = torch.randn(30, 4, dtype=torch.float64, generator=generator) ** 3 / 10.0 ** (torch.arange(30) % 7)[:, None]
+    a = torch.randn(4, 300, dtype=torch.float64, generator=generator)
+    found = theta_importance(*curved_problem(weights, a, D), progress=False, fingerprint="")
+    assert relative(found.curvature[0], [largest(torch.einsum("n,nij->ij", row, D) / 4) for row in weights]) < 1e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_shared_directions_know_is_what_the_dense_matrices_do(seed):
+    """Before and after a path's products: the directions are orthonormal, the best eigenvalue among them is that of Q M Q^T, and the
+    bound is above the largest eigenvalue outside of them (found: 1.1 to 1.9 times), all from what is kept of the products."""
+    generator = torch.Generator().manual_seed(seed)
+    D = torch.stack([symmetric(300, [(-1) ** k * 2 / (1 + k) ** 0.7 for k in range(100)], 10 * seed + n) for n in range(4)])
+    _, encode, _, x, params = curved_problem(torch.ones(1, 4), 0.05 * torch.randn(4, 300, dtype=torch.float64, generator=generator), D)
+    encoder = _Encoder(encode, [x], params, 32)
+    encoder.share({"disable": True})
+    (space,) = encoder.spaces
+    for least in (5, 9):  # a random one and four gradients; seven products, of which the last show little that is new
+        s, H = torch.randn(4, dtype=torch.float64, generator=generator), torch.randn(4, 1, dtype=torch.float64, generator=generator)
+        best, size, outside, _ = space.look(s, H)
+        Q, S = space.Q[: space.k], torch.einsum("n,nij->ij", s, D)
+        M = S + encoder.J[:, 0].T @ (H * encoder.J[:, 0])
+        rest = torch.eye(300, dtype=torch.float64) - Q.T @ Q
+        assert space.k >= least and (Q @ Q.T - torch.eye(space.k)).abs().max() < 1e-12
+        assert abs(size - largest(Q @ M @ Q.T)) < 1e-9 * size and abs(abs(best @ M @ best) - size) < 1e-9 * size
+        assert 1 < outside / largest(rest @ S @ rest) < 2.5
+        v = torch.randn(300, dtype=torch.float64, generator=generator)
+        for _ in range(7):
+            v = v / v.norm()
+            product = space.product(s, H, v)
+            assert (product - M @ v).norm() < 1e-9 * product.norm()
+            v = product
+
+
+def test_paths_share_their_directions():
+    """All paths of the smoke profile together and one by one: the same curvature."""
+    config = make_config("granular", "scrapl_no_theta_is", 0, "smoke")
+    torch.manual_seed(0)
+    encoder, loss, data = config.encoder().eval(), SCRAPLLoss(**config.transform()), config.data()
+    synth = config.synth()
+    x = synth(data.theta[:2], data.seed[:2])
+    problem = loss, lambda x: encoder(encoder.features(x)), lambda theta: synth(theta, torch.arange(2)), x, list(encoder.parameters())
+    together = theta_importance(*problem, progress=False)
+    for p in range(0, loss.n_paths, 5):
+        alone = theta_importance(*problem, n_iter=40, tol=1e-6, paths=[p], progress=False)
+        assert relative(together.curvature[:, p], alone.curvature[:, p]) < 1e-3
 
 
 def test_default_tolerance_is_kept(tiny):
