@@ -59,6 +59,7 @@ SHARED_PATHS = 16  # so many paths are worth the probes
 PROBES, LEAST = 64, 34.6  # the sum of so many squares of normal numbers is less than this once in 1000 times
 SKETCH = 1021  # numbers that stand for a vector of weights where only scalar products are asked for: to 3 % of the lengths' product
 NEW = 0.1  # a unit vector with less than this outside of the shared directions adds none
+DIRECTIONS = 2048  # at most, of all parameters together: 5 GB with 604 k weights in float32
 SAME = 1e-5  # two calls of a deterministic function agree to this fraction of the largest value, on CUDA too
 
 
@@ -142,8 +143,8 @@ def theta_importance(
             inputs and synthesized audio to the last bit; give one if parts come from machines that round differently.
         dtype: of synthesizer and transform. In float32 H is a small difference of large numbers, and some are lost.
         chunk: items the encoder is differentiated for at once; only with no more than that in all do paths share
-            directions. audio_chunk: items at once in the transform. Besides, the J take N U W numbers, and the shared
-            directions W each: some hundreds for each parameter.
+            directions. audio_chunk: items at once in the transform. Besides, the J take N U W numbers, the shared
+            directions at most DIRECTIONS W.
         progress: show a bar with the time left.
     Raises:
         TypeError, ValueError: wrong shapes, types or lengths; stochastic `encode` or `synthesize`; weights that `encode`
@@ -389,7 +390,8 @@ class _Encoder:
         """Keep every item's gradients with their graphs, and begin the directions that all paths share."""
         thetas = [self.encode(x)[0] for part in self.parts for x in part.split(1)]
         self.gradients = [[_grad(theta[u], self.params, create_graph=True) for u in range(self.n_params)] for theta in thetas]
-        self.spaces = [_Space(self, u, shown) for u in range(self.n_params)]
+        probes = torch.randn(PROBES, self.J.shape[2], generator=torch.Generator().manual_seed(1)).to(self.J)
+        self.spaces = [_Space(self, u, probes, shown) for u in range(self.n_params)]
 
     def hessian_products(self, v: Tensor, u: int) -> Tensor:
         """A_{n,u} v of every item n: (N, W)."""
@@ -475,17 +477,16 @@ class _Encoder:
 class _Space:
     """Directions of the weights that all paths share, and what M_u of any path does among them and around them.
 
-    Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that what M does outside of Q has no first term.
-    Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k),
-    and sketches SQ. G: the m probes, random and not normalized, with GQ = G Q^T, GAQ = G A_n Q^T and sketches SAG of the same kind.
+    Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that outside of Q, M is its
+    second term. Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches SAQ, (N, k, SKETCH), are kept; besides
+    JQ = J_n Q^T, (N, U, k), and sketches SQ. G: the m probes, random and not normalized, with GQ = G Q^T, GAQ = G A_n Q^T and
+    sketches SAG of the same kind.
     """
 
-    def __init__(self, encoder: _Encoder, u: int, shown: dict) -> None:
-        J, self.encoder, self.u, self.k = encoder.J, encoder, u, 0
+    def __init__(self, encoder: _Encoder, u: int, probes: Tensor, shown: dict) -> None:
+        J, self.encoder, self.u, self.G, self.k = encoder.J, encoder, u, probes, 0
         N, U, W = J.shape
-        generator = torch.Generator().manual_seed(1)
-        self.sign = (2 * torch.randint(2, (W,), generator=generator) - 1).to(J)
-        self.G = torch.randn(PROBES, W, generator=generator).to(J)
+        self.sign = (2 * torch.randint(2, (W,), generator=torch.Generator().manual_seed(2)) - 1).to(J)
         self.Q, self.SQ, self.SAQ = J.new_zeros(0, W), J.new_zeros(0, SKETCH), J.new_zeros(N, 0, SKETCH)
         self.K, self.JQ = J.new_zeros(N, 0, 0), J.new_zeros(N, U, 0)
         self.GQ, self.GAQ = J.new_zeros(PROBES, 0), J.new_zeros(N, PROBES, 0)
@@ -512,7 +513,7 @@ class _Space:
             along = Q @ q
             q, c = q - along @ Q, c + along
         length = q.norm()
-        if not length > NEW:
+        if not length > NEW or k == DIRECTIONS // self.encoder.n_params:
             return
         q = q / length
         if k == len(self.Q):
