@@ -440,8 +440,11 @@ class _Encoder:
             product = functools.partial(self.spaces[u].product, s, H)
             start, last, outside, probe = self.spaces[u].look(s, H)
             if not outside <= last:
-                _arnoldi(product, probe, np.nan, n_iter, tol**0.5)  # it leaves its directions in the space
-                start, last, *_ = self.spaces[u].look(s, H)
+                if not self.spaces[u].full:
+                    _arnoldi(product, probe, np.nan, n_iter, tol**0.5)  # it leaves its directions in the space
+                    start, last, *_ = self.spaces[u].look(s, H)
+                if self.spaces[u].full:  # it left none, or not all
+                    start, last = start / start.norm() + probe / probe.norm().clamp_min(torch.finfo(probe.dtype).tiny), np.nan
         else:
             product = self._product(s, H, u)
             start, last = c.to(self.J) @ self.J[:, u], np.nan
@@ -501,6 +504,10 @@ class _Space:
                     self._take_in(v / length, encoder.hessian_products(v / length, u))
                 bar.update()
 
+    @property
+    def full(self) -> bool:
+        return self.k == DIRECTIONS // self.encoder.n_params
+
     def _sketch(self, v: Tensor) -> Tensor:
         """(..., W) -> (..., SKETCH): sums of some weights each, with random signs. Scalar products stay about as they are."""
         return torch.nn.functional.pad(v * self.sign, (0, -v.shape[-1] % SKETCH)).unflatten(-1, (-1, SKETCH)).sum(dim=-2)
@@ -513,7 +520,7 @@ class _Space:
             along = Q @ q
             q, c = q - along @ Q, c + along
         length = q.norm()
-        if not length > NEW or k == DIRECTIONS // self.encoder.n_params:
+        if not length > NEW or self.full:
             return
         q = q / length
         if k == len(self.Q):

@@ -73,6 +73,7 @@ STOP_S = {"smoke": 10.0, "quick": 60.0, "paper": 60.0}  # what a profile's runs 
 STOPPED = (os.EX_TEMPFAIL, -signal.SIGUSR1, -signal.SIGTERM)  # exit statuses of a worker that was stopped
 PER_GPU, RUN_GIB = 4, 8  # runs at once on a CUDA device: at most so many, each with so much of its memory; see default_workers
 CUDA_CHECK_EVERY = 20  # steps between looks at the loss on CUDA, where each look waits for the device
+IMPORTANCE_TOL = 1e-3  # of the curvatures: probabilities need no more
 CHUNK = 64  # items at a time where no gradient is needed
 # glibc gives large blocks back to the kernel after every use; fetching them again costs more than computing in them
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
@@ -591,7 +592,7 @@ def compute_importance(task: str, profile: str, output: Path = ROOT, device: str
         if state == "missing" and todo:
             importance_of(
                 Training(config, place), config.importance_examples // config.batch_size, watch, paths=todo, save=own,
-                fingerprint=config_hash(config.flat), progress=watch is None,
+                fingerprint=config_hash(config.flat), progress=watch is None, tol=IMPORTANCE_TOL,
             )  # fmt: skip
     with _alone(parts):
         if run_state(folder, config_hash(config.flat)) == "missing":

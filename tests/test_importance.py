@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scrapl_lib import SCRAPLLoss, theta_importance
+from scrapl_lib import SCRAPLLoss, importance, theta_importance
 from scrapl_lib.experiments import make_config
 from scrapl_lib.importance import AdaptiveProbs, _Encoder, merge, probabilities
 from scrapl_lib.synths import GranularSynth
@@ -144,9 +144,12 @@ def symmetric(W, eigenvalues, seed):
     return Q * torch.tensor(eigenvalues, dtype=torch.float64) @ Q.T
 
 
-def test_an_eigenvector_that_no_earlier_path_touches_is_found():
+@pytest.mark.parametrize("directions", [importance.DIRECTIONS, 8, 6])
+def test_an_eigenvector_that_no_earlier_path_touches_is_found(directions, monkeypatch):
     """Of 20 paths all but the last see item 0 alone. In the last, item 1 has the largest eigenvalue, and its eigenvector is at right
-    angles to whatever came before: no residual can tell of it, only what random probes see outside of the shared directions."""
+    angles to whatever came before: no residual can tell of it, only what random probes see outside of the shared directions, also
+    where these are so few that soon no more are taken in."""
+    monkeypatch.setattr(importance, "DIRECTIONS", directions)
     D, a = torch.zeros(2, 300, 300, dtype=torch.float64), torch.zeros(2, 300, dtype=torch.float64)
     D[0, 1:150, 1:150], D[1, 150:, 150:] = symmetric(149, [1, -0.8, 0.3, 0.1], 0), symmetric(150, [-1.2, 0.5, 0.2], 1)
     a[0, 1:150], a[1, 0] = torch.linspace(-1, 2, 149), 1.0
@@ -158,9 +161,11 @@ def test_an_eigenvector_that_no_earlier_path_touches_is_found():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_shared_directions_find_the_dense_matrixs_largest_eigenvalues(seed):
+@pytest.mark.parametrize("directions", [importance.DIRECTIONS, 40])
+def test_shared_directions_find_the_dense_matrixs_largest_eigenvalues(directions, seed, monkeypatch):
     """30 paths with random slopes of sizes from 1e-6 to 1 on matrices of slowly falling eigenvalues, in more dimensions than there are
-    probes and directions."""
+    probes and directions; also where so few directions are taken in that most paths find the space full."""
+    monkeypatch.setattr(importance, "DIRECTIONS", directions)
     generator = torch.Generator().manual_seed(seed)
     D = torch.stack([symmetric(300, [(-1) ** k * 2 / (1 + k) ** 0.7 for k in range(100)], 10 * seed + n) for n in range(4)])
     weights = torch.randn(30, 4, dtype=torch.float64, generator=generator) ** 3 / 10.0 ** (torch.arange(30) % 7)[:, None]
