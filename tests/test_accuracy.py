@@ -14,8 +14,8 @@ from scrapl_lib.synths import GranularSynth
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 N_ITEMS = 12
-# for each of the 21 n2 one of its 15 paths, another log-frequency wavelet from one n2 to the next
-ONE_OF_EACH_N2 = [15 * i + 7 * i % 15 for i in range(21)]
+# for each of the 21 n2 five of its 15 paths, other log-frequency wavelets from one n2 to the next
+FIVE_OF_EACH_N2 = [15 * i + (7 * i + 3 * j) % 15 for i in range(21) for j in range(5)]
 
 
 @functools.cache
@@ -87,18 +87,18 @@ def test_waveform_gradient_of_every_path_on_noise():
 def test_a_float64_gradient_on_textures_is_the_stored_one():
     """To 1e-8: the truth that float32 is held against does not drift."""
     truth = reference("accuracy")["theta_grad_ours_float64"][-1]
-    assert relative_l2(texture_gradient(ONE_OF_EACH_N2[-1], torch.float64), truth) < 1e-8
+    assert relative_l2(texture_gradient(FIVE_OF_EACH_N2[-1], torch.float64), truth) < 1e-8
 
 
 def test_parameter_gradients_on_textures_are_as_accurate_as_the_official_ones():
-    """Error of float32 against float64, relative L2 norm over 12 textures, for one path of each n2.
-
-    Rounding noise makes the ratio of the two errors scatter from path to path (found, over 29 paths: 0.25 to 2.1, geometric mean
-    0.75): none may be 2.5 times as large as the official one, and over all n2 ours may not be larger.
+    """Error of float32 against float64, relative L2 norm over 12 textures, for five paths of each n2: for no n2 is the geometric mean
+    of ours over theirs above 1 (found: 0.31 to 0.96, over all 0.52; with a first FFT in float32 up to 1.19), for no path above 2
+    (found: 1.71).
     """
     stored = reference("accuracy")
-    assert stored["paths"].tolist() == ONE_OF_EACH_N2 and {scrapl().jtfs.paths[i].n2 for i in ONE_OF_EACH_N2} == set(range(4, 25))
+    assert stored["paths"].tolist() == FIVE_OF_EACH_N2 and {scrapl().jtfs.paths[i].n2 for i in FIVE_OF_EACH_N2} == set(range(4, 25))
     ratios = []
-    for path, official, truth in zip(ONE_OF_EACH_N2, stored["theta_grad_official_float32"], stored["theta_grad_ours_float64"]):
+    for path, official, truth in zip(FIVE_OF_EACH_N2, stored["theta_grad_official_float32"], stored["theta_grad_ours_float64"]):
         ratios.append(relative_l2(texture_gradient(path, torch.float32), truth) / relative_l2(official, truth))
-    assert max(ratios) < 2.5 and np.exp(np.mean(np.log(ratios))) < 1, np.round(ratios, 2)
+    of_n2 = np.exp(np.log(ratios).reshape(21, 5).mean(axis=1))
+    assert max(ratios) < 2 and of_n2.max() < 1, np.round(of_n2, 2)
