@@ -94,7 +94,9 @@ class _Modulus(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         z, r = ctx.saved_tensors
-        return (grad / r.masked_fill(r < _least(r), 1)).to(z.dtype) * z
+        if torch.is_grad_enabled():  # the derivative of this one stays small at 0
+            return (grad / r.masked_fill(r < _least(r), 1)).to(z.dtype) * z
+        return (grad / r.clamp_min(_least(r))).to(z.dtype).mul_(z)
 
 
 def _least(r: Tensor) -> float:

@@ -401,7 +401,7 @@ def as_markdown(table: pd.DataFrame, name: str, profile: str, caption: str = "")
     """What `write_table` writes for people to read."""
     shown = show(table).astype(str).apply(lambda column: column.str.replace("|", "\\|"))
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-    heading = " ".join(filter(None, [f"**{name.replace('_', ' ').capitalize()}.**", caption, profile_note(profile)]))
+    heading = " ".join(filter(None, [f"**{name.replace('_', ' ').capitalize().replace('Theta is', 'Theta-IS')}.**", caption, profile_note(profile)]))
     return heading + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

@@ -269,6 +269,20 @@ def test_items_side_by_side_as_on_a_gpu(monkeypatch):
         assert relative_error(S, results[0][0]) < 1e-12 and relative_error(grad, results[0][1]) < 1e-12
 
 
+def test_modulus_has_the_closed_forms_gradient_and_none_at_zero():
+    """g z / |z| with and without a graph, 0 at 0 and where |z| underflows; the second derivative is at most about g there."""
+    z = torch.tensor([3 + 4j, -1e-3j, 0, 1e-25 + 1e-25j, -2], dtype=torch.complex64, requires_grad=True)
+    g = torch.tensor([2.0, -1, 1e8, 1, 0.5])
+    expected = torch.tensor([1.2 + 1.6j, 1j, 0, 0, -0.5], dtype=torch.complex64)
+    for create_graph in (False, True):
+        r = jtfs_module.modulus(z)
+        (grad,) = torch.autograd.grad(r, z, g, create_graph=create_graph)
+        assert (r.detach() - torch.tensor([5, 1e-3, 0, 0, 2])).abs().max() < 1e-6
+        assert (grad.detach() - expected).abs().max() < 1e-5 and grad[2] == 0
+    (second,) = torch.autograd.grad(torch.view_as_real(grad).sum(), z)
+    assert second.abs().max() < 2 * g.max() and second[0] != 0
+
+
 def test_the_backward_pass_is_the_plain_formula(monkeypatch):
     """The hand-written backward pass against autograd through modulus and matrix products."""
     jtfs, x = JTFS(**TINY), noise(1, 1, 512, seed=7).requires_grad_()
