@@ -177,7 +177,7 @@ def test_shared_directions_find_the_dense_matrixs_largest_eigenvalues(directions
 @pytest.mark.parametrize("seed", range(3))
 def test_what_shared_directions_know_is_what_the_dense_matrices_do(seed):
     """Before and after a path's products: the directions are orthonormal, the best eigenvalue among them is that of Q M Q^T, and the
-    bound is above the largest eigenvalue outside of them (found: 1.1 to 1.9 times), all from what is kept of the products."""
+    bound is above the largest eigenvalue outside of them (found: 1.2 to 1.6 times), all from what is kept of the products."""
     generator = torch.Generator().manual_seed(seed)
     D = torch.stack([symmetric(300, [(-1) ** k * 2 / (1 + k) ** 0.7 for k in range(100)], 10 * seed + n) for n in range(4)])
     _, encode, _, x, params = curved_problem(torch.ones(1, 4), 0.05 * torch.randn(4, 300, dtype=torch.float64, generator=generator), D)
@@ -192,7 +192,7 @@ def test_what_shared_directions_know_is_what_the_dense_matrices_do(seed):
         rest = torch.eye(300, dtype=torch.float64) - Q.T @ Q
         assert space.k >= least and (Q @ Q.T - torch.eye(space.k)).abs().max() < 1e-12
         assert abs(size - largest(Q @ M @ Q.T)) < 1e-9 * size and abs(abs(best @ M @ best) - size) < 1e-9 * size
-        assert 1 < outside / largest(rest @ S @ rest) < 2.5
+        assert 1 < outside / largest(rest @ S @ rest) < 1.7
         v = torch.randn(300, dtype=torch.float64, generator=generator)
         for _ in range(7):
             v = v / v.norm()
