@@ -24,8 +24,8 @@ Many paths. The J and the Hessians A_{n,u} = d2 theta_{n,u} / dw2 are the same f
 path's own. So whatever products A_{n,u} q one path's iteration has made serve all that follow (`_Space`): among the directions
 q of earlier paths, M is a small matrix that costs no product, and its best vector is where the iteration starts; often the
 first product shows it to be good enough. What is orthogonal to all these directions shows in no such matrix: random probes,
-multiplied once, bound the eigenvalues that M may have there. Where the bound is above the eigenvalue among the directions, an
-iteration from the probes explores what is outside first.
+multiplied once, bound the eigenvalues that M may have there, and with what M takes from the directions to outside of them also
+those of vectors half in, half out. Where the bound is above the eigenvalue among the directions, an iteration explores that first.
 
 Precision. s and H come in float64: as the phases of the audio turn by thousands of radians with theta, H is the small
 difference of two large numbers (400 times as large on path 100 of the granular configuration; in float32 the values are
@@ -46,6 +46,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, eigs
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -58,6 +59,7 @@ START_NOISE = 1.0  # random part of Arnoldi's first vector beside the Gauss-Newt
 SHARED_PATHS = 16  # so many paths are worth the probes
 PROBES, LEAST = 64, 34.6  # the sum of so many squares of normal numbers is less than this once in 1000 times
 SKETCH = 1021  # numbers that stand for a vector of weights where only scalar products are asked for: to 3 % of the lengths' product
+ABOVE = 0.01  # an eigenvalue that shared directions may hide is looked for where it could be larger by more than this fraction
 NEW = 0.1  # a unit vector with less than this outside of the shared directions adds none
 DIRECTIONS = 2048  # at most, of all parameters together: 5 GB with 604 k weights in float32
 SAME = 1e-5  # two calls of a deterministic function agree to this fraction of the largest value, on CUDA too
@@ -132,19 +134,19 @@ def theta_importance(
         n_iter: largest number of products with M per path and parameter. tol: stop once the eigenvalue changes by less
             than this fraction and its residual is below the root of it (for all but strongly asymmetric M the eigenvalue's
             error goes with the residual's square). A warning names the paths where n_iter came first.
-            As with power iteration, a largest eigenvalue only a little above the next may be missed for that one;
-            a smaller tol looks longer.
+            As with power iteration, a largest eigenvalue only a little above the next may be missed for that one, where
+            paths share directions by 1 %; a smaller tol looks longer.
         floor: least probability of a path as a fraction of the uniform one.
         gauss_newton: leave out the second term of M. No iteration then, but other values wherever the slope s matters.
         paths: only these (default: all); `merge` puts parts together.
-        save: JSON file written after each path and resumed from. It does not hold the directions of earlier paths: what is
-            computed in several goes is the same within tol, not to the last bit.
+        save: JSON file written after each path and resumed from. It does not hold the derivatives, which come first, and the
+            directions of earlier paths: what is computed in several goes may differ by what a value may be off, see tol.
         fingerprint: stands for everything that the curvature depends on. Default: SHA-256 of transform, options, weights,
             inputs and synthesized audio to the last bit; give one if parts come from machines that round differently.
         dtype: of synthesizer and transform. In float32 H is a small difference of large numbers, and some are lost.
         chunk: items the encoder is differentiated for at once; only with no more than that in all do paths share
-            directions. audio_chunk: items at once in the transform. Besides, the J take N U W numbers, the shared
-            directions at most DIRECTIONS W.
+            directions. audio_chunk: items at once in the transform. Besides, the J take N U W numbers; shared
+            directions at most DIRECTIONS W, and N U W more for gradients with their graphs.
         progress: show a bar with the time left.
     Raises:
         TypeError, ValueError: wrong shapes, types or lengths; stochastic `encode` or `synthesize`; weights that `encode`
@@ -444,7 +446,7 @@ class _Encoder:
                     _arnoldi(product, probe, np.nan, n_iter, tol**0.5)  # it leaves its directions in the space
                     start, last, *_ = self.spaces[u].look(s, H)
                 if self.spaces[u].full:  # it left none, or not all
-                    start, last = start / start.norm() + probe / probe.norm().clamp_min(torch.finfo(probe.dtype).tiny), np.nan
+                    start, last = start / start.norm() + probe, np.nan
         else:
             product = self._product(s, H, u)
             start, last = c.to(self.J) @ self.J[:, u], np.nan
@@ -524,7 +526,7 @@ class _Space:
             return
         q = q / length
         if k == len(self.Q):
-            pad, more = torch.nn.functional.pad, 64
+            pad, more = torch.nn.functional.pad, min(64, DIRECTIONS // self.encoder.n_params - k)
             self.Q, self.SQ, self.SAQ = (pad(rows, (0, 0, 0, more)) for rows in (self.Q, self.SQ, self.SAQ))
             self.JQ, self.GQ, self.GAQ = (pad(columns, (0, more)) for columns in (self.JQ, self.GQ, self.GAQ))
             self.K = pad(self.K, (0, more, 0, more))
@@ -543,22 +545,35 @@ class _Space:
         return (H * (J @ v)).sum(dim=1) @ J[:, self.u] + s @ A_v
 
     def look(self, s: Tensor, H: Tensor) -> tuple[Tensor, float, float, Tensor]:
-        """Without a product: the best vector among the directions, the size of its eigenvalue, a bound of those outside, and
-        the sum of probes that shows most there.
+        """Without a product: the best vector among the directions, the size of its eigenvalue, a bound of the others, and a vector
+        from which to look for what is above it.
 
-        The bound: B is what M does among all that is orthogonal to Q, symmetric. For random g the matrix of (B g_i) . (B g_j) is
-        at least |B|^2 a a^T, a = m normal random numbers, so that its largest eigenvalue is at least |B|^2 |a|^2.
+        Outside of Q: B is what M does among all that is orthogonal to Q, symmetric. For random g the matrix of (B g_i) . (B g_j)
+        is at least |B|^2 a a^T, a = m normal random numbers, so that its largest eigenvalue is at least |B|^2 |a|^2. The sum of
+        probes that shows most there is what to look from.
+        Half in Q: with A = Q M Q^T and C what M takes from Q to outside of it, no eigenvalue of a symmetric M is larger than those of
+        [[A, C], [C^T, +-|B|]]. That may be above A's by little because the best vector is not exact yet, which the iteration mends;
+        if it is above by more, the vector of that matrix is added to what to look from.
         """
         Q, SQ, JQ = self.Q[: self.k], self.SQ[: self.k], self.JQ[..., : self.k]
         A = torch.einsum("n,nij->ij", s, self.K[:, : self.k, : self.k])
-        size, y = _largest(A + JQ[:, self.u].T @ torch.einsum("nv,nvk->nk", H, JQ))
+        M = A + JQ[:, self.u].T @ torch.einsum("nv,nvk->nk", H, JQ)
+        size, y = _largest(M)
         if np.isnan(size):
-            return self.encoder.random, size, np.inf, self.encoder.random
+            return self.encoder.random, np.nan, np.inf, self.encoder.random
         GQ, GAQ = self.GQ[:, : self.k], torch.einsum("n,nik->ik", s, self.GAQ[..., : self.k])
-        BG = torch.einsum("n,nid->id", s, self.SAG) - GQ @ torch.einsum("n,nkd->kd", s, self.SAQ[:, : self.k]) - (GAQ - GQ @ A) @ SQ
+        SAQ = torch.einsum("n,nkd->kd", s, self.SAQ[:, : self.k])
+        BG = torch.einsum("n,nid->id", s, self.SAG) - GQ @ SAQ - (GAQ - GQ @ A) @ SQ
         spread, sums = torch.linalg.eigh((BG @ BG.T).double())
+        outside = float(spread[-1].clamp(min=0) / LEAST) ** 0.5
+        inside, across = M.double().cpu().numpy(), (SAQ - A @ SQ).double().cpu().numpy()
+        reach, way = max((_largest_across(inside, across, sign * outside) for sign in (1, -1)), key=lambda found: found[0])
         probe = self.G.T @ sums[:, -1].to(Q)
-        return y.to(Q) @ Q, size, float(spread[-1].clamp(min=0) / LEAST) ** 0.5, probe - Q.T @ (Q @ probe)
+        probe = probe - Q.T @ (Q @ probe)
+        probe = probe / probe.norm().clamp_min(torch.finfo(probe.dtype).tiny)
+        if reach > (1 + ABOVE) * size:
+            return y.to(Q) @ Q, size, reach, probe + torch.as_tensor(way).to(Q) @ Q
+        return y.to(Q) @ Q, size, outside, probe
 
 
 def _largest(T: Tensor) -> tuple[float, Tensor]:
@@ -568,6 +583,15 @@ def _largest(T: Tensor) -> tuple[float, Tensor]:
     values, vectors = np.linalg.eig(T.double().cpu().numpy())
     first = np.abs(values).argmax()
     return float(abs(values[first])), torch.as_tensor(vectors[:, first].real)
+
+
+def _largest_across(A: np.ndarray, C: np.ndarray, b: float) -> tuple[float, np.ndarray]:
+    """|largest eigenvalue| of [[A, C], [C^T, b]], to 0.1 %, and the part of its vector that A acts on, of unit length or 0."""
+    k, width = len(A), sum(C.shape)
+    apply = LinearOperator((width, width), matvec=lambda v: np.concatenate([A @ v[:k] + C @ v[k:], v[:k] @ C + b * v[k:]]), dtype=float)
+    values, vectors = eigs(apply, k=1, v0=np.random.default_rng(0).standard_normal(width), tol=1e-3)
+    part = vectors[:k, 0].real
+    return float(abs(values[0])), part / max(np.linalg.norm(part), np.finfo(float).tiny)
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -24,7 +24,7 @@ class Jets:
         return torch.stack([value, *firsts, *(seconds[pair] for pair in self.pairs)], dim=1)
 
     def modulus(self, z: Tensor, least: float) -> Tensor:
-        """|z| of complex jets (B, K, ...); where |z| < least, 1 / |z| counts as 1 (as in the backward passes of `jtfs`)."""
+        """|z| of complex jets (B, K, ...); where |z| < least, 1 / |z| counts as 1 (as in `jtfs.modulus` with a graph)."""
         value, tangents, seconds = self._split(z)
         r = value.abs()
         inverse = 1 / r.masked_fill(r < least, 1)

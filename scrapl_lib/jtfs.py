@@ -444,7 +444,7 @@ class JTFS(nn.Module):
 
         Forwards and backwards, one chunk of items and wavelets is done after the other, so that each stays in the cache.
         """
-        # in float64, or each bin has an error as large as the strongest bins': in float32 synthesizers' gradients are twice as far off
+        # in float64, or each bin has an error as large as the strongest bins', and a synthesizer's gradients are almost twice as far off
         x_hat = torch.fft.fft(_reflected(x, *self._pad).double(), norm="forward")[:, 0].to(x.dtype.to_complex())
         chunk, together = CHUNK if x.device.type == "cpu" else DEVICE_CHUNK, jets.K if jets else 1
         groups, chunks = [], []

@@ -108,7 +108,7 @@ def test_curvature_is_the_dense_matrixs_largest_eigenvalue_for_every_parameter(t
     loss, encoder, x, params, matrices = tiny
     found = theta_importance(loss, encoder, synthesizer(), x, params, **EXACT)
     assert found.curvature.dtype == found.probs.dtype == torch.float64 and found.curvature.shape == (2, 21)
-    assert relative(found.curvature[:, PATHS], [[largest(M[u]) for M in matrices] for u in range(2)]) < 1e-8
+    assert relative(found.curvature[:, PATHS], [[largest(M[u]) for M in matrices] for u in range(2)]) < 1e-7
     values = [np.linalg.eigvals(M.numpy()) for pair in matrices for M in pair]
     dominant = [v[np.abs(v).argmax()] for v in values]
     assert sum(v.real < 0 for v in dominant) >= 2  # or the test says nothing about negative ones
@@ -160,6 +160,21 @@ def test_an_eigenvector_that_no_earlier_path_touches_is_found(directions, monkey
     assert relative(found.curvature[0, 19:], [0.6]) < 1e-3
 
 
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("weights", [[[1, 1]] * 20, [[1, 0]] * 19 + [[1, 1]]])
+@pytest.mark.parametrize("among, across, beyond, expected", [(0.95, 0.6, 0.5, 0.682900), (0, 1.3, 0, 0.65)])
+def test_an_eigenvector_half_in_the_shared_directions_is_found(weights, among, across, beyond, expected, rotated):
+    """Item 0 has the eigenvalue 1 at a direction that is shared and kept to itself. Item 1's eigenvector is half a shared direction, half
+    one outside: neither side alone has so large an eigenvalue as the two together, by the quadratic formula."""
+    D, turn = torch.zeros(2, 300, 300, dtype=torch.float64), torch.eye(300, dtype=torch.float64)
+    D[0, 0, 0], D[1, 1:3, 1:3] = 1, torch.tensor([[among, across], [across, beyond]])
+    if rotated:
+        turn, _ = torch.linalg.qr(torch.randn(300, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    problem = curved_problem(torch.tensor(weights, dtype=torch.float64), turn[:2], turn.T @ D @ turn)
+    found = theta_importance(*problem, progress=False, fingerprint="").curvature[0]
+    assert relative(found, [expected if row[1] else 0.5 for row in weights]) < 1e-3
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("directions", [importance.DIRECTIONS, 40])
 def test_shared_directions_find_the_dense_matrixs_largest_eigenvalues(directions, seed, monkeypatch):
@@ -176,8 +191,9 @@ def test_shared_directions_find_the_dense_matrixs_largest_eigenvalues(directions
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_shared_directions_know_is_what_the_dense_matrices_do(seed):
-    """Before and after a path's products: the directions are orthonormal, the best eigenvalue among them is that of Q M Q^T, and the
-    bound is above the largest eigenvalue outside of them (found: 1.2 to 1.6 times), all from what is kept of the products."""
+    """Before and after a path's products: the directions are orthonormal, the best eigenvalue among them is that of Q M Q^T, and
+    the bound is above the largest eigenvalue outside of them, and above all of M's where one half outside may be the largest (found: 1.03
+    to 1.52 times the largest of M), all from what is kept of the products."""
     generator = torch.Generator().manual_seed(seed)
     D = torch.stack([symmetric(300, [(-1) ** k * 2 / (1 + k) ** 0.7 for k in range(100)], 10 * seed + n) for n in range(4)])
     _, encode, _, x, params = curved_problem(torch.ones(1, 4), 0.05 * torch.randn(4, 300, dtype=torch.float64, generator=generator), D)
@@ -192,7 +208,7 @@ def test_what_shared_directions_know_is_what_the_dense_matrices_do(seed):
         rest = torch.eye(300, dtype=torch.float64) - Q.T @ Q
         assert space.k >= least and (Q @ Q.T - torch.eye(space.k)).abs().max() < 1e-12
         assert abs(size - largest(Q @ M @ Q.T)) < 1e-9 * size and abs(abs(best @ M @ best) - size) < 1e-9 * size
-        assert 1 < outside / largest(rest @ S @ rest) < 1.7
+        assert outside > largest(rest @ S @ rest) and largest(M) < 1.01 * max(size, outside) and outside < 1.7 * largest(M)
         v = torch.randn(300, dtype=torch.float64, generator=generator)
         for _ in range(7):
             v = v / v.norm()
