@@ -120,7 +120,7 @@ def _plain_log(axis_name: str, ax: Axes) -> None:
     getattr(ax, f"set_{axis_name}scale")("log")
     axis = getattr(ax, f"{axis_name}axis")
     low, high = axis.get_view_interval()
-    spans = {100: (1, 3), 10: (1, 2, 5), 4: (1, 2, 3, 5)}
+    spans = {3000: (1,), 100: (1, 3), 10: (1, 2, 5), 4: (1, 2, 3, 5)}
     subs = next((subs for span, subs in spans.items() if high > span * low), (1, 1.2, 1.5, 2, 3, 4, 5, 7))
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
@@ -325,10 +325,10 @@ def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: s
         ax.set_title(name, fontsize=9)
         (am_low, am_high), (fm_low, fm_high) = ranges[task]["am_hz"], ranges[task]["fm_oct_per_s"]
         ax.plot([fm_low, fm_high, fm_high, fm_low, fm_low], [am_low, am_low, am_high, am_high, am_low], "--", color="black",
-                label="range of the synthesizer")  # fmt: skip
+                zorder=4, label="range of the synthesizer")  # fmt: skip
         if task in paths:
             centres = paths[task][paths[task]["spin"] != 0].groupby(["fm_oct_per_s", "am_hz"], as_index=False)["over_uniform"].mean()
-            dots = ax.scatter(centres["fm_oct_per_s"], centres["am_hz"], c=centres["over_uniform"], s=60, cmap="viridis", zorder=3,
+            dots = ax.scatter(centres["fm_oct_per_s"], centres["am_hz"], c=centres["over_uniform"], s=min(60, 3000 / len(centres)), cmap="viridis", zorder=3,
                               norm=LogNorm(0.1, 10), edgecolors="0.4", linewidths=0.5)  # fmt: skip
             low_pass = paths[task].loc[paths[task]["spin"] == 0, "over_uniform"].mean()
             notes.append(f"{name[0].upper()}{name[1:]}: low-pass paths, not drawn, have {low_pass:.2g} times the uniform probability.")
