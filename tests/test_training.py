@@ -699,7 +699,7 @@ def importances(monkeypatch):
     """theta_importance without its arithmetic: C = 1 + path for the first parameter, 2 + path for the others. Returns its calls."""
     calls = []
 
-    def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress):
+    def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress, tol):
         calls.append({"loss": loss, "encode": encode, "synthesize": synthesize, "inputs": inputs, "paths": list(paths),
                       "params": [w.detach().clone() for w in params], "fingerprint": fingerprint})  # fmt: skip
         curvature = torch.full((2, loss.n_paths), torch.nan, dtype=torch.float64)
