@@ -483,8 +483,8 @@ class _Space:
     """Directions of the weights that all paths share, and what M_u of any path does among them and around them.
 
     Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that outside of Q, M is its
-    second term. Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches SAQ, (N, k, SKETCH), are kept; besides
-    JQ = J_n Q^T, (N, U, k), and sketches SQ. G: the m probes, random and not normalized, with GQ = G Q^T, GAQ = G A_n Q^T and
+    second term (but for what NEW leaves out of the J_u). Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches
+    SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k), and sketches SQ. G: the m probes, random and not normalized, with GQ = G Q^T, GAQ = G A_n Q^T and
     sketches SAG of the same kind.
     """
 
