@@ -135,7 +135,7 @@ def theta_importance(
             than this fraction and its residual is below the root of it (for all but strongly asymmetric M the eigenvalue's
             error goes with the residual's square). A warning names the paths where n_iter came first.
             As with power iteration, a largest eigenvalue only a little above the next may be missed for that one, where
-            paths share directions by 1 %; a smaller tol looks longer.
+            paths share directions by some per cent (seen: 5 %); a smaller tol looks longer.
         floor: least probability of a path as a fraction of the uniform one.
         gauss_newton: leave out the second term of M. No iteration then, but other values wherever the slope s matters.
         paths: only these (default: all); `merge` puts parts together.
