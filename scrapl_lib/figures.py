@@ -328,8 +328,8 @@ def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: s
                 zorder=4, label="range of the synthesizer")  # fmt: skip
         if task in paths:
             centres = paths[task][paths[task]["spin"] != 0].groupby(["fm_oct_per_s", "am_hz"], as_index=False)["over_uniform"].mean()
-            dots = ax.scatter(centres["fm_oct_per_s"], centres["am_hz"], c=centres["over_uniform"], s=min(60, 3000 / len(centres)), cmap="viridis", zorder=3,
-                              norm=LogNorm(0.1, 10), edgecolors="0.4", linewidths=0.5)  # fmt: skip
+            dots = ax.scatter(centres["fm_oct_per_s"], centres["am_hz"], c=centres["over_uniform"], s=min(60, 3000 / len(centres)),
+                              cmap="viridis", norm=LogNorm(0.1, 10), edgecolors="0.4", linewidths=0.5, zorder=3)  # fmt: skip
             low_pass = paths[task].loc[paths[task]["spin"] == 0, "over_uniform"].mean()
             notes.append(f"{name[0].upper()}{name[1:]}: low-pass paths, not drawn, have {low_pass:.2g} times the uniform probability.")
         else:

@@ -484,13 +484,14 @@ class _Space:
 
     Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that outside of Q, M is its
     second term (but for what NEW leaves out of the J_u). Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches
-    SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k), and sketches SQ. G: the m probes, random and not normalized, with GQ = G Q^T, GAQ = G A_n Q^T and
-    sketches SAG of the same kind.
+    SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k), and sketches SQ. G: the m probes, random and not
+    normalized, with GQ = G Q^T, GAQ = G A_n Q^T and sketches SAG of the same kind. limit: the largest k.
     """
 
     def __init__(self, encoder: _Encoder, u: int, probes: Tensor, shown: dict) -> None:
         J, self.encoder, self.u, self.G, self.k = encoder.J, encoder, u, probes, 0
         N, U, W = J.shape
+        self.limit = DIRECTIONS // U
         self.sign = (2 * torch.randint(2, (W,), generator=torch.Generator().manual_seed(2)) - 1).to(J)
         self.Q, self.SQ, self.SAQ = J.new_zeros(0, W), J.new_zeros(0, SKETCH), J.new_zeros(N, 0, SKETCH)
         self.K, self.JQ = J.new_zeros(N, 0, 0), J.new_zeros(N, U, 0)
@@ -508,7 +509,7 @@ class _Space:
 
     @property
     def full(self) -> bool:
-        return self.k == DIRECTIONS // self.encoder.n_params
+        return self.k == self.limit
 
     def _sketch(self, v: Tensor) -> Tensor:
         """(..., W) -> (..., SKETCH): sums of some weights each, with random signs. Scalar products stay about as they are."""
@@ -526,7 +527,7 @@ class _Space:
             return
         q = q / length
         if k == len(self.Q):
-            pad, more = torch.nn.functional.pad, min(64, DIRECTIONS // self.encoder.n_params - k)
+            pad, more = torch.nn.functional.pad, min(64, self.limit - k)
             self.Q, self.SQ, self.SAQ = (pad(rows, (0, 0, 0, more)) for rows in (self.Q, self.SQ, self.SAQ))
             self.JQ, self.GQ, self.GAQ = (pad(columns, (0, more)) for columns in (self.JQ, self.GQ, self.GAQ))
             self.K = pad(self.K, (0, more, 0, more))
@@ -552,7 +553,7 @@ class _Space:
         is at least |B|^2 a a^T, a = m normal random numbers, so that its largest eigenvalue is at least |B|^2 |a|^2. The sum of
         probes that shows most there is what to look from.
         Half in Q: with A = Q M Q^T and C what M takes from Q to outside of it, no eigenvalue of a symmetric M is larger than those of
-        [[A, C], [C^T, +-|B|]]. That may be above A's by little because the best vector is not exact yet, which the iteration mends;
+        [[A, C], [C^T, +-|B|]] (a sign only for other M). That may be above A's by little because the best vector is not exact yet, which the iteration mends;
         if it is above by more, the vector of that matrix is added to what to look from.
         """
         Q, SQ, JQ = self.Q[: self.k], self.SQ[: self.k], self.JQ[..., : self.k]
