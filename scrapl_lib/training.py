@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from .data import ThetaGrid, meso_seeds
 from .experiments import RunConfig, by_worth, grid, importance_config, needs, run_cost
-from .importance import Importance, merge, theta_importance
+from .importance import Importance, forget, merge, theta_importance
 from .losses import EmbeddingLoss, JTFSLoss, MSSLoss, SCRAPLLoss, WeightsUnavailable, p_loss
 from .measures import (
     audio_distances,
@@ -73,7 +73,7 @@ STOP_S = {"smoke": 10.0, "quick": 60.0, "paper": 60.0}  # what a profile's runs 
 STOPPED = (os.EX_TEMPFAIL, -signal.SIGUSR1, -signal.SIGTERM)  # exit statuses of a worker that was stopped
 PER_GPU, RUN_GIB = 4, 8  # runs at once on a CUDA device: at most so many, each with so much of its memory; see default_workers
 CUDA_CHECK_EVERY = 20  # steps between looks at the loss on CUDA, where each look waits for the device
-IMPORTANCE_TOL = 1e-3  # of the curvatures: probabilities need no more
+IMPORTANCE_TOL, IMPORTANCE_N_ITER = 1e-3, 40  # of the curvatures: probabilities need no more; the slowest paths need more than 20
 CHUNK = 64  # items at a time where no gradient is needed
 # glibc gives large blocks back to the kernel after every use; fetching them again costs more than computing in them
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
@@ -593,10 +593,13 @@ def compute_importance(task: str, profile: str, output: Path = ROOT, device: str
             importance_of(
                 Training(config, place), config.importance_examples // config.batch_size, watch, paths=todo, save=own,
                 fingerprint=config_hash(config.flat), progress=watch is None, tol=IMPORTANCE_TOL,
+                n_iter=IMPORTANCE_N_ITER,
             )  # fmt: skip
     with _alone(parts):
         if run_state(folder, config_hash(config.flat)) == "missing":
             files = _curvatures(parts)
+            if own in files:  # a call at the same time may have computed some of its paths, too
+                forget(own, {path for file in files if file != own for path in _paths_in(file)})
             there = {path for file in files for path in _paths_in(file)}
             if len(there) < n_paths:
                 return f"{len(there)} of {n_paths} paths"

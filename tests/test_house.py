@@ -17,7 +17,7 @@ from scrapl_lib.execute import notebook_names, notebook_path, parameters_of
 from scrapl_lib.records import ROOT
 
 COLUMNS = {  # design: in each column a file imports only those above it; the wings do not import each other
-    "method": ["blockfft", "jets", "jtfs", "losses", "optim", "importance", "synths", "encoder", "circuit_808", "data", "measures"],
+    "method": ["blockfft", "jets", "jtfs", "losses", "optim", "curvature", "importance", "synths", "encoder", "circuit_808", "data", "measures"],
     "evidence": ["records", "paper", "stats", "tables", "claims", "figures", "compare"],
     "middle": ["experiments", "training", "cluster", "demos", "exercises", "execute", "doctor", "__main__"],
 }

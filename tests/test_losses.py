@@ -16,7 +16,7 @@ from torch import nn
 
 from scrapl_lib import JTFSLoss, SCRAPLLoss
 from scrapl_lib import jtfs as jtfs_module
-from scrapl_lib.importance import _derivatives
+from scrapl_lib.curvature import _derivatives
 from scrapl_lib.jets import Jets
 from scrapl_lib.losses import MSSLoss
 

@@ -699,7 +699,7 @@ def importances(monkeypatch):
     """theta_importance without its arithmetic: C = 1 + path for the first parameter, 2 + path for the others. Returns its calls."""
     calls = []
 
-    def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress, tol):
+    def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, **_):
         calls.append({"loss": loss, "encode": encode, "synthesize": synthesize, "inputs": inputs, "paths": list(paths),
                       "params": [w.detach().clone() for w in params], "fingerprint": fingerprint})  # fmt: skip
         curvature = torch.full((2, loss.n_paths), torch.nan, dtype=torch.float64)
@@ -804,6 +804,21 @@ def test_importance_in_parts_and_resumed(tmp_path, importances, capsys):
     assert importances[-1]["paths"] == [11, *range(13, 21)]  # not what the parts hold; its own file is theta_importance's to resume
     assert (importance_table(make_config(TASK, "scrapl", 0, "smoke"), tmp_path)["curvature_am"] == np.arange(1, 22)).all()
     assert not parts.exists()
+
+
+def test_importance_of_calls_at_the_same_time_that_share_paths(tmp_path, importances, monkeypatch):
+    """A call of paths 0 to 14 begins when one of paths 10 to 20 is at work: both compute 10 to 14, and the record has them once."""
+    compute, said = training.theta_importance, []
+
+    def other_meanwhile(*args, **kwargs):
+        monkeypatch.setattr(training, "theta_importance", compute)
+        said.append(compute_importance(TASK, "smoke", tmp_path, paths=list(range(15))))
+        return compute(*args, **kwargs)
+
+    monkeypatch.setattr(training, "theta_importance", other_meanwhile)
+    assert compute_importance(TASK, "smoke", tmp_path, paths=list(range(10, 21))) == "done"
+    assert said == ["15 of 21 paths"] and [call["paths"] for call in importances] == [list(range(15)), list(range(10, 21))]
+    assert (importance_table(make_config(TASK, "scrapl", 0, "smoke"), tmp_path)["curvature_am"] == np.arange(1, 22)).all()
 
 
 def test_importance_is_computed_once_and_its_runs_wait_for_it(tmp_path, importances, monkeypatch, capsys):
