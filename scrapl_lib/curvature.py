@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import eig
 from scipy.sparse.linalg import LinearOperator, eigs
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -184,7 +185,7 @@ class Encoder:
             return 0.0, True
         s, H = s / scale, H / scale  # a gradient of 1e-9 and its square stay away from float32's end
         # Gauss-Newton: if A c = lambda c, then J_u^T c is an eigenvector of the first term
-        size, c = _largest(torch.einsum("nv,nvm->nm", H.to(self.gram), self.gram[..., u]))
+        size, c, _ = _largest(torch.einsum("nv,nvm->nm", H.to(self.gram), self.gram[..., u]).cpu().numpy())
         if gauss_newton:
             return scale * size, True
         s, H = s.to(self.J), H.to(self.J)
@@ -226,7 +227,7 @@ class _Space:
 
     Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that outside of Q, M is its
     second term (but for what NEW leaves out of the J_u). Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches
-    SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k), and sketches SQ. G: the m probes, random and not
+    SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k), and sketches SQ and SJ. G: the m probes, random and not
     normalized, with GQ = G Q^T, GAQ = G A_n Q^T and sketches SAG of the same kind. limit: the largest k.
     """
 
@@ -235,6 +236,7 @@ class _Space:
         N, U, W = J.shape
         self.limit = DIRECTIONS // U
         self.sign = (2 * torch.randint(2, (W,), generator=torch.Generator().manual_seed(2)) - 1).to(J)
+        self.SJ = torch.stack([self._sketch(of_item) for of_item in J])
         self.Q, self.SQ, self.SAQ = J.new_zeros(0, W), J.new_zeros(0, SKETCH), J.new_zeros(N, 0, SKETCH)
         self.K, self.JQ = J.new_zeros(N, 0, 0), J.new_zeros(N, U, 0)
         self.GQ, self.GAQ = J.new_zeros(PROBES, 0), J.new_zeros(N, PROBES, 0)
@@ -296,7 +298,7 @@ class _Space:
         """
         row, last, seen = [], np.nan, self.look(s, H)
         while not seen.sure(tol) and len(row) < n_iter and np.isfinite(seen.size):
-            if len(row) > SETTLED and abs(seen.size - last) <= tol * seen.size and seen.residual <= tol**0.5 * seen.size:
+            if len(row) > SETTLED and max(abs(seen.size - last), seen.error) <= tol * seen.size:
                 return seen.size, True
             if self.full:
                 return _arnoldi(functools.partial(self.product, s, H), seen.way, n_iter, tol)
@@ -313,64 +315,68 @@ class _Space:
     def look(self, s: Tensor, H: Tensor) -> "_Seen":
         """What can be said of a path without a product.
 
-        Among the directions Q: A = Q M Q^T. Its best vector's residual lies outside of Q (what of it lies inside is 0), where C,
-        what M takes from Q to outside, tells its length.
+        Among the directions Q: A = Q M Q^T. Q M y = size y for its best vector y, and z Q M = size z for the one on the other side. What
+        M takes of them to outside of Q, C y and z L, tells how far the eigenvalue is off: by about |z L| |C y| / size / |z y|.
         Outside of Q: B is what M does among all that is orthogonal to Q, symmetric. For random g the matrix of (B g_i) . (B g_j)
         is |B|^2 a a^T, a = m normal random numbers, and another positive one that knows nothing of a: along a it is about its trace
         / m. So its largest eigenvalue, less its own trace / m, is at least about |B|^2 |a|^2.
-        Both: no eigenvalue of a symmetric M is larger than those of [[A, C], [C^T, +-|B|]], the reach (for other M a sign only).
+        Both: no eigenvalue of a symmetric M is larger than those of [[A, L], [C, +-|B|]], the reach (for other M a sign only).
         The vector that reaches farthest is the way to go, with the sum of probes that shows most where |B| may be the largest.
         """
         Q, SQ, JQ = self.Q[: self.k], self.SQ[: self.k], self.JQ[..., : self.k]
-        A = torch.einsum("n,nij->ij", s, self.K[:, : self.k, : self.k])
-        M = A + JQ[:, self.u].T @ torch.einsum("nv,nvk->nk", H, JQ)
+        S = torch.einsum("n,nij->ij", s, self.K[:, : self.k, : self.k])
+        A = S + JQ[:, self.u].T @ torch.einsum("nv,nvk->nk", H, JQ)
         GQ, GAQ = self.GQ[:, : self.k], torch.einsum("n,nik->ik", s, self.GAQ[..., : self.k])
         SAQ = torch.einsum("n,nkd->kd", s, self.SAQ[:, : self.k])
-        C = SAQ - A @ SQ
-        BG = torch.einsum("n,nid->id", s, self.SAG) - GQ @ SAQ - (GAQ - GQ @ A) @ SQ
-        if not (torch.isfinite(M).all() and torch.isfinite(C).all() and torch.isfinite(BG).all()):
+        C = SAQ - S @ SQ  # transposed
+        L = C + JQ[:, self.u].T @ torch.einsum("nv,nvd->nd", H, self.SJ - JQ @ SQ)
+        BG = torch.einsum("n,nid->id", s, self.SAG) - GQ @ SAQ - (GAQ - GQ @ S) @ SQ
+        if not all(torch.isfinite(matrix).all() for matrix in (A, C, L, BG)):
             return _Seen(np.nan, np.nan, np.nan, np.nan, self.encoder.random)
-        size, y = _largest(M)
-        residual = float(np.linalg.norm(y @ C.double().cpu().numpy()))
+        A, C, L = (matrix.double().cpu().numpy() for matrix in (A, C, L))
+        size, y, z = _largest(A)
+        error = np.linalg.norm(z @ L) * np.linalg.norm(y @ C) / np.maximum(size * abs(z @ y), np.finfo(float).tiny)
         spread, sums = torch.linalg.eigh((BG @ BG.T).double())
         outside = float((spread[-1] - spread.mean()) / LEAST) ** 0.5
-        reach, way = max((_largest_across(M, C, sign * outside) for sign in (1, -1)), key=lambda found: found[0])
+        reach, way = max((_largest_across(A, L, C, sign * outside) for sign in (1, -1)), key=lambda found: found[0])
         way = torch.as_tensor(way).to(Q) @ Q
         if outside > size:
             probe = _orthogonal(self.G.T @ sums[:, -1].to(Q), Q)
             way = way + probe / probe.norm().clamp_min(torch.finfo(probe.dtype).tiny)
-        return _Seen(size, residual, outside, reach, way / way.norm().clamp_min(torch.finfo(way.dtype).tiny))
+        return _Seen(size, float(error), outside, reach, way / way.norm().clamp_min(torch.finfo(way.dtype).tiny))
 
 
 class _Seen(NamedTuple):
-    """What `_Space.look` finds. size: |largest eigenvalue| among the directions; residual: of its vector; outside: a bound of the
-    eigenvalues orthogonal to them; reach: a bound of all; way: the vector (W,) to look from for what is above size."""
+    """What `_Space.look` finds. size: |largest eigenvalue| among the directions; error: about how far off it is, if it is the largest;
+    outside: a bound of the eigenvalues orthogonal to them; reach: a bound of all; way: the vector (W,) to look from for more."""
 
     size: float
-    residual: float
+    error: float
     outside: float
     reach: float
     way: Tensor
 
     def sure(self, tol: float) -> bool:
-        return self.residual <= tol**0.5 * self.size and self.reach <= (1 + ABOVE) * self.size
+        return self.error <= tol * self.size and self.reach <= (1 + ABOVE) * self.size
 
 
-def _largest(T: Tensor) -> tuple[float, np.ndarray]:
-    """|largest eigenvalue| of a small matrix, and its vector of length 1; NaN and zeros if T is not finite."""
-    if not torch.isfinite(T).all():
-        return np.nan, np.zeros(len(T))
-    T = T.double().cpu().numpy()
-    values, vectors = np.linalg.eig(T) if len(T) <= DENSE else eigs(T, k=2, v0=np.random.default_rng(0).standard_normal(len(T)), tol=1e-9)
+def _largest(A: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """|largest eigenvalue| of a small matrix and its vectors y, z of length 1, A y = value y, z A = value z; NaN if A is not finite."""
+    if not np.isfinite(A).all():
+        return np.nan, np.zeros(len(A)), np.zeros(len(A))
+    if len(A) <= DENSE:
+        values, left, right = eig(A, left=True)
+        first = np.abs(values).argmax()
+        return float(abs(values[first])), right[:, first], left[:, first].conj()
+    (values, right), (again, left) = (eigs(of, k=2, v0=np.random.default_rng(0).standard_normal(len(A)), tol=1e-9) for of in (A, A.T))
     first = np.abs(values).argmax()
-    return float(abs(values[first])), vectors[:, first]
+    return float(abs(values[first])), right[:, first], left[:, np.abs(again - values[first]).argmin()]
 
 
-def _largest_across(A: Tensor, C: Tensor, b: float) -> tuple[float, np.ndarray]:
-    """|largest eigenvalue| of [[A, C], [C^T, b]], to 0.1 %, and the real part, of its vector of length 1, that A acts on."""
-    A, C = A.double().cpu().numpy(), C.double().cpu().numpy()
+def _largest_across(A: np.ndarray, L: np.ndarray, C: np.ndarray, b: float) -> tuple[float, np.ndarray]:
+    """|largest eigenvalue| of [[A, L], [C^T, b]], to 0.1 %, and the real part, of its vector of length 1, that A acts on."""
     k, width = len(A), sum(C.shape)
-    apply = LinearOperator((width, width), matvec=lambda v: np.concatenate([A @ v[:k] + C @ v[k:], v[:k] @ C + b * v[k:]]), dtype=float)
+    apply = LinearOperator((width, width), matvec=lambda v: np.concatenate([A @ v[:k] + L @ v[k:], v[:k] @ C + b * v[k:]]), dtype=float)
     values, vectors = eigs(apply, k=1, v0=np.random.default_rng(0).standard_normal(width), tol=1e-3)
     return float(abs(values[0])), vectors[:k, 0].real
 
