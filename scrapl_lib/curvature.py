@@ -4,6 +4,7 @@ The mathematics and its letters are told in `importance`. Parts: `Batch` finds s
 gradients J and the products with M, one path at a time or, by a `_Space` of directions that all paths share, of many.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.linalg import eig
-from scipy.sparse.linalg import LinearOperator, eigs
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -27,9 +28,10 @@ PROBES, LEAST = 64, 34.6  # the sum of so many squares of normal numbers is less
 SKETCH = 1021  # numbers that stand for a vector of weights where only scalar products are asked for: to 3 % of the lengths' product
 ABOVE = 0.01  # no eigenvalue is taken for the largest while another may be larger than it by more than this fraction
 NEW = 0.1  # a unit vector with less than this outside of the shared directions adds none
-SETTLED = 8  # after so many products of its own a path's value is taken when it no longer moves
+SETTLED, DOUBT = 8, 2.0  # after so many products of its own a path's value is taken when it no longer moves, unless one so many
+# times as large is possible
 DIRECTIONS = 2048  # at most, of all parameters together: 5 GB with 604 k weights in float32
-DENSE = 40  # matrices up to this size have all their eigenvalues computed
+DENSE = 150  # matrices up to this size have all their eigenvalues computed
 SAME = 1e-5  # two calls of a deterministic function agree to this fraction of the largest value, on CUDA too
 
 
@@ -80,7 +82,7 @@ class Batch:
 
     def slopes_and_curvatures(self, loss: torch.nn.Module, paths: Sequence[int], c: slice, bar: tqdm) -> tuple[Tensor, Tensor]:
         """s (n, paths, U) and H (n, paths, U, U) of the n items c."""
-        of_loss = loss.derivatives if hasattr(loss, "derivatives") else functools.partial(_derivatives, loss)
+        of_loss = loss.derivatives if hasattr(loss, "derivatives") else functools.partial(_derivatives_backwards, loss)
         found = {}
         for p, s, H in of_loss(self.moving[c], self.x[c], self.jets, paths):
             found[p] = s / len(self.theta), H / len(self.theta)
@@ -89,7 +91,7 @@ class Batch:
         return torch.stack(s, dim=1), torch.stack(H, dim=1)
 
 
-def _derivatives(
+def _derivatives_backwards(
     loss: torch.nn.Module, moving: Tensor, x: Tensor, jets: Jets, paths: Sequence[int]
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """`SCRAPLLoss.derivatives` for any loss(x_hat, x, path_idx=p): its gradient in x_hat is differentiated once more for each
@@ -118,12 +120,15 @@ def _derivatives(
 
 
 class Encoder:
-    """thetas: [(batch, U)]; J: (N, U, W); products with M. spaces: of each parameter if paths share directions, else none."""
+    """thetas: [(batch, U)]; J: (N, U, W); products with M. spaces: of each parameter if paths share directions, else none.
+    watch: called before each product."""
 
-    def __init__(self, encode: Encode, inputs: list[Tensor], params: list[Tensor], chunk: int) -> None:
+    def __init__(
+        self, encode: Encode, inputs: list[Tensor], params: list[Tensor], chunk: int, watch: Callable[[], object] | None = None
+    ) -> None:
         if not params or not all(isinstance(w, Tensor) and w.requires_grad for w in params):
             raise ValueError("params must be the encoder's weights: at least one tensor, all with requires_grad")
-        self.encode, self.params, self.graph = encode, params, None
+        self.encode, self.params, self.graph, self.watch = encode, params, None, watch or (lambda: None)
         self.parts = torch.cat(inputs).split(chunk)
         self.thetas = [self._checked_theta(x) for x in inputs]
         self.n_params = self.thetas[0].shape[1]
@@ -145,6 +150,7 @@ class Encoder:
 
     def hessian_products(self, v: Tensor, u: int) -> Tensor:
         """A_{n,u} v of every item n: (N, W)."""
+        self.watch()
         like_params = self._like_params(v)
 
         def of_item(gradients: list[tuple[Tensor, ...]]) -> Tensor:
@@ -184,14 +190,14 @@ class Encoder:
         if scale == 0:
             return 0.0, True
         s, H = s / scale, H / scale  # a gradient of 1e-9 and its square stay away from float32's end
+        if self.spaces:
+            size, converged = self.spaces[u].largest_eigenvalue(s.to(self.J), H.to(self.J), n_iter, tol)
+            return scale * size, converged
         # Gauss-Newton: if A c = lambda c, then J_u^T c is an eigenvector of the first term
         size, c, _ = _largest(torch.einsum("nv,nvm->nm", H.to(self.gram), self.gram[..., u]).cpu().numpy())
-        if gauss_newton:
-            return scale * size, True
-        s, H = s.to(self.J), H.to(self.J)
-        if self.spaces:
-            size, converged = self.spaces[u].largest_eigenvalue(s, H, n_iter, tol)
-        else:
+        converged = True
+        if not gauss_newton:
+            s, H = s.to(self.J), H.to(self.J)
             start = torch.as_tensor(c.real).to(self.J) @ self.J[:, u]
             start = start / start.norm().clamp_min(torch.finfo(start.dtype).tiny) + START_NOISE * self.random
             size, converged = _arnoldi(self._product(s, H, u), start, n_iter, tol)
@@ -203,6 +209,7 @@ class Encoder:
         kept = [self._slope_gradient(self.parts[0], s, u)] if len(sizes) == 1 else None
 
         def product(v: Tensor) -> Tensor:
+            self.watch()
             like_params = self._like_params(v)
             out = (H * (self.J @ v)).sum(dim=1) @ self.J[:, u]
             for part, s_part in zip(self.parts, s.split(sizes), strict=True):
@@ -225,8 +232,8 @@ class Encoder:
 class _Space:
     """Directions of the weights that all paths share, and what M_u of any path does among them and around them.
 
-    Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that outside of Q, M is its
-    second term (but for what NEW leaves out of the J_u). Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches
+    Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that M takes what is outside of Q
+    there by its second term only; and of all J, where they leave room for others, so that there M is its second term only. Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches
     SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k), and sketches SQ and SJ. G: the m probes, random and not
     normalized, with GQ = G Q^T, GAQ = G A_n Q^T and sketches SAG of the same kind. limit: the largest k.
     """
@@ -240,15 +247,18 @@ class _Space:
         self.Q, self.SQ, self.SAQ = J.new_zeros(0, W), J.new_zeros(0, SKETCH), J.new_zeros(N, 0, SKETCH)
         self.K, self.JQ = J.new_zeros(N, 0, 0), J.new_zeros(N, U, 0)
         self.GQ, self.GAQ = J.new_zeros(PROBES, 0), J.new_zeros(N, PROBES, 0)
-        with tqdm(total=PROBES + 1 + N, desc=f"directions of parameter {u}", leave=False, **shown) as bar:
+        others = J.flatten(0, 1) if 2 * (1 + N * U) <= self.limit else []
+        first = [encoder.random, *J[:, u], *others]
+        with tqdm(total=PROBES + len(first), desc=f"directions of parameter {u}", leave=False, **shown) as bar:
             SAG = []
             for g in self.G:
                 SAG.append(self._sketch(encoder.hessian_products(g, u)))
                 bar.update()
             self.SAG = torch.stack(SAG, dim=1)
-            for v in [encoder.random, *J[:, u]]:
-                if length := float(v.norm()):
-                    self._take_in(v / length, encoder.hessian_products(v / length, u))
+            for v in first:
+                q = _orthogonal(v / v.norm().clamp_min(torch.finfo(v.dtype).tiny), self.Q[: self.k])
+                if (length := float(q.norm())) > 100 * torch.finfo(q.dtype).eps:
+                    self._take_in(q / length, encoder.hessian_products(q / length, u))
                 bar.update()
 
     @property
@@ -296,21 +306,23 @@ class _Space:
         Looks; where what it sees is not sure, a row of Arnoldi's vectors begins with the most promising one, and it looks again after
         every other of their products. Where the bound stays too wide to be sure, a value that no longer moves will do.
         """
-        row, last, seen = [], np.nan, self.look(s, H)
-        while not seen.sure(tol) and len(row) < n_iter and np.isfinite(seen.size):
-            if len(row) > SETTLED and max(abs(seen.size - last), seen.error) <= tol * seen.size:
-                return seen.size, True
+        row, n, last, seen = [], 0, np.nan, self.look(s, H)
+        while not (seen.sure(tol) or (n >= SETTLED and seen.settled(last, tol))):
+            if n >= n_iter or not np.isfinite(seen.size):
+                return seen.size, False
             if self.full:
-                return _arnoldi(functools.partial(self.product, s, H), seen.way, n_iter, tol)
+                return _arnoldi(functools.partial(self.product, s, H), seen.way, n_iter - n, tol)
             if not row:
-                # a sum of probes taken in would hide from them what they show; what M makes of it does not
-                start = self.product(s, H, seen.way, take_in=False) if seen.outside > seen.size else seen.way
+                start = seen.way
+                if seen.outside > seen.size:  # a sum of probes taken in would hide from them what they show; what M makes of it does not
+                    start, n = self.product(s, H, start, take_in=False), 1
                 row = [start / start.norm()]
-            for _ in range(2):
+            for _ in range(min(2, n_iter - n)):
                 v = _orthogonal(self.product(s, H, row[-1]), torch.stack(row))
                 row.append(v / v.norm().clamp_min(torch.finfo(v.dtype).tiny))
+                n += 1
             last, seen = seen.size, self.look(s, H)
-        return seen.size, seen.sure(tol)
+        return seen.size, True
 
     def look(self, s: Tensor, H: Tensor) -> "_Seen":
         """What can be said of a path without a product.
@@ -320,7 +332,7 @@ class _Space:
         Outside of Q: B is what M does among all that is orthogonal to Q, symmetric. For random g the matrix of (B g_i) . (B g_j)
         is |B|^2 a a^T, a = m normal random numbers, and another positive one that knows nothing of a: along a it is about its trace
         / m. So its largest eigenvalue, less its own trace / m, is at least about |B|^2 |a|^2.
-        Both: no eigenvalue of a symmetric M is larger than those of [[A, L], [C, +-|B|]], the reach (for other M a sign only).
+        Both: no eigenvalue of a symmetric M is larger than those of [[A, L], [C, +-|B|]], the reach (for other M it says less).
         The vector that reaches farthest is the way to go, with the sum of probes that shows most where |B| may be the largest.
         """
         Q, SQ, JQ = self.Q[: self.k], self.SQ[: self.k], self.JQ[..., : self.k]
@@ -328,7 +340,7 @@ class _Space:
         A = S + JQ[:, self.u].T @ torch.einsum("nv,nvk->nk", H, JQ)
         GQ, GAQ = self.GQ[:, : self.k], torch.einsum("n,nik->ik", s, self.GAQ[..., : self.k])
         SAQ = torch.einsum("n,nkd->kd", s, self.SAQ[:, : self.k])
-        C = SAQ - S @ SQ  # transposed
+        C = SAQ - S @ SQ  # a row for each direction: transposed
         L = C + JQ[:, self.u].T @ torch.einsum("nv,nvd->nd", H, self.SJ - JQ @ SQ)
         BG = torch.einsum("n,nid->id", s, self.SAG) - GQ @ SAQ - (GAQ - GQ @ S) @ SQ
         if not all(torch.isfinite(matrix).all() for matrix in (A, C, L, BG)):
@@ -339,7 +351,7 @@ class _Space:
         spread, sums = torch.linalg.eigh((BG @ BG.T).double())
         outside = float((spread[-1] - spread.mean()) / LEAST) ** 0.5
         reach, way = max((_largest_across(A, L, C, sign * outside) for sign in (1, -1)), key=lambda found: found[0])
-        way = torch.as_tensor(way).to(Q) @ Q
+        way = torch.as_tensor(way if way.any() else y.real).to(Q) @ Q
         if outside > size:
             probe = _orthogonal(self.G.T @ sums[:, -1].to(Q), Q)
             way = way + probe / probe.norm().clamp_min(torch.finfo(probe.dtype).tiny)
@@ -359,36 +371,52 @@ class _Seen(NamedTuple):
     def sure(self, tol: float) -> bool:
         return self.error <= tol * self.size and self.reach <= (1 + ABOVE) * self.size
 
+    def settled(self, last: float, tol: float) -> bool:
+        return max(self.error, abs(self.size - last)) <= tol * self.size and self.reach <= DOUBT * self.size
+
 
 def _largest(A: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """|largest eigenvalue| of a small matrix and its vectors y, z of length 1, A y = value y, z A = value z; NaN if A is not finite."""
     if not np.isfinite(A).all():
         return np.nan, np.zeros(len(A)), np.zeros(len(A))
-    if len(A) <= DENSE:
+    values = None
+    if len(A) > DENSE:
+        with contextlib.suppress(ArpackError):  # zero, or too hard for it
+            (values, right), (again, left) = (_outer(of, 4) for of in (A, A.T))
+    if values is None:
         values, left, right = eig(A, left=True)
-        first = np.abs(values).argmax()
-        return float(abs(values[first])), right[:, first], left[:, first].conj()
-    (values, right), (again, left) = (eigs(of, k=2, v0=np.random.default_rng(0).standard_normal(len(A)), tol=1e-9) for of in (A, A.T))
+        again, left = values, left.conj()
     first = np.abs(values).argmax()
     return float(abs(values[first])), right[:, first], left[:, np.abs(again - values[first]).argmin()]
 
 
 def _largest_across(A: np.ndarray, L: np.ndarray, C: np.ndarray, b: float) -> tuple[float, np.ndarray]:
-    """|largest eigenvalue| of [[A, L], [C^T, b]], to 0.1 %, and the real part, of its vector of length 1, that A acts on."""
+    """|largest eigenvalue| of [[A, L], [C^T, b]], and the real part, of its vector of length 1, that A acts on; infinity and 0 if not found."""
     k, width = len(A), sum(C.shape)
+    if not (A.any() or L.any() or C.any() or b):
+        return 0.0, np.zeros(k)
     apply = LinearOperator((width, width), matvec=lambda v: np.concatenate([A @ v[:k] + L @ v[k:], v[:k] @ C + b * v[k:]]), dtype=float)
-    values, vectors = eigs(apply, k=1, v0=np.random.default_rng(0).standard_normal(width), tol=1e-3)
+    try:
+        values, vectors = _outer(apply, 1, tol=1e-3)
+    except ArpackError:
+        return np.inf, np.zeros(k)
     return float(abs(values[0])), vectors[:k, 0].real
+
+
+def _outer(A: np.ndarray | LinearOperator, n: int, tol: float = 1e-9) -> tuple[np.ndarray, np.ndarray]:
+    """The n eigenvalues of largest magnitude, and their vectors. Raises: ArpackError."""
+    return eigs(A, k=n, ncv=40, v0=np.random.default_rng(0).standard_normal(A.shape[0]), tol=tol)
 
 
 def _side_by_side(function: Callable[[object], Tensor], items: Sequence, n_threads: int) -> list[Tensor]:
     """[function(item), ...], by threads of one core each: the operations of a single item are too small to share."""
     if n_threads == 1:
         return [function(item) for item in items]
-    with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = list(pool.map(function, items))
-    torch.set_num_threads(n_threads)  # the pool's own setting would hold for threads to come
-    return found
+    try:
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(n_threads)  # the pool's own setting would hold for threads to come
 
 
 def _orthogonal(v: Tensor, Q: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ whole space they span, and it converges for complex pairs and for nearly opposit
 iterations are then far from the end, and scrapl-loss 0.1.0 returns less).
 
 Many paths. The J and the Hessians A_{n,u} = d2 theta_{n,u} / dw2 are the same for all paths: only the numbers s and H are a
-path's own. So whatever products A_{n,u} q one path's iteration has made serve all that follow (`_Space`): among the directions
-q of earlier paths, M is a small matrix that costs no product, and its best vector is where the iteration starts; often the
-first product shows it to be good enough. What is orthogonal to all these directions shows in no such matrix: random probes,
-multiplied once, bound the eigenvalues that M may have there, and with what M takes from the directions to outside of them also
-those of vectors half in, half out. Where the bound is above the eigenvalue among the directions, an iteration explores that first.
+path's own. So whatever products A_{n,u} q one path's iteration has made serve all that follow (`curvature._Space`): among the
+directions q of earlier paths, M is a small matrix that costs no product. Three things about its largest eigenvalue are known
+without one, from sketches of the products: how far it is off, how large eigenvalues of vectors orthogonal to all directions may be
+(random probes, multiplied once, tell), and with both how far those of vectors half in, half out may reach. Where these leave a doubt, an
+iteration from the most doubtful vector adds directions until they do not, or until, after some products, the value no longer moves.
 
 Precision. s and H come in float64: as the phases of the audio turn by thousands of radians with theta, H is the small
 difference of two large numbers (400 times as large on path 100 of the granular configuration; in float32 the values are
@@ -41,7 +41,7 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +50,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .curvature import SHARED_PATHS, Batch, Encode, Encoder, Synthesize
+from .curvature import DIRECTIONS, SHARED_PATHS, Batch, Encode, Encoder, Synthesize
 
 
 def probabilities(curvature: Tensor, floor: float = 0.0) -> Tensor:
@@ -104,6 +104,7 @@ def theta_importance(
     params: Iterable[Tensor], n_iter: int = 20, tol: float = 1e-4, *, floor: float = 0.0, gauss_newton: bool = False,
     paths: Sequence[int] | None = None, save: Path | str | None = None, fingerprint: str | None = None,
     dtype: torch.dtype = torch.float64, chunk: int = 32, audio_chunk: int = 4, progress: bool = True,
+    watch: Callable[[], object] | None = None,
 ) -> Importance:  # fmt: skip
     """Curvature of every path with respect to every parameter, and the sampling probabilities that follow.
 
@@ -121,21 +122,23 @@ def theta_importance(
         params: the weights of `encode`.
         n_iter: largest number of products with M per path and parameter. tol: stop once the eigenvalue changes by less
             than this fraction and its residual is below the root of it (for all but strongly asymmetric M the eigenvalue's
-            error goes with the residual's square). A warning names the paths where n_iter came first.
-            As with power iteration, a largest eigenvalue only a little above the next may be missed for that one, where
-            paths share directions by some per cent (seen: 5 %); a smaller tol looks longer.
+            error goes with the residual's square); with shared directions, once its error is about this fraction. A warning
+            names the paths where n_iter came first. As with power iteration, a largest eigenvalue only a little above the next
+            may be missed for that one (1 % with shared directions; more only if M is far from symmetric and U large).
         floor: least probability of a path as a fraction of the uniform one.
         gauss_newton: leave out the second term of M. No iteration then, but other values wherever the slope s matters.
         paths: only these (default: all); `merge` puts parts together.
-        save: JSON file written after each path and resumed from. It does not hold the derivatives, which come first, and the
-            directions of earlier paths: what is computed in several goes may differ by what a value may be off, see tol.
+        save: JSON file written after each path and resumed from. Beside it, until all is done, <save>.derivatives.npz keeps the
+            derivatives, which come before the first path. The directions of earlier paths are not kept: what is computed in several goes may
+            differ by what a value may be off, see tol.
         fingerprint: stands for everything that the curvature depends on. Default: SHA-256 of transform, options, weights,
-            inputs and synthesized audio to the last bit; give one if parts come from machines that round differently.
+            inputs and synthesized audio to the last bit; give one if parts come from machines that round differently, and with
+            a loss of your own, of which it knows only its type and n_paths.
         dtype: of synthesizer and transform. In float32 H is a small difference of large numbers, and some are lost.
         chunk: items the encoder is differentiated for at once; only with no more than that in all do paths share
             directions. audio_chunk: items at once in the transform. Besides, the J take N U W numbers; shared
             directions at most DIRECTIONS W, and N U W more for gradients with their graphs.
-        progress: show a bar with the time left.
+        progress: show a bar with the time left. watch: called every few seconds; may raise to stop.
     Raises:
         TypeError, ValueError: wrong shapes, types or lengths; stochastic `encode` or `synthesize`; weights that `encode`
             does not use; a saved file of another problem. FloatingPointError: curvature that is not finite.
@@ -155,7 +158,7 @@ def theta_importance(
     if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(range(loss.n_paths)):
         raise ValueError(f"paths must be different numbers from 0 to {loss.n_paths - 1}, at least one, got {wanted}")
 
-    encoder = Encoder(encode, inputs, list(params), chunk)
+    encoder = Encoder(encode, inputs, list(params), chunk, watch)
     batches = [Batch(*parts, dtype, audio_chunk) for parts in zip(inputs, encoder.thetas, synthesize, strict=True)]
     options = {"gauss_newton": gauss_newton, "n_iter": n_iter, "tol": tol, "dtype": str(dtype)}
     fingerprint = fingerprint or _fingerprint(loss, options, encoder.params, inputs, [batch.audio for batch in batches])
@@ -168,11 +171,12 @@ def theta_importance(
     kept, slow = getattr(loss, "path_idx", None), []
     todo = [p for p in wanted if curvature[:, p].isnan().any()]
     shown = {"disable": not progress, "mininterval": 0.5 if sys.stderr.isatty() else 10}
-    derivatives_file = None if save is None else Path(save).with_suffix(".derivatives.npz")
-    if len(todo) >= SHARED_PATHS and sum(map(len, inputs)) <= chunk and not gauss_newton:
+    derivatives_file = None if save is None else Path(f"{save}.derivatives.npz")
+    n_items = sum(map(len, inputs))
+    if len(todo) >= SHARED_PATHS and n_items <= chunk and (n_items + 1) * encoder.n_params < DIRECTIONS and not gauss_newton:
         encoder.share(shown)
     try:
-        found = _derivatives(loss, batches, todo, derivatives_file, fingerprint, shown)
+        found = _derivatives(loss, batches, todo, derivatives_file, fingerprint, shown, encoder.watch)
         for p, s, H in tqdm(found, total=len(todo), desc="theta-IS", unit="path", **shown):
             if not (torch.isfinite(s).all() and torch.isfinite(H).all()):
                 raise FloatingPointError(f"path {p}: its derivatives with respect to theta are not finite, look at that path's loss")
@@ -196,7 +200,7 @@ def theta_importance(
 
 
 def _derivatives(loss: torch.nn.Module, batches: list[Batch], paths: list[int], file: Path | None, fingerprint: str,
-                 shown: dict) -> Iterator[tuple[int, Tensor, Tensor]]:  # fmt: skip
+                 shown: dict, watch: Callable[[], object]) -> Iterator[tuple[int, Tensor, Tensor]]:  # fmt: skip
     """Each path with its s (N, U) and H (N, U, U) of all batches' items.
 
     A loss with `derivatives` has them of all paths at once, some items after the other: those that are done are kept in `file`.
@@ -212,6 +216,7 @@ def _derivatives(loss: torch.nn.Module, batches: list[Batch], paths: list[int], 
             for batch, items in [(of, items) for of in batches for items in of.chunks()]:
                 end = start + len(batch.theta[items])
                 if end > len(s):
+                    watch()
                     new = batch.slopes_and_curvatures(loss, group, items, bar)
                     s, H = (torch.cat([old[:start].to(part), part]) for old, part in zip((s, H), new, strict=True))
                     if at_once and file is not None:
@@ -241,6 +246,16 @@ def merge(files: Iterable[Path | str], floor: float = 0.0) -> Importance:
     if missing := [p for p in range(curvature.shape[1]) if p not in owner]:
         raise ValueError(f"paths {missing} are in none of {', '.join(found)}: compute them first")
     return Importance(curvature, floor, part.fingerprint)
+
+
+def paths_in(file: Path | str, fingerprint: str) -> list[int]:
+    """The paths that `theta_importance(save=file)` has written.
+
+    Raises: ValueError for a broken file, and for one of another problem.
+    """
+    if (found := _read(file)).fingerprint != fingerprint:
+        raise ValueError(f"{file} holds curvature of another configuration, weights or inputs: delete it")
+    return found.paths
 
 
 def forget(file: Path | str, paths: Iterable[int]) -> None:
@@ -333,9 +348,9 @@ def _read(path: Path | str) -> Importance:
         content = json.loads(Path(path).read_text())
         curvature = torch.full(tuple(content["shape"]), torch.nan, dtype=torch.float64)
         for p, values in content["curvature"].items():
-            curvature[:, int(p)] = torch.tensor(values, dtype=torch.float64)
+            curvature[:, range(curvature.shape[1])[int(p)]] = torch.tensor(values, dtype=torch.float64)
         return Importance(curvature, 0.0, content["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} is no file of theta_importance ({error}): delete it and compute its paths again") from error
 
 

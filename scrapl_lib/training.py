@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 
 from .data import ThetaGrid, meso_seeds
 from .experiments import RunConfig, by_worth, grid, importance_config, needs, run_cost
-from .importance import Importance, forget, merge, theta_importance
+from .importance import Importance, forget, merge, paths_in, theta_importance
 from .losses import EmbeddingLoss, JTFSLoss, MSSLoss, SCRAPLLoss, WeightsUnavailable, p_loss
 from .measures import (
     audio_distances,
@@ -577,30 +577,29 @@ def compute_importance(task: str, profile: str, output: Path = ROOT, device: str
     """
     place, config, start_utc = check_device(device), importance_config(task, profile, **changes), utc_now()
     folder, parts = run_folder(profile, task, IMPORTANCE, 0, output), checkpoint_folder(config, output)
-    n_paths = SCRAPLLoss(**config.transform()).n_paths
+    n_paths, fingerprint = SCRAPLLoss(**config.transform()).n_paths, config_hash(config.flat)
     if paths is not None and not set(paths) <= set(range(n_paths)):
         wrong = sorted(set(paths) - set(range(n_paths)))
         raise ValueError(f"paths must be numbers from 0 to {n_paths - 1}, got {', '.join(map(str, wrong[:5]))}{', ...' if wrong[5:] else ''}")
     name = "all" if paths is None else f"{min(paths)}-{max(paths)}"
     with _alone(parts / name):
-        state = run_state(folder, config_hash(config.flat))
+        state = run_state(folder, fingerprint)
         if state == "stale":
             raise ValueError(f"{folder} holds a record of another configuration: delete that folder to compute it again")
         own = parts / name / "curvature.json"
-        elsewhere = [path for file in _curvatures(parts) if file != own for path in _paths_in(file)]
+        elsewhere = [path for file in _curvatures(parts) if file != own for path in paths_in(file, fingerprint)]
         todo = [path for path in (range(n_paths) if paths is None else paths) if path not in elsewhere]
         if state == "missing" and todo:
             importance_of(
                 Training(config, place), config.importance_examples // config.batch_size, watch, paths=todo, save=own,
-                fingerprint=config_hash(config.flat), progress=watch is None, tol=IMPORTANCE_TOL,
-                n_iter=IMPORTANCE_N_ITER,
+                fingerprint=fingerprint, progress=watch is None, tol=IMPORTANCE_TOL, n_iter=IMPORTANCE_N_ITER,
             )  # fmt: skip
     with _alone(parts):
-        if run_state(folder, config_hash(config.flat)) == "missing":
-            files = _curvatures(parts)
-            if own in files:  # a call at the same time may have computed some of its paths, too
-                forget(own, {path for file in files if file != own for path in _paths_in(file)})
-            there = {path for file in files for path in _paths_in(file)}
+        if run_state(folder, fingerprint) == "missing":
+            files, there = _curvatures(parts), set()
+            for file in files:  # calls at the same time may have computed the same paths
+                forget(file, there)
+                there |= set(paths_in(file, fingerprint))
             if len(there) < n_paths:
                 return f"{len(there)} of {n_paths} paths"
             _write_importance(folder, config, merge(files), start_utc, place)
@@ -610,10 +609,6 @@ def compute_importance(task: str, profile: str, output: Path = ROOT, device: str
 
 def _curvatures(parts: Path) -> list[Path]:
     return sorted(parts.glob("*/curvature.json"))
-
-
-def _paths_in(file: Path) -> list[int]:
-    return [int(path) for path in json.loads(file.read_text())["curvature"]]
 
 
 def importance_of(
@@ -626,17 +621,11 @@ def importance_of(
 
     def synthesize(step: int) -> Callable[[Tensor], Tensor]:
         draws = synth.draw(meso_seeds(config.seed, step, config.batch_size))
-
-        def render(theta: Tensor) -> Tensor:
-            if watch is not None:
-                watch()
-            return synth.render(theta, *draws)
-
-        return render
+        return lambda theta: synth.render(theta, *draws)
 
     return theta_importance(
         training.loss, lambda x: encoder(encoder.features(x)), [synthesize(step + 1) for step in range(len(batches))],
-        [training.x[items] for items in batches], encoder.parameters(), **options,
+        [training.x[items] for items in batches], encoder.parameters(), watch=watch, **options,
     )  # fmt: skip
 
 
@@ -745,7 +734,7 @@ def kept_of(config: RunConfig, output: Path = ROOT) -> str:
     """How much there is of a run under way, or of path probabilities, for the next call to go on from; "" for nothing."""
     folder = checkpoint_folder(config, output)
     if config.method == IMPORTANCE:
-        n_paths = len({path for file in _curvatures(folder) for path in _paths_in(file)})
+        n_paths = len({path for file in _curvatures(folder) for path in paths_in(file, config_hash(config.flat))})
         return f"{n_paths} paths" if n_paths else ""
     steps = [int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.pt")]
     return f"step {max(steps)}" if steps else ""

@@ -298,7 +298,7 @@ import os, sys
 sys.path.insert(0, os.getcwd())
 import torch
 from scrapl_lib import __main__, importance, training
-def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress, tol):
+def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress, **_):
     assert not progress
     importance._write(save, torch.ones(2, loss.n_paths, dtype=torch.float64), fingerprint)
 training.theta_importance = fake

@@ -112,7 +112,7 @@ FAST = """
 import pathlib
 import torch
 from scrapl_lib import importance, training
-def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress, tol):
+def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, **_):
     curvature = torch.full((2, loss.n_paths), torch.nan, dtype=torch.float64)
     curvature[:, paths] = 1 + torch.tensor(paths, dtype=torch.float64)
     importance._write(save, curvature, fingerprint)

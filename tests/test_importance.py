@@ -240,6 +240,63 @@ def test_exploring_does_not_blind_the_probes(seed):
         assert max(abs(size - 2) < 1e-3, space.look(s, H).outside > left > 0.5), (n_iter, size, left)
 
 
+def general_problem(J, D, s, H):
+    """Loss of path p: sum over items of s[p, n] . theta_n + theta_n . H[p, n] theta_n / 2, where theta_{n,u} = J[n, u] . w + w . D[n, u] w / 2
+    at w = 0, so that s and H are its derivatives: ((loss, encode, synthesize, inputs, params), the dense matrices [path][u])."""
+    N, U, W = J.shape
+    w = nn.Parameter(torch.zeros(W, dtype=torch.float64))
+    x = nn.functional.pad(torch.arange(N, dtype=torch.float64)[:, None, None], (0, U))
+
+    class Loss:
+        n_paths = len(s)
+
+        def __call__(self, x_hat, x, path_idx):
+            n, theta = x[:, 0, 0].long(), x_hat[:, 0, :U]
+            return len(x) / N * (s[path_idx, n] * theta + theta * torch.einsum("nuv,nv->nu", H[path_idx, n], theta) / 2).sum(dim=1).mean()
+
+    def encode(x):
+        n = x[:, 0, 0].long()
+        return J[n] @ w + torch.einsum("nuij,i,j->nu", D[n], w, w) / 2
+
+    M = torch.einsum("pnuv,nui,nvj->puij", H, J, J) + torch.einsum("pnu,nuij->puij", s, D)
+    return (Loss(), encode, lambda theta: nn.functional.pad(theta, (0, 1))[:, None], x, [w]), M / N
+
+
+def in_one_direction(W, *entries):
+    """Zeros (2, 2, W, W) but for the entries ((n, u, i, j), value), symmetric in i and j."""
+    D = torch.zeros(2, 2, W, W, dtype=torch.float64)
+    for (n, u, i, j), value in entries:
+        D[n, u, i, j] = D[n, u, j, i] = value
+    return D
+
+
+@pytest.mark.parametrize("case", ["nearly parallel gradients", "a cycle through three spaces"])
+def test_asymmetric_matrices_among_shared_directions(case):
+    """20 paths. The second parameter's gradient leads M_0 out of the directions of the first and back: by a gradient that is all but
+    parallel to another; or by way of two directions that only the second term joins."""
+    J, s, H = torch.zeros(2, 2, 300), torch.zeros(20, 2, 2), torch.zeros(20, 2, 2, 2)
+    J, s, H = J.double(), s.double(), H.double()
+    J[0, 0, 0], H[:, 0, 0, 0], H[:, 1, 0, 1], H[:, 1, 1, 0] = 1, 1, 1, 1
+    if case == "nearly parallel gradients":
+        J[1, 0, 0], J[1, 0, 1], J[1, 1, 1], D = 1, 0.099, 100, in_one_direction(300)
+    else:
+        J[1, 0, 1], J[1, 1, 3], s[:, 1, 0] = 1, 100, 1
+        D = in_one_direction(300, ((1, 0, 1, 2), 0.1), ((1, 0, 2, 3), 0.5))
+    problem, M = general_problem(J, D, s, H)
+    found = theta_importance(*problem, progress=False, fingerprint="")
+    assert relative(found.curvature[0], [largest(M[p, 0]) for p in range(20)]) < 1e-3
+
+
+def test_a_value_that_may_be_far_off_is_not_said_to_have_converged():
+    """Many eigenvalues up to 1 in 2000 dimensions, one of 1.2, and only a direction with that of 1 is known: some products find nothing."""
+    W = 2000
+    D = torch.diag(torch.cat([torch.tensor([1.0, 1.2]), torch.linspace(-1, 1, W - 2)])).double()[None]
+    problem = curved_problem(torch.ones(16, 1, dtype=torch.float64), torch.eye(W, dtype=torch.float64)[:1], D)
+    with pytest.warns(UserWarning, match=r"paths \[0, 1, 2.* have not converged"):
+        found = theta_importance(*problem, n_iter=9, progress=False, fingerprint="")
+    assert float(found.curvature.min()) < 1.199  # or nothing had to be said
+
+
 def test_shared_directions_of_many_parameters():
     """14 parameters, as the drum synthesizer has: all paths' eigenvalues are those of the dense matrices."""
     generator = torch.Generator().manual_seed(0)
@@ -382,6 +439,32 @@ def test_flat_paths_and_parameters_get_zero_or_the_floor_never_nan():
         _ = theta_importance(Polynomials(lambda y: 0 * y[:, 0]), *problem, progress=False).probs
 
 
+def test_paths_without_curvature_among_shared_directions_get_zero():
+    """20 paths, linear in theta, which is linear in the weights: M is 0 though the slopes are not; one path curves."""
+    problem = linear_problem(torch.eye(60, dtype=torch.float64)[:2].view(2, 1, 60))
+    found = theta_importance(Polynomials(*[lambda y: 3 * y[:, 0]] * 19, lambda y: y[:, 0] ** 2), *problem, progress=False)
+    assert float((found.curvature - torch.tensor([[0.0] * 19 + [1.0]])).abs().max()) < 1e-9 and found.curvature.shape == (1, 20)
+
+
+def test_no_more_products_than_asked_for(monkeypatch):
+    products, calls = Encoder.hessian_products, []
+    monkeypatch.setattr(Encoder, "hessian_products", lambda self, v, u: calls.append(u) or products(self, v, u))
+    D = torch.stack([symmetric(300, [(-1) ** k * 2 / (1 + k) ** 0.7 for k in range(100)], n) for n in range(4)])
+    problem = curved_problem(torch.ones(16, 4, dtype=torch.float64), torch.eye(300, dtype=torch.float64)[:4], D)
+    before = 64 + 1 + 4
+    for n_iter in (1, 2, 5):
+        calls.clear()
+        with pytest.warns(UserWarning, match=r"paths \[0.* have not converged"):
+            theta_importance(*problem, n_iter=n_iter, tol=1e-9, paths=range(16), progress=False, fingerprint="")
+        assert before + n_iter <= len(calls) <= before + 16 * n_iter
+    encoder = Encoder(problem[1], [problem[3]], problem[4], 32)
+    encoder.share({"disable": True})
+    for n_iter in (1, 2, 5):
+        calls.clear()
+        encoder.spaces[0].largest_eigenvalue(torch.randn(4, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64), n_iter, 1e-9)
+        assert len(calls) == n_iter
+
+
 def test_probabilities():
     C = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
     assert float((probabilities(C) - torch.tensor([0.375, 0.625])).abs().max()) < 1e-15
@@ -520,7 +603,7 @@ def test_derivatives_are_kept_and_a_stopped_call_goes_on_with_the_next_items(tmp
 
     with pytest.raises(KeyboardInterrupt):  # two of three items are done
         again()
-    kept = tmp_path / "some.derivatives.npz"
+    kept = tmp_path / "some.json.derivatives.npz"
     assert [path.name for path in tmp_path.iterdir()] == [kept.name]
     with pytest.raises(ValueError, match="derivatives of another configuration"):
         again(fingerprint="another")

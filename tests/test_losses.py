@@ -16,7 +16,7 @@ from torch import nn
 
 from scrapl_lib import JTFSLoss, SCRAPLLoss
 from scrapl_lib import jtfs as jtfs_module
-from scrapl_lib.curvature import _derivatives
+from scrapl_lib.curvature import _derivatives_backwards
 from scrapl_lib.jets import Jets
 from scrapl_lib.losses import MSSLoss
 
@@ -602,7 +602,7 @@ def test_derivatives_are_those_of_autograd(options):
     moving[:, :, 180:] = 0
     found = {path: derivatives for path, *derivatives in loss.derivatives(moving, x, jets, range(loss.n_paths))}
     assert sorted(found) == list(range(loss.n_paths)) and loss.n_paths >= 7
-    for path, gradient, hessian in _derivatives(loss, moving, x, jets, range(loss.n_paths)):
+    for path, gradient, hessian in _derivatives_backwards(loss, moving, x, jets, range(loss.n_paths)):
         for ours, expected in zip(found[path], (gradient, hessian), strict=True):
             assert ours.shape == expected.shape and (ours - expected).abs().max() < 1e-10 * expected.abs().max()
 

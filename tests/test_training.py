@@ -699,12 +699,13 @@ def importances(monkeypatch):
     """theta_importance without its arithmetic: C = 1 + path for the first parameter, 2 + path for the others. Returns its calls."""
     calls = []
 
-    def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, **_):
+    def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, watch, **_):
         calls.append({"loss": loss, "encode": encode, "synthesize": synthesize, "inputs": inputs, "paths": list(paths),
                       "params": [w.detach().clone() for w in params], "fingerprint": fingerprint})  # fmt: skip
         curvature = torch.full((2, loss.n_paths), torch.nan, dtype=torch.float64)
         for path in paths:
-            synthesize[0](encode(inputs[0]))
+            if watch is not None:
+                watch()
             curvature[:, path] = torch.tensor([1.0 + path, 2.0 + path])
             importance._write(save, curvature, fingerprint)
 
