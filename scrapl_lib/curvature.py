@@ -232,9 +232,9 @@ class Encoder:
 class _Space:
     """Directions of the weights that all paths share, and what M_u of any path does among them and around them.
 
-    Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that M takes what is outside of Q
-    there by its second term only; and of all J, where they leave room for others, so that there M is its second term only. Of the products A_n q only K = Q A_n Q^T, (N, k, k), and sketches
-    SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k), and sketches SQ and SJ. G: the m probes, random and not
+    Q: orthonormal directions (k, W), the first of them those of a random vector and of the J_u, so that what M leads out of Q comes of its
+    second term alone; and of all other J, where they leave room for more, so that what it leads into Q does, too. Of the products A_n q
+    only K = Q A_n Q^T, (N, k, k), and sketches SAQ, (N, k, SKETCH), are kept; besides JQ = J_n Q^T, (N, U, k), and sketches SQ and SJ. G: the m probes, random and not
     normalized, with GQ = G Q^T, GAQ = G A_n Q^T and sketches SAG of the same kind. limit: the largest k.
     """
 
@@ -247,8 +247,8 @@ class _Space:
         self.Q, self.SQ, self.SAQ = J.new_zeros(0, W), J.new_zeros(0, SKETCH), J.new_zeros(N, 0, SKETCH)
         self.K, self.JQ = J.new_zeros(N, 0, 0), J.new_zeros(N, U, 0)
         self.GQ, self.GAQ = J.new_zeros(PROBES, 0), J.new_zeros(N, PROBES, 0)
-        others = J.flatten(0, 1) if 2 * (1 + N * U) <= self.limit else []
-        first = [encoder.random, *J[:, u], *others]
+        of_others = [J[:, v] for v in range(U) if v != u and 2 * (1 + N * U) <= self.limit]
+        first = torch.cat([encoder.random[None], J[:, u], *of_others])
         with tqdm(total=PROBES + len(first), desc=f"directions of parameter {u}", leave=False, **shown) as bar:
             SAG = []
             for g in self.G:

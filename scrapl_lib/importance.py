@@ -123,8 +123,9 @@ def theta_importance(
         n_iter: largest number of products with M per path and parameter. tol: stop once the eigenvalue changes by less
             than this fraction and its residual is below the root of it (for all but strongly asymmetric M the eigenvalue's
             error goes with the residual's square); with shared directions, once its error is about this fraction. A warning
-            names the paths where n_iter came first. As with power iteration, a largest eigenvalue only a little above the next
-            may be missed for that one (1 % with shared directions; more only if M is far from symmetric and U large).
+            names the paths where n_iter came first. As with power iteration, a largest eigenvalue a little above the next may be
+            missed for that one: with shared directions by up to 1 % where the bound is close; where it is not, a value that no
+            longer moves is taken, and nothing is proved of those above it.
         floor: least probability of a path as a fraction of the uniform one.
         gauss_newton: leave out the second term of M. No iteration then, but other values wherever the slope s matters.
         paths: only these (default: all); `merge` puts parts together.
