@@ -288,13 +288,14 @@ def test_asymmetric_matrices_among_shared_directions(case):
 
 
 def test_a_value_that_may_be_far_off_is_not_said_to_have_converged():
-    """Many eigenvalues up to 1 in 2000 dimensions, one of 1.2, and only a direction with that of 1 is known: some products find nothing."""
+    """Many eigenvalues up to 1 in 2000 dimensions, one of 1.03, and only a direction with that of 1 is known: some products find nothing, and the
+    value does not move."""
     W = 2000
-    D = torch.diag(torch.cat([torch.tensor([1.0, 1.2]), torch.linspace(-1, 1, W - 2)])).double()[None]
+    D = torch.diag(torch.cat([torch.tensor([1.0, 1.03]), torch.linspace(-1, 1, W - 2)])).double()[None]
     problem = curved_problem(torch.ones(16, 1, dtype=torch.float64), torch.eye(W, dtype=torch.float64)[:1], D)
     with pytest.warns(UserWarning, match=r"paths \[0, 1, 2.* have not converged"):
         found = theta_importance(*problem, n_iter=9, progress=False, fingerprint="")
-    assert float(found.curvature.min()) < 1.199  # or nothing had to be said
+    assert float(found.curvature.min()) < 1.02  # or nothing had to be said
 
 
 def test_shared_directions_of_many_parameters():
