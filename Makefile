@@ -52,13 +52,13 @@ venv: .venv/.installed ## make .venv from requirements.lock (the other targets d
 	$(PY) -m pip install --no-deps --no-build-isolation -e .)
 
 reproduce: venv ## run what is missing of the granular task, then all notebooks: tables, figures, report card
-	env -u TR808_DIR $(PY) -m scrapl_lib run --task granular $(RUN_FLAGS)
-	env -u TR808_DIR $(PY) -m scrapl_lib notebook --profile $(PROFILE) $(OUTPUT)
+	env -u TR808_DIR $(PY) -m replication run --task granular $(RUN_FLAGS)
+	env -u TR808_DIR $(PY) -m replication notebook --profile $(PROFILE) $(OUTPUT)
 	$(if $(TR808_DIR),$(MAKE) recordings)
 
 recordings: venv # the TR-808 tasks with the recordings in TR808_DIR, into recordings/
-	$(PY) -m scrapl_lib run --task tr808_micro,tr808_meso --profile $(PROFILE) $(if $(DEVICE),--device $(DEVICE)) --output recordings
-	$(PY) -m scrapl_lib notebook 07_tr808 --profile $(PROFILE) --output recordings
+	$(PY) -m replication run --task tr808_micro,tr808_meso --profile $(PROFILE) $(if $(DEVICE),--device $(DEVICE)) --output recordings
+	$(PY) -m replication notebook 07_tr808 --profile $(PROFILE) --output recordings
 
 smoke: ## the same at toy size, from nothing, in minutes
 	rm -rf results/smoke figures/smoke checkpoints/smoke
@@ -69,17 +69,17 @@ test: venv ## lint, types and tests
 	$(PY) -m mypy
 	$(ONE_THREAD) $(PY) -m pytest -n auto --maxprocesses 4
 
-coverage: venv ## how much of scrapl_lib the tests run, line by line (workers and kernels, other processes, left out)
-	$(ONE_THREAD) $(PY) -m pytest -n auto --maxprocesses 4 --cov=scrapl_lib --cov-report=term-missing:skip-covered
+coverage: venv ## how much of both packages the tests run, line by line (workers and kernels, other processes, left out)
+	$(ONE_THREAD) $(PY) -m pytest -n auto --maxprocesses 4 --cov=scrapl_lib --cov=replication --cov-report=term-missing:skip-covered
 
 status: venv ## which runs of PROFILE are done, missing, stale or failed
-	env -u TR808_DIR $(PY) -m scrapl_lib status --profile $(PROFILE) $(OUTPUT)
+	env -u TR808_DIR $(PY) -m replication status --profile $(PROFILE) $(OUTPUT)
 
 compare: venv ## each cell of Tables 1 to 9 and each claim: ours, the paper's, verdict
-	env -u TR808_DIR $(PY) -m scrapl_lib compare --profile $(PROFILE) $(OUTPUT)
+	env -u TR808_DIR $(PY) -m replication compare --profile $(PROFILE) $(OUTPUT)
 
 doctor: venv ## versions, devices, disk, weights, records: what is wrong, and a fix for each
-	$(PY) -m scrapl_lib doctor
+	$(PY) -m replication doctor
 
 site: venv ## static pages from what make reproduce left of PROFILE: build/site/index.html
 	$(PY) site/build_site.py --profile $(PROFILE) $(OUTPUT)
@@ -99,7 +99,7 @@ lab: venv ## open JupyterLab at the first notebook
 # in a new environment .venv-lock, under Python 3.11: the lock and environment.yml are tested equal
 lock: ## write requirements.lock and environment.yml anew from pyproject.toml (maintainers)
 	@$(find_python); "$$python" -m venv --clear .venv-lock
-	.venv-lock/bin/python -m pip install torch==2.13.0 ".[test,site]"
+	.venv-lock/bin/python -m pip install torch==2.13.0 ".[replication,test,site]"
 	.venv-lock/bin/python -m pip freeze --all --exclude pip --exclude scrapl-lib | sed 's/+[a-z0-9]*$$//' > .venv-lock/pins
 	{ grep '^#' requirements.lock; cat .venv-lock/pins; } > .venv-lock/new && mv .venv-lock/new requirements.lock
 	{ sed '/- pip:/q' environment.yml; sed 's/^/      - /' .venv-lock/pins; echo '      - -e .'; } > .venv-lock/new && mv .venv-lock/new environment.yml

@@ -63,19 +63,32 @@ def main() -> None:
     _, x_hat, x = textures()
     with np.load(REFERENCE / "granular.npz") as noise, tempfile.TemporaryDirectory() as folder:
         source, target = f"{folder}/given.npz", f"{folder}/found.npz"
-        np.savez(source, noise_hat=noise["x_hat"], noise=noise["x"], path_loss=noise["path_loss"], sketch=sketch(),
-                 paths=FIVE_OF_EACH_N2, x_hat=x_hat[:, 0].numpy(), x=x[:, 0].numpy())  # fmt: skip
+        np.savez(
+            source,
+            noise_hat=noise["x_hat"],
+            noise=noise["x"],
+            path_loss=noise["path_loss"],
+            sketch=sketch(),
+            paths=FIVE_OF_EACH_N2,
+            x_hat=x_hat[:, 0].numpy(),
+            x=x[:, 0].numpy(),
+        )
         subprocess.run(
-            [args.peers, __file__, "--side", source, target], check=True,
+            [args.peers, __file__, "--side", source, target],
+            check=True,
             start_new_session=True,  # the authors' package asks the terminal for its width: not in the background
-        )  # fmt: skip
+        )
         found = dict(np.load(target))
     theirs = [through_the_synth(torch.from_numpy(g)[:, None]).numpy() for g in found["textures"]]
     ours = [texture_gradient(path, torch.float64) for path in FIVE_OF_EACH_N2]
     np.savez_compressed(
-        REFERENCE / "accuracy.npz", noise_grad_sketch=found["sketch"].astype(np.float32), noise_grad_norm=found["norm"],
-        paths=np.array(FIVE_OF_EACH_N2), theta_grad_official_float32=np.stack(theirs), theta_grad_ours_float64=np.stack(ours),
-    )  # fmt: skip
+        REFERENCE / "accuracy.npz",
+        noise_grad_sketch=found["sketch"].astype(np.float32),
+        noise_grad_norm=found["norm"],
+        paths=np.array(FIVE_OF_EACH_N2),
+        theta_grad_official_float32=np.stack(theirs),
+        theta_grad_ours_float64=np.stack(ours),
+    )
 
 
 if __name__ == "__main__":

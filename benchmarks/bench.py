@@ -101,7 +101,7 @@ def encoder_and_synth() -> tuple[torch.nn.Module, Callable]:
         package, stub = types.ModuleType("scrapl_lib"), types.ModuleType("scrapl_lib.jtfs")
         package.__path__, stub.check_audio = [str(ROOT / "scrapl_lib")], lambda *_: None
         sys.modules |= {"scrapl_lib": package, "scrapl_lib.jtfs": stub}
-    from scrapl_lib.encoder import Encoder
+    from replication.encoder import Encoder
     from scrapl_lib.synths import GranularSynth
 
     torch.manual_seed(0)
@@ -216,11 +216,14 @@ def measure(part: str, pythons: dict[str, str], batch: int, repetitions: int, fi
     options = [part, str(batch), str(fill), str(threads)]
     workers = {
         side: subprocess.Popen(
-            [python, __file__, "--side", side, *options], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [python, __file__, "--side", side, *options],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             start_new_session=True,  # the authors' progress bar asks the terminal for its width: not in the background
         )
         for side, python in pythons.items()
-    }  # fmt: skip
+    }
 
     def ask(side: str, path: int, repetition: int) -> dict:
         try:
@@ -228,22 +231,29 @@ def measure(part: str, pythons: dict[str, str], batch: int, repetitions: int, fi
             return json.loads(workers[side].stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError) as error:
             status = workers[side].wait()
-            raise RuntimeError(f"{side} ended with status {status} at path {path}, its words are above (-9: out of memory; a module "
-                               "that is missing: remove .venv-peers and run `make peers`)") from error
+            raise RuntimeError(
+                f"{side} ended with status {status} at path {path}, its words are above (-9: out of memory; a module "
+                "that is missing: remove .venv-peers and run `make peers`)"
+            ) from error
 
     rows = []
     try:
         paths, n_warm = cases(part, repetitions)
         for path in paths:
             for repetition in range(-n_warm, 1 if part == "update" else repetitions):
-                answers = {side: ask(side, path.index, repetition) for side in (SIDES if len(rows) % 2 else SIDES[::-1])}
+                answers = {
+                    side: ask(side, path.index, repetition) for side in (SIDES if len(rows) % 2 else SIDES[::-1])
+                }
                 row = {"path_idx": path.index, "n2": path.n2, "n_fr": path.n_fr, "repetition": repetition}
                 row |= {f"{side}_{key}": answers[side][key] for key in ("ms", "value", "peak_mib") for side in SIDES}
                 row["times_faster"] = row["scrapl_loss_ms"] / row["ours_ms"]
                 if repetition >= 0:
                     rows.append(row)
-                    print("{part}: path {path_idx:3d} (n2 {n2:2d}, n_fr {n_fr:2d}): {ours_ms:9.1f} ms ours, {scrapl_loss_ms:9.1f} ms "
-                          "scrapl-loss, {times_faster:6.2f} times faster".format_map({"part": part} | row), flush=True)  # fmt: skip
+                    print(
+                        "{part}: path {path_idx:3d} (n2 {n2:2d}, n_fr {n_fr:2d}): {ours_ms:9.1f} ms ours, {scrapl_loss_ms:9.1f} ms "
+                        "scrapl-loss, {times_faster:6.2f} times faster".format_map({"part": part} | row),
+                        flush=True,
+                    )
     finally:
         for process in workers.values():
             process.stdin.close()
@@ -284,21 +294,48 @@ def summary(folder: Path):
         for name, column in {"ours": "ours_ms", "scrapl_loss": "scrapl_loss_ms", "times": "times_faster"}.items():
             low, middle, high = medians[column].quantile([0.25, 0.5, 0.75])
             row |= {name: middle, f"{name}_q25": low, f"{name}_q75": high}
-    columns = ["what", "unit", *(f"{name}{end}" for name in ("ours", "scrapl_loss", "times") for end in ("", "_q25", "_q75")),
-               "at_least", "aim", "n_paths", "n_pairs", "note"]  # fmt: skip
+    columns = [
+        "what",
+        "unit",
+        *(f"{name}{end}" for name in ("ours", "scrapl_loss", "times") for end in ("", "_q25", "_q75")),
+        "at_least",
+        "aim",
+        "n_paths",
+        "n_pairs",
+        "note",
+    ]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
 def as_text(table) -> str:
     """The summary as Markdown."""
-    from scrapl_lib.tables import number
+    from replication.tables import number
 
-    lines = ["| | unit | ours | scrapl-loss | ratio | at least | aim | paths | pairs |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| | unit | ours | scrapl-loss | ratio | at least | aim | paths | pairs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in table.to_dict("records"):
-        cells = [f"{number(row[n])} ({number(row[n + '_q25'])} to {number(row[n + '_q75'])})" for n in ("ours", "scrapl_loss", "times")]
+        cells = [
+            f"{number(row[n])} ({number(row[n + '_q25'])} to {number(row[n + '_q75'])})"
+            for n in ("ours", "scrapl_loss", "times")
+        ]
         cells = cells if not row["note"] else [row["note"], "", ""]
-        lines.append("| " + " | ".join([row["what"], row["unit"], *cells, row["at_least"], row["aim"],
-                                         str(row["n_paths"]), str(row["n_pairs"])]) + " |")  # fmt: skip
+        lines.append(
+            "| "
+            + " | ".join(
+                [
+                    row["what"],
+                    row["unit"],
+                    *cells,
+                    row["at_least"],
+                    row["aim"],
+                    str(row["n_paths"]),
+                    str(row["n_pairs"]),
+                ]
+            )
+            + " |"
+        )
     return "\n".join([*lines, "", "Medians (quartiles); ratios are taken pair by pair."]) + "\n"
 
 
@@ -314,7 +351,9 @@ def available_gib() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts")
-    parser.add_argument("--repetitions", type=int, help=f"timed calls of each path, in update of all; else {REPETITIONS}")
+    parser.add_argument(
+        "--repetitions", type=int, help=f"timed calls of each path, in update of all; else {REPETITIONS}"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, help=f"else {BATCH}")
     parser.add_argument("--fill", type=int, help=f"paths drawn before update or step are timed; else {FILL}")
@@ -330,21 +369,27 @@ def main() -> None:
         peers = subprocess.run([args.peers, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"{args.peers} is no interpreter with scrapl-loss: run `make peers` first") from error
-    from scrapl_lib.records import provenance, utc_now, write_csv, write_text_atomic
+    from replication.records import provenance, utc_now, write_csv, write_text_atomic
 
     folder, failed = args.output / "results/bench", []
     for part in args.only:
         if part == "jtfs" and available_gib() < OFFICIAL_JTFS_GIB:
             failed.append(f"jtfs: needs {OFFICIAL_JTFS_GIB} GiB of memory, {available_gib():.1f} are available")
             continue
-        settings = {"batch": args.batch or BATCH[part], "repetitions": args.repetitions or REPETITIONS[part],
-                    "fill": FILL.get(part, 0) if args.fill is None else args.fill, "threads": args.threads}  # fmt: skip
+        settings = {
+            "batch": args.batch or BATCH[part],
+            "repetitions": args.repetitions or REPETITIONS[part],
+            "fill": FILL.get(part, 0) if args.fill is None else args.fill,
+            "threads": args.threads,
+        }
         try:
             table = measure(part, {"ours": sys.executable, "scrapl_loss": args.peers}, **settings)
         except RuntimeError as error:
             failed.append(f"{part}: {error}")
             continue
-        about = {key: value for key, value in provenance("cpu").items() if key != "peak_memory_mb"}  # this process only waits
+        about = {
+            key: value for key, value in provenance("cpu").items() if key != "peak_memory_mb"
+        }  # this process only waits
         about |= {"part": part, "settings": settings, "config": CONFIG, "peers": peers, "end_utc": utc_now()}
         write_csv(folder / f"{part}.csv", table)
         write_text_atomic(folder / f"{part}.json", json.dumps(about, indent=1, sort_keys=True, allow_nan=False) + "\n")

@@ -38,8 +38,12 @@ def without_kymatio() -> tuple[type, type]:
             super().__init__()
             self.kernel_width = 1
 
-    stubs = {"bench_lib": {"__path__": []}, "bench_lib.jtfs": {"check_audio": None}, "nnAudio": {"__path__": []},
-             "nnAudio.features": {"CQT1992v2": NoCQT}}  # fmt: skip
+    stubs = {
+        "bench_lib": {"__path__": []},
+        "bench_lib.jtfs": {"check_audio": None},
+        "nnAudio": {"__path__": []},
+        "nnAudio.features": {"CQT1992v2": NoCQT},
+    }
     for name, content in stubs.items():
         sys.modules[name] = types.ModuleType(name)
         vars(sys.modules[name]).update(content)
@@ -63,23 +67,33 @@ def peer(data: dict, n_iter: int):
     loss = SCRAPLLoss(shape=32768, J=12, Q1=8, Q2=2, J_fr=3, Q_fr=2, n_theta=2)
     params = list(encoder.parameters())
     return lambda p: loss.calc_theta_eigs(
-        p, lambda x, features: encoder(features), lambda theta: synth.render(theta, *draw),
-        {"x": data["x"], "features": data["features"]}, params, n_iter=n_iter,
-    )  # fmt: skip
+        p,
+        lambda x, features: encoder(features),
+        lambda theta: synth.render(theta, *draw),
+        {"x": data["x"], "features": data["features"]},
+        params,
+        n_iter=n_iter,
+    )
 
 
 def ours(data: dict, n_iter: int):
     """path -> curvature of each parameter, by this library; what is shared by all paths is made anew each time."""
+    from replication.encoder import Encoder
     from scrapl_lib import SCRAPLLoss, theta_importance
-    from scrapl_lib.encoder import Encoder
     from scrapl_lib.synths import GranularSynth
 
     encoder, synth, loss = Encoder().eval(), GranularSynth(), SCRAPLLoss()
     encoder.load_state_dict(data["weights"])
     return lambda p: theta_importance(
-        loss, lambda x: encoder(encoder.features(x)), lambda theta: synth(theta, data["seeds"]), data["x"],
-        encoder.parameters(), n_iter=n_iter, paths=[p], progress=False,
-    ).curvature[:, p]  # fmt: skip
+        loss,
+        lambda x: encoder(encoder.features(x)),
+        lambda theta: synth(theta, data["seeds"]),
+        data["x"],
+        encoder.parameters(),
+        n_iter=n_iter,
+        paths=[p],
+        progress=False,
+    ).curvature[:, p]
 
 
 def worker(side: str, file: str, threads: int, n_iter: int) -> None:
@@ -95,7 +109,9 @@ def worker(side: str, file: str, threads: int, n_iter: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", default=str(LIBRARY.parent / ".venv-peers/bin/python"), help="an interpreter with scrapl-loss")
+    parser.add_argument(
+        "--peers", default=str(LIBRARY.parent / ".venv-peers/bin/python"), help="an interpreter with scrapl-loss"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--paths", type=int, nargs="+", default=[25, 130, 220, 301])
@@ -107,9 +123,9 @@ def main() -> None:
         return worker(*args.side, args.threads, args.n_iter)
     if not Path(args.peers).exists():
         raise SystemExit(f"no interpreter {args.peers}: run `make peers` first")
-    from scrapl_lib.data import ThetaGrid, meso_seeds
-    from scrapl_lib.encoder import Encoder
-    from scrapl_lib.records import provenance, utc_now, write_csv, write_text_atomic
+    from replication.data import ThetaGrid, meso_seeds
+    from replication.encoder import Encoder
+    from replication.records import provenance, utc_now, write_csv, write_text_atomic
     from scrapl_lib.synths import GranularSynth
 
     torch.manual_seed(0)
@@ -117,28 +133,39 @@ def main() -> None:
     items = grid.batches("train", args.batch)[0]
     with torch.no_grad():
         x = GranularSynth()(grid.theta[items], grid.seed[items])
-    data = {"weights": encoder.state_dict(), "x": x, "features": encoder.features(x), "seeds": meso_seeds(0, 1, args.batch)}
+    data = {
+        "weights": encoder.state_dict(),
+        "x": x,
+        "features": encoder.features(x),
+        "seeds": meso_seeds(0, 1, args.batch),
+    }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "data.pt")
         torch.save(data, file)
+
         def log(side: str) -> Path:
             return Path(folder) / f"{side}.log"
 
         workers = {
             side: subprocess.Popen(
                 [python, __file__, "--side", side, file, "--threads", str(args.threads), "--n-iter", str(args.n_iter)],
-                text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=open(log(side), "w"),
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=open(log(side), "w"),
                 start_new_session=True,  # the authors' progress bar asks the terminal for its width: not in the background
             )
             for side, python in {"ours": sys.executable, "peer": args.peers}.items()
-        }  # fmt: skip
+        }
         for p in args.paths:
             row = {"path_idx": p}
             for side, process in workers.items():
                 print(p, file=process.stdin, flush=True)
                 if not (line := process.stdout.readline()):
-                    raise SystemExit(f"{side} ended with exit status {process.wait()} at path {p}:\n{log(side).read_text()[-3000:]}")
+                    raise SystemExit(
+                        f"{side} ended with exit status {process.wait()} at path {p}:\n{log(side).read_text()[-3000:]}"
+                    )
                 answer = json.loads(line)
                 row |= {f"{side}_s": answer["seconds"], f"{side}_peak_mib": answer["peak_mib"]}
                 row |= {f"{side}_curvature_{u}": value for u, value in enumerate(answer["values"])}
@@ -146,9 +173,13 @@ def main() -> None:
             for u in range(2):
                 row[f"difference_{u}"] = abs(abs(row[f"peer_curvature_{u}"]) / row[f"ours_curvature_{u}"] - 1)
             rows.append(row)
-            print("path {path_idx:3d}: {ours_s:6.1f} s ours, {peer_s:6.1f} s scrapl-loss, {times_faster:5.1f} times faster; values "
-                  "{ours_curvature_0:.4g} {ours_curvature_1:.4g}, {peer_curvature_0:.4g} {peer_curvature_1:.4g}"
-                  .format_map(row), flush=True)  # fmt: skip
+            print(
+                "path {path_idx:3d}: {ours_s:6.1f} s ours, {peer_s:6.1f} s scrapl-loss, {times_faster:5.1f} times faster; values "
+                "{ours_curvature_0:.4g} {ours_curvature_1:.4g}, {peer_curvature_0:.4g} {peer_curvature_1:.4g}".format_map(
+                    row
+                ),
+                flush=True,
+            )
         for process in workers.values():
             process.communicate()
     import pandas as pd
@@ -165,7 +196,10 @@ def main() -> None:
     folder = args.output / "results/bench"
     write_csv(folder / "importance.csv", table)
     write_text_atomic(folder / "importance.json", json.dumps(summary, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    print(json.dumps(summary["times_faster"]), f"largest difference {summary['largest_difference']:.1%}; written: {folder}")
+    print(
+        json.dumps(summary["times_faster"]),
+        f"largest difference {summary['largest_difference']:.1%}; written: {folder}",
+    )
 
 
 if __name__ == "__main__":

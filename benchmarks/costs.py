@@ -20,9 +20,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
-from scrapl_lib import paper
-from scrapl_lib.experiments import NOT_RUN, RunConfig
-from scrapl_lib.losses import JTFSLoss, MSSLoss, SCRAPLLoss, p_loss
+from replication import published as paper
+from replication.baselines import MSSLoss
+from replication.tasks import NOT_RUN, RunConfig
+from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
 
 MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
 MEASURED = ("p_loss", "jtfs", "scrapl", *MSS)
@@ -105,7 +106,11 @@ def peak_mib(call: Callable, arguments: Iterable, device: str) -> float:
 
 def spread(values: Sequence, n: int) -> list:
     """At most n of the values, evenly spaced."""
-    return list(values) if len(values) <= n else [values[i] for i in np.linspace(0, len(values) - 1, n).round().astype(int)]
+    return (
+        list(values)
+        if len(values) <= n
+        else [values[i] for i in np.linspace(0, len(values) - 1, n).round().astype(int)]
+    )
 
 
 def _quartiles(ms: np.ndarray) -> dict[str, float]:
@@ -115,7 +120,10 @@ def _quartiles(ms: np.ndarray) -> dict[str, float]:
 
 def cost(call: Callable, arguments: Sequence, device: str, least_s: float, n_memory: int) -> dict[str, float]:
     """n, ms (median), iqr_ms (NaN if measured once) over the arguments, and mib over `n_memory` of them."""
-    return {**_quartiles(times_ms(call, arguments, least_s)), "mib": peak_mib(call, spread(arguments, n_memory), device)}
+    return {
+        **_quartiles(times_ms(call, arguments, least_s)),
+        "mib": peak_mib(call, spread(arguments, n_memory), device),
+    }
 
 
 def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: float, bench: Path) -> pd.DataFrame:
@@ -136,24 +144,53 @@ def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: f
             row |= cost(call, spread(arguments, n_paths), device, least_s, max(1, n_paths // 4))
         printed = (paper.published("table_5", method, metric).value for metric in ("median_time", "iqr", "max_memory"))
         rows.append(row | dict(zip(("paper_ms", "paper_iqr_ms", "paper_mb"), printed)))
-    model = {"paper_ms": paper.published("figure_1", "encoder_and_synth", "model_step_time").value, "note": "not part of Table 5"}
-    rows.append({"method": "model", "loss": MODEL} | cost(model_call(config, batch, device), [None], device, least_s, 1) | model)
+    model = {
+        "paper_ms": paper.published("figure_1", "encoder_and_synth", "model_step_time").value,
+        "note": "not part of Table 5",
+    }
+    rows.append(
+        {"method": "model", "loss": MODEL} | cost(model_call(config, batch, device), [None], device, least_s, 1) | model
+    )
     for method, part in {"scrapl": "single_path", "jtfs": "jtfs"}.items():
-        row = {"method": f"{method}_official", "loss": f"{paper.METHODS[method]}, scrapl-loss 0.1.0", "n": 0, "note": "not run: make bench"}
+        row = {
+            "method": f"{method}_official",
+            "loss": f"{paper.METHODS[method]}, scrapl-loss 0.1.0",
+            "n": 0,
+            "note": "not run: make bench",
+        }
         if (bench / f"{part}.csv").exists():
             pairs = pd.read_csv(bench / f"{part}.csv")
             per_path = pairs.groupby("path_idx").median()
             row |= _quartiles((per_path if method == "scrapl" else pairs)["scrapl_loss_ms"].to_numpy())
             row |= {"mib": pairs["scrapl_loss_peak_mib"].max()}
-            row["note"] = (f"granular configuration, batch 4, on the CPU, memory of the process, by make bench; "
-                           f"{per_path['times_faster'].median():.3g} times ours there")  # fmt: skip
+            row["note"] = (
+                f"granular configuration, batch 4, on the CPU, memory of the process, by make bench; "
+                f"{per_path['times_faster'].median():.3g} times ours there"
+            )
         rows.append(row)
     table = pd.DataFrame(rows)
     mss = table.loc[table["method"].isin(MSS), ["ms", "paper_ms"]].mean()
     ours = ~table["method"].str.endswith("_official")
-    table["times_mss"], table["paper_times_mss"] = (table["ms"] / mss["ms"]).where(ours), table["paper_ms"] / mss["paper_ms"]
-    return table[["method", "loss", "n", "ms", "iqr_ms", "mib", "times_mss", "paper_ms", "paper_iqr_ms", "paper_mb",
-                  "paper_times_mss", "note"]]  # fmt: skip
+    table["times_mss"], table["paper_times_mss"] = (
+        (table["ms"] / mss["ms"]).where(ours),
+        table["paper_ms"] / mss["paper_ms"],
+    )
+    return table[
+        [
+            "method",
+            "loss",
+            "n",
+            "ms",
+            "iqr_ms",
+            "mib",
+            "times_mss",
+            "paper_ms",
+            "paper_iqr_ms",
+            "paper_mb",
+            "paper_times_mss",
+            "note",
+        ]
+    ]
 
 
 def sizes(config: RunConfig, batch: int, points: int) -> dict[str, list[tuple[dict[str, int], int]]]:
@@ -162,14 +199,15 @@ def sizes(config: RunConfig, batch: int, points: int) -> dict[str, list[tuple[di
     lengths = [(config.n_samples << k) >> few for k in range(points)]
     qs = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 4), (6, 6)][:points]
     return {
-        "n_samples": [(base | {"shape": n}, batch) for n in lengths if n >= max(2**base["J"], LEAST_SAMPLES)],
+        "n_samples": [(base | {"shape": n}, batch) for n in lengths if n >= max(2 ** base["J"], LEAST_SAMPLES)],
         "batch": [(base, 2**k) for k in range(points)],
         "n_paths": [(base | {"Q2": q2, "Q_fr": q_fr}, batch) for q2, q_fr in qs],
     }
 
 
-def growth(config: RunConfig, batch: int, device: str, points: int, n_paths: int, least_s: float,
-           methods: Sequence[str]) -> pd.DataFrame:  # fmt: skip
+def growth(
+    config: RunConfig, batch: int, device: str, points: int, n_paths: int, least_s: float, methods: Sequence[str]
+) -> pd.DataFrame:
     """Time and memory as signal length, batch and P grow, the rest fixed: columns axis (of `AXES`), size, method, n, ms, iqr_ms, mib.
 
     SCRAPL: the median over `n_paths` of its paths. P grows with the wavelets per octave of the second order, Q2 and Q_fr.
@@ -210,5 +248,7 @@ def crossings(data: pd.DataFrame, one: str, others: Sequence[str]) -> pd.DataFra
             steeper = b["slope"] - a["slope"]
             size = (a["factor"] / b["factor"]) ** (1 / steeper) if abs(steeper) > 0.1 else math.nan
             ratio = mine[one] / mine[other]
-            rows.append((axis, other, ratio.min(), ratio.max(), size, bool(mine.index.min() <= size <= mine.index.max())))
+            rows.append(
+                (axis, other, ratio.min(), ratio.max(), size, bool(mine.index.min() <= size <= mine.index.max()))
+            )
     return pd.DataFrame(rows, columns=["axis", "other", "least_ratio", "largest_ratio", "size", "measured"])

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from scrapl_lib.experiments import make_config
-from scrapl_lib.records import ROOT, provenance, utc_now, write_csv, write_text_atomic
-from scrapl_lib.training import KEEP_MEMORY, Training, check_device, default_device, default_workers
+from replication.records import ROOT, provenance, utc_now, write_csv, write_text_atomic
+from replication.tasks import make_config
+from replication.trainer import KEEP_MEMORY, Training, check_device, default_device, default_workers
 
 
 class Over(Exception):
@@ -64,8 +64,16 @@ def worker(task: str, method: str, profile: str, device: str, seed: int, warm: i
 def measure(n: int, arguments: list[str], device: str) -> dict[str, float]:
     """Of n workers at once: runs per hour, and a worker's mean milliseconds per step."""
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
-    workers = [subprocess.Popen([sys.executable, __file__, *arguments, "--seed", str(seed)], stdin=subprocess.PIPE, text=True,
-                                stdout=subprocess.PIPE, env=os.environ | KEEP_MEMORY | threads) for seed in range(n)]  # fmt: skip
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, *arguments, "--seed", str(seed)],
+            stdin=subprocess.PIPE,
+            text=True,
+            stdout=subprocess.PIPE,
+            env=os.environ | KEEP_MEMORY | threads,
+        )
+        for seed in range(n)
+    ]
     try:
         if any(each.stdout.readline() != "ready\n" for each in workers):
             raise RuntimeError(f"one of {n} workers ended before it was ready, its words are above")
@@ -92,8 +100,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = args.device or default_device(args.profile)
-    settings = {"task": args.task, "method": args.method, "profile": args.profile, "device": device, "warm": args.warm,
-                "seconds": args.seconds}  # fmt: skip
+    settings = {
+        "task": args.task,
+        "method": args.method,
+        "profile": args.profile,
+        "device": device,
+        "warm": args.warm,
+        "seconds": args.seconds,
+    }
     if args.seed is not None:
         return worker(seed=args.seed, **settings)
     import pandas as pd
@@ -103,8 +117,11 @@ def main() -> None:
     for n in args.workers:
         rows.append(measure(n, arguments, device))
         rows[-1]["times_one"] = rows[-1]["runs_per_hour"] / rows[0]["runs_per_hour"]
-        print("{workers} workers: {runs_per_hour:.4g} runs per hour, {times_one:.2f} times the first; {step_ms:.3g} ms per step "
-              "of each".format_map(rows[-1]), flush=True)  # fmt: skip
+        print(
+            "{workers} workers: {runs_per_hour:.4g} runs per hour, {times_one:.2f} times the first; {step_ms:.3g} ms per step "
+            "of each".format_map(rows[-1]),
+            flush=True,
+        )
     print(f"`run` takes {default_workers(device)} workers here unless told")
     path = args.output / "results/bench" / f"throughput_{args.profile}_{device.replace(':', '')}"
     write_csv(path.with_suffix(".csv"), pd.DataFrame(rows))

@@ -1,9 +1,5 @@
 """SCRAPL: scattering transform with random paths for machine learning (ICLR 2026), a replication."""
 
-import time
-
-__started_s__ = time.monotonic()  # of this process, but for the interpreter itself: the imports below take seconds
-
 from .importance import theta_importance
 from .jtfs import JTFS
 from .losses import JTFSLoss, SCRAPLLoss

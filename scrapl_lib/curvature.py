@@ -21,14 +21,19 @@ from .jets import Jets
 
 Encode = Callable[[Tensor], Tensor]
 Synthesize = Callable[[Tensor], Tensor]
-START_NOISE = 1.0  # random part of Arnoldi's first vector beside the Gauss-Newton one: eigenvectors outside the span of the J
+START_NOISE = (
+    1.0  # random part of Arnoldi's first vector beside the Gauss-Newton one: eigenvectors outside the span of the J
+)
 # are found through it
 SHARED_PATHS = 16  # so many paths are worth the probes
 PROBES, LEAST = 64, 34.6  # the sum of so many squares of normal numbers is less than this once in 1000 times
 SKETCH = 1021  # numbers that stand for a vector of weights where only scalar products are asked for: to 3 % of the lengths' product
 ABOVE = 0.01  # no eigenvalue is taken for the largest while another may be larger than it by more than this fraction
 NEW = 0.1  # a unit vector with less than this outside of the shared directions adds none
-SETTLED, DOUBT = 8, 2.0  # after so many products of its own a path's value is taken when it no longer moves, unless one so many
+SETTLED, DOUBT = (
+    8,
+    2.0,
+)  # after so many products of its own a path's value is taken when it no longer moves, unless one so many
 # times as large is possible
 DIRECTIONS = 2048  # at most, of all parameters together: 5 GB with 604 k weights in float32
 DENSE = 150  # matrices up to this size have all their eigenvalues computed
@@ -64,7 +69,9 @@ class Batch:
             raise ValueError("synthesize returned audio without a graph: it must be differentiable in theta")
         self.audio = audio.detach()
         again = synthesize(self.theta).detach()
-        _check_same("synthesize is not deterministic", self.audio, again, "two calls on one theta differ; fix its seeds")
+        _check_same(
+            "synthesize is not deterministic", self.audio, again, "two calls on one theta differ; fix its seeds"
+        )
         # a backward pass is linear in its input y, and its derivative with respect to y is what y is multiplied by
         U, y = theta.shape[1], torch.zeros_like(audio, requires_grad=True)
         (back,) = torch.autograd.grad(audio, self.theta, y, create_graph=True)
@@ -80,7 +87,9 @@ class Batch:
         """The items, so many at once as are differentiated together."""
         return [slice(start, start + self.chunk) for start in range(0, len(self.theta), self.chunk)]
 
-    def slopes_and_curvatures(self, loss: torch.nn.Module, paths: Sequence[int], c: slice, bar: tqdm) -> tuple[Tensor, Tensor]:
+    def slopes_and_curvatures(
+        self, loss: torch.nn.Module, paths: Sequence[int], c: slice, bar: tqdm
+    ) -> tuple[Tensor, Tensor]:
         """s (n, paths, U) and H (n, paths, U, U) of the n items c."""
         of_loss = loss.derivatives if hasattr(loss, "derivatives") else functools.partial(_derivatives_backwards, loss)
         found = {}
@@ -124,7 +133,12 @@ class Encoder:
     watch: called before each product."""
 
     def __init__(
-        self, encode: Encode, inputs: list[Tensor], params: list[Tensor], chunk: int, watch: Callable[[], object] | None = None
+        self,
+        encode: Encode,
+        inputs: list[Tensor],
+        params: list[Tensor],
+        chunk: int,
+        watch: Callable[[], object] | None = None,
     ) -> None:
         if not params or not all(isinstance(w, Tensor) and w.requires_grad for w in params):
             raise ValueError("params must be the encoder's weights: at least one tensor, all with requires_grad")
@@ -132,7 +146,11 @@ class Encoder:
         self.parts = torch.cat(inputs).split(chunk)
         self.thetas = [self._checked_theta(x) for x in inputs]
         self.n_params = self.thetas[0].shape[1]
-        pairs = [(x[n : n + 1], theta[n : n + 1]) for x, theta in zip(inputs, self.thetas, strict=True) for n in range(len(x))]
+        pairs = [
+            (x[n : n + 1], theta[n : n + 1])
+            for x, theta in zip(inputs, self.thetas, strict=True)
+            for n in range(len(x))
+        ]
         J = [self._jacobian(*pair) for pair in pairs]
         self.J = torch.stack(J)
         flat = self.J.flatten(0, 1)
@@ -144,7 +162,9 @@ class Encoder:
     def share(self, shown: dict) -> None:
         """Keep every item's gradients with their graphs, and begin the directions that all paths share."""
         thetas = [self.encode(x)[0] for part in self.parts for x in part.split(1)]
-        self.gradients = [[_grad(theta[u], self.params, create_graph=True) for u in range(self.n_params)] for theta in thetas]
+        self.gradients = [
+            [_grad(theta[u], self.params, create_graph=True) for u in range(self.n_params)] for theta in thetas
+        ]
         probes = torch.randn(PROBES, self.J.shape[2], generator=torch.Generator().manual_seed(1)).to(self.J)
         self.spaces = [_Space(self, u, probes, shown) for u in range(self.n_params)]
 
@@ -157,7 +177,9 @@ class Encoder:
             along = sum((a * g).sum() for a, g in zip(like_params, gradients[u], strict=True))
             return _flat(_grad(along, self.params, retain_graph=True))
 
-        return torch.stack(_side_by_side(of_item, self.gradients, torch.get_num_threads() if v.device.type == "cpu" else 1))
+        return torch.stack(
+            _side_by_side(of_item, self.gradients, torch.get_num_threads() if v.device.type == "cpu" else 1)
+        )
 
     def _like_params(self, v: Tensor) -> list[Tensor]:
         return [a.view_as(w) for a, w in zip(v.split([w.numel() for w in self.params]), self.params, strict=True)]
@@ -176,14 +198,21 @@ class Encoder:
         alone = self.encode(x)
         advice = "an item's theta is another one alone than in its batch; batch statistics cannot be used"
         _check_same("encode does not treat items independently", theta, alone.detach(), advice)
-        used = torch.autograd.grad(alone.sum(), self.params, retain_graph=True, allow_unused=True) if alone.requires_grad \
+        used = (
+            torch.autograd.grad(alone.sum(), self.params, retain_graph=True, allow_unused=True)
+            if alone.requires_grad
             else [None] * len(self.params)
+        )
         if unused := [i for i, g in enumerate(used) if g is None]:
-            raise ValueError(f"encode does not use params {unused} of 0 ... {len(used) - 1} (or was called without gradients): "
-                             "leave those out")  # fmt: skip
+            raise ValueError(
+                f"encode does not use params {unused} of 0 ... {len(used) - 1} (or was called without gradients): "
+                "leave those out"
+            )
         return torch.stack([_flat(_grad(alone[0, u], self.params, retain_graph=True)) for u in range(theta.shape[1])])
 
-    def largest_eigenvalue(self, s: Tensor, H: Tensor, u: int, n_iter: int, tol: float, gauss_newton: bool) -> tuple[float, bool]:
+    def largest_eigenvalue(
+        self, s: Tensor, H: Tensor, u: int, n_iter: int, tol: float, gauss_newton: bool
+    ) -> tuple[float, bool]:
         """|largest eigenvalue| of M_u for slopes s (N, U) and curvatures H (N, U, U), and whether it has converged."""
         s, H = s[:, u], H[:, u]
         scale = float(torch.maximum(s.abs().max(), H.abs().max()))
@@ -267,7 +296,9 @@ class _Space:
 
     def _sketch(self, v: Tensor) -> Tensor:
         """(..., W) -> (..., SKETCH): sums of some weights each, with random signs. Scalar products stay about as they are."""
-        return torch.nn.functional.pad(v * self.sign, (0, -v.shape[-1] % SKETCH)).unflatten(-1, (-1, SKETCH)).sum(dim=-2)
+        return (
+            torch.nn.functional.pad(v * self.sign, (0, -v.shape[-1] % SKETCH)).unflatten(-1, (-1, SKETCH)).sum(dim=-2)
+        )
 
     def _take_in(self, v: Tensor, A_v: Tensor) -> None:
         """Make what is new in the unit vector v a direction, from the products A_n v (N, W)."""
@@ -291,7 +322,13 @@ class _Space:
         self.K[:, k, k] = (A_v @ q - Q_A_q @ c) / length
         self.GAQ[..., k] = (A_v @ self.G.T - self.GAQ[..., :k] @ c) / length
         self.SAQ[:, k] = (self._sketch(A_v) - c @ self.SAQ[:, :k]) / length
-        self.Q[k], self.SQ[k], self.JQ[..., k], self.GQ[:, k], self.k = q, self._sketch(q), self.encoder.J @ q, self.G @ q, k + 1
+        self.Q[k], self.SQ[k], self.JQ[..., k], self.GQ[:, k], self.k = (
+            q,
+            self._sketch(q),
+            self.encoder.J @ q,
+            self.G @ q,
+            k + 1,
+        )
 
     def product(self, s: Tensor, H: Tensor, v: Tensor, take_in: bool = True) -> Tensor:
         """M_u v of the path with these s (N,) and H (N, U), for a unit vector v; what is new in v becomes a direction."""
@@ -314,7 +351,9 @@ class _Space:
                 return _arnoldi(functools.partial(self.product, s, H), seen.way, n_iter - n, tol)
             if not row:
                 start = seen.way
-                if seen.outside > seen.size:  # a sum of probes taken in would hide from them what they show; what M makes of it does not
+                if (
+                    seen.outside > seen.size
+                ):  # a sum of probes taken in would hide from them what they show; what M makes of it does not
                     start, n = self.product(s, H, start, take_in=False), 1
                 row = [start / start.norm()]
             for _ in range(min(2, n_iter - n)):
@@ -395,7 +434,9 @@ def _largest_across(A: np.ndarray, L: np.ndarray, C: np.ndarray, b: float) -> tu
     k, width = len(A), sum(C.shape)
     if not (A.any() or L.any() or C.any() or b):
         return 0.0, np.zeros(k)
-    apply = LinearOperator((width, width), matvec=lambda v: np.concatenate([A @ v[:k] + L @ v[k:], v[:k] @ C + b * v[k:]]), dtype=float)
+    apply = LinearOperator(
+        (width, width), matvec=lambda v: np.concatenate([A @ v[:k] + L @ v[k:], v[:k] @ C + b * v[k:]]), dtype=float
+    )
     try:
         values, vectors = _outer(apply, 1, tol=1e-3)
     except ArpackError:
@@ -455,5 +496,3 @@ def _arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, n_iter: int, to
             return float(size), True
         Q[k + 1], last = v / T[k + 1, k], size
     return float(last), False
-
-

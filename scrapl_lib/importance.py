@@ -100,12 +100,25 @@ class Importance:
 
 
 def theta_importance(
-    loss: torch.nn.Module, encode: Encode, synthesize: Synthesize | Sequence[Synthesize], inputs: Tensor | Sequence[Tensor],
-    params: Iterable[Tensor], n_iter: int = 20, tol: float = 1e-4, *, floor: float = 0.0, gauss_newton: bool = False,
-    paths: Sequence[int] | None = None, save: Path | str | None = None, fingerprint: str | None = None,
-    dtype: torch.dtype = torch.float64, chunk: int = 32, audio_chunk: int = 4, progress: bool = True,
+    loss: torch.nn.Module,
+    encode: Encode,
+    synthesize: Synthesize | Sequence[Synthesize],
+    inputs: Tensor | Sequence[Tensor],
+    params: Iterable[Tensor],
+    n_iter: int = 20,
+    tol: float = 1e-4,
+    *,
+    floor: float = 0.0,
+    gauss_newton: bool = False,
+    paths: Sequence[int] | None = None,
+    save: Path | str | None = None,
+    fingerprint: str | None = None,
+    dtype: torch.dtype = torch.float64,
+    chunk: int = 32,
+    audio_chunk: int = 4,
+    progress: bool = True,
     watch: Callable[[], object] | None = None,
-) -> Importance:  # fmt: skip
+) -> Importance:
     """Curvature of every path with respect to every parameter, and the sampling probabilities that follow.
 
     `encode` and `synthesize` must be deterministic (eval mode, synthesizer seeds fixed) and treat items independently;
@@ -167,25 +180,37 @@ def theta_importance(
     if save is not None and Path(save).exists():
         saved = _read(save)
         if saved.fingerprint != fingerprint or saved.curvature.shape != curvature.shape:
-            raise ValueError(f"{save} holds curvature of another configuration, weights or inputs: delete it, or save elsewhere")
+            raise ValueError(
+                f"{save} holds curvature of another configuration, weights or inputs: delete it, or save elsewhere"
+            )
         curvature = saved.curvature
     kept, slow = getattr(loss, "path_idx", None), []
     todo = [p for p in wanted if curvature[:, p].isnan().any()]
     shown = {"disable": not progress, "mininterval": 0.5 if sys.stderr.isatty() else 10}
     derivatives_file = None if save is None else Path(f"{save}.derivatives.npz")
     n_items = sum(map(len, inputs))
-    if len(todo) >= SHARED_PATHS and n_items <= chunk and (n_items + 1) * encoder.n_params < DIRECTIONS and not gauss_newton:
+    if (
+        len(todo) >= SHARED_PATHS
+        and n_items <= chunk
+        and (n_items + 1) * encoder.n_params < DIRECTIONS
+        and not gauss_newton
+    ):
         encoder.share(shown)
     try:
         found = _derivatives(loss, batches, todo, derivatives_file, fingerprint, shown, encoder.watch)
         for p, s, H in tqdm(found, total=len(todo), desc="theta-IS", unit="path", **shown):
             if not (torch.isfinite(s).all() and torch.isfinite(H).all()):
-                raise FloatingPointError(f"path {p}: its derivatives with respect to theta are not finite, look at that path's loss")
+                raise FloatingPointError(
+                    f"path {p}: its derivatives with respect to theta are not finite, look at that path's loss"
+                )
             values, converged = zip(
-                *(encoder.largest_eigenvalue(s, H, u, n_iter, tol, gauss_newton) for u in range(encoder.n_params)), strict=True
+                *(encoder.largest_eigenvalue(s, H, u, n_iter, tol, gauss_newton) for u in range(encoder.n_params)),
+                strict=True,
             )
             if not np.isfinite(values).all():
-                raise FloatingPointError(f"path {p}: its curvature is not finite ({values}), look at the encoder's derivatives")
+                raise FloatingPointError(
+                    f"path {p}: its curvature is not finite ({values}), look at the encoder's derivatives"
+                )
             slow += [] if all(converged) else [p]
             curvature[:, p] = torch.tensor(values, dtype=torch.float64)
             if save is not None:
@@ -196,12 +221,22 @@ def theta_importance(
     if derivatives_file is not None:
         derivatives_file.unlink(missing_ok=True)
     if slow:
-        warnings.warn(f"the largest eigenvalues of paths {slow} have not converged to {tol} after n_iter = {n_iter} products", stacklevel=2)
+        warnings.warn(
+            f"the largest eigenvalues of paths {slow} have not converged to {tol} after n_iter = {n_iter} products",
+            stacklevel=2,
+        )
     return Importance(curvature, floor, fingerprint)
 
 
-def _derivatives(loss: torch.nn.Module, batches: list[Batch], paths: list[int], file: Path | None, fingerprint: str,
-                 shown: dict, watch: Callable[[], object]) -> Iterator[tuple[int, Tensor, Tensor]]:  # fmt: skip
+def _derivatives(
+    loss: torch.nn.Module,
+    batches: list[Batch],
+    paths: list[int],
+    file: Path | None,
+    fingerprint: str,
+    shown: dict,
+    watch: Callable[[], object],
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Each path with its s (N, U) and H (N, U, U) of all batches' items.
 
     A loss with `derivatives` has them of all paths at once, some items after the other: those that are done are kept in `file`.
@@ -212,7 +247,14 @@ def _derivatives(loss: torch.nn.Module, batches: list[Batch], paths: list[int], 
         if at_once and file is not None:
             s, H = _read_derivatives(file, group, fingerprint) or (s, H)
         n_items = sum(len(batch.theta) for batch in batches)
-        with tqdm(total=len(group) * n_items, initial=len(group) * len(s), desc="derivatives", unit="item", leave=False, **shown) as bar:
+        with tqdm(
+            total=len(group) * n_items,
+            initial=len(group) * len(s),
+            desc="derivatives",
+            unit="item",
+            leave=False,
+            **shown,
+        ) as bar:
             start = 0
             for batch, items in [(of, items) for of in batches for items in of.chunks()]:
                 end = start + len(batch.theta[items])
@@ -303,7 +345,9 @@ class AdaptiveProbs:
         p, U = self.loss.path_idx, len(self.mean)
         if not isinstance(theta_grad, Tensor) or theta_grad.ndim != 2 or theta_grad.shape[1] != U:
             got = tuple(theta_grad.shape) if isinstance(theta_grad, Tensor) else theta_grad
-            raise ValueError(f"expected the gradient of theta_hat, (batch, {U}), got {got}: call theta_hat.retain_grad() first")
+            raise ValueError(
+                f"expected the gradient of theta_hat, (batch, {U}), got {got}: call theta_hat.retain_grad() first"
+            )
         size = theta_grad.detach().abs().sum(dim=0).double().cpu() / getattr(self.loss, "weight", 1.0)
         if not torch.isfinite(size).all():
             raise FloatingPointError(f"path {p}: the gradient of theta_hat is not finite")
@@ -326,21 +370,29 @@ class AdaptiveProbs:
 # ---- files --------------------------------------------------------------------------------------------------------
 
 
-def _fingerprint(loss: torch.nn.Module, options: dict, params: list[Tensor], inputs: list[Tensor], audio: list[Tensor]) -> str:
+def _fingerprint(
+    loss: torch.nn.Module, options: dict, params: list[Tensor], inputs: list[Tensor], audio: list[Tensor]
+) -> str:
     """SHA-256 of what curvature depends on."""
     names = ("shape", "J", "Q1", "Q2", "J_fr", "Q_fr", "T", "F")
     transform = {name: getattr(getattr(loss, "jtfs", None), name, None) for name in names}
     transform |= {"loss": type(loss).__name__, "n_paths": loss.n_paths, "log1p": getattr(loss, "log1p", None)}
     digest = hashlib.sha256(json.dumps([transform, options], sort_keys=True).encode())
     for tensor in [*params, *inputs, *audio]:
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(
+            f"{tuple(tensor.shape)} {tensor.dtype}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
 def _write(path: Path, curvature: Tensor, fingerprint: str) -> None:
     """{"fingerprint", "shape": [U, P], "curvature": {path: [U values]}}."""
     there = torch.nonzero(~curvature.isnan().any(dim=0)).flatten().tolist()
-    content = {"fingerprint": fingerprint, "shape": list(curvature.shape), "curvature": {p: curvature[:, p].tolist() for p in there}}
+    content = {
+        "fingerprint": fingerprint,
+        "shape": list(curvature.shape),
+        "curvature": {p: curvature[:, p].tolist() for p in there},
+    }
     _write_atomic(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -352,7 +404,9 @@ def _read(path: Path | str) -> Importance:
             curvature[:, range(curvature.shape[1])[int(p)]] = torch.tensor(values, dtype=torch.float64)
         return Importance(curvature, 0.0, content["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no file of theta_importance ({error}): delete it and compute its paths again") from error
+        raise ValueError(
+            f"{path} is no file of theta_importance ({error}): delete it and compute its paths again"
+        ) from error
 
 
 def _write_derivatives(path: Path, paths: list[int], fingerprint: str, s: Tensor, H: Tensor) -> None:
@@ -371,7 +425,9 @@ def _read_derivatives(path: Path, paths: list[int], fingerprint: str) -> tuple[T
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no file of theta_importance ({error}): delete it") from error
     if of != fingerprint:
-        raise ValueError(f"{path} holds derivatives of another configuration, weights or inputs: delete it, or save elsewhere")
+        raise ValueError(
+            f"{path} holds derivatives of another configuration, weights or inputs: delete it, or save elsewhere"
+        )
     if not set(paths) <= set(there):
         return None
     rows = [there.index(p) for p in paths]

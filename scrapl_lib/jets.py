@@ -33,7 +33,9 @@ class Jets:
         torch.mul(_real_product(value[:, None], tangents), inverse[:, None], out=r_u)
         out[:, 0] = r
         for u, row in self._rows():
-            curved = _real_product(tangents[:, u, None], tangents[:, u:]) + _real_product(value[:, None], seconds[:, row])
+            curved = _real_product(tangents[:, u, None], tangents[:, u:]) + _real_product(
+                value[:, None], seconds[:, row]
+            )
             torch.mul(curved - r_u[:, u, None] * r_u[:, u:], inverse[:, None], out=out[:, 1 + self.U :][:, row])
         return out
 

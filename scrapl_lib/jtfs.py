@@ -21,7 +21,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,164 +33,14 @@ from kymatio.scattering1d.filter_bank import (
 from kymatio.scattering1d.utils import compute_border_indices, compute_padding
 from torch import Tensor, nn
 
-from .blockfft import BlockFFT, linear
+from ._fast import CHUNK, DEVICE_CHUNK, AveragedModulus, BlockFFT, least, linear, modulus
+from .checks import check_audio, positive_int
 from .jets import Jets
 
 SIGMA0 = 0.1  # bandwidth of the low-pass filter of scale 1, cycles per sample
 ALPHA = 5.0  # a filter is subsampled as far as xi + ALPHA sigma stays below Nyquist
 R_PSI = math.sqrt(0.5)  # where neighbouring wavelets intersect
-CHUNK = 2**18  # complex numbers held at once by the innermost loops on a CPU: what fits in a core's cache
-DEVICE_CHUNK = 2**27  # the same elsewhere, where it only bounds the memory
 MATRIX_LIMIT = 2**22  # largest time-averaging matrix; beyond it an FFT is faster
-
-
-def check_audio(x: Tensor, name: str, n_samples: int | None = None) -> None:
-    """Raise unless x is finite mono audio of shape (batch, 1, samples).
-
-    On CUDA the values are not looked at (every step would wait for the device): NaN audio gives a NaN loss there.
-
-    Args:
-        x: the audio.
-        name: what the error message calls it.
-        n_samples: expected length, if any.
-    Raises:
-        TypeError: x is no float32 or float64 tensor.
-        ValueError: another shape or length, nothing in it, or a value that is not finite.
-    """
-    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(
-            f"{name} must be a float32 or float64 tensor, got {got}: convert it with torch.as_tensor(...).float()"
-        )
-    if x.ndim == 3 and x.shape[1] == 1 and x.numel() == 0:
-        raise ValueError(f"{name} must have items and samples, got {tuple(x.shape)}: it is empty")
-    if x.ndim != 3 or x.shape[1] != 1:
-        raise ValueError(
-            f"{name} must have shape (batch, 1, samples), mono, got {tuple(x.shape)}: "
-            "reshape it to that, mix several channels down with x.mean(1, keepdim=True)"
-        )
-    if n_samples is not None and x.shape[2] != n_samples:
-        raise ValueError(
-            f"{name} must have {n_samples} samples, got {x.shape[2]}: pad or crop it, or build for its length"
-        )
-    if x.device.type == "cpu" and not torch.isfinite(x).all():
-        raise ValueError(
-            f"{name} must be finite, got {int((~torch.isfinite(x)).sum())} NaN or infinite values: "
-            "look for them where the audio is made"
-        )
-
-
-class _Modulus(torch.autograd.Function):
-    """|z| with gradient 0 where z = 0; differentiable twice. Several times faster than torch.abs on complex numbers."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        squares = torch.view_as_real(z).flatten(-2).square()
-        r = (squares[..., 0::2] + squares[..., 1::2]).sqrt_()
-        ctx.save_for_backward(z, r)
-        return r
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        z, r = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the derivative of this one stays small at 0
-            return (grad / r.masked_fill(r < _least(r), 1)).to(z.dtype) * z
-        return (grad / r.clamp_min(_least(r))).to(z.dtype).mul_(z)
-
-
-def _least(r: Tensor) -> float:
-    """A modulus below this one is 0 by underflow, or as good as 0."""
-    return math.sqrt(torch.finfo(r.dtype).tiny)
-
-
-def modulus(z: Tensor) -> Tensor:
-    """Complex modulus of any shape, real output, gradient 0 at 0."""
-    return _Modulus.apply(z)
-
-
-def _averaged_modulus(Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
-    """|psi Y| phi: complex Y (B, n1, W), complex psi (M, n1), real phi (W, frames) -> (B, M, frames)."""
-    return modulus(psi @ Y) @ phi
-
-
-class _AveragedModulus(torch.autograd.Function):
-    """`_averaged_modulus` in pieces that stay in the cache; nothing of size M x W is ever held.
-
-    The backward pass recomputes each piece; a backward pass that is itself differentiated uses the plain formula.
-    Real and imaginary parts are kept in separate rows, so that everything is real arithmetic on contiguous memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
-        ctx.save_for_backward(Y, psi, phi)
-        pieces = _Pieces(psi, phi, Y)
-        S = phi.new_zeros(len(Y), pieces.lanes, len(psi), phi.shape[1])
-        for Y_rows, S_lanes in zip(pieces.of_rows(torch.cat([Y.real, Y.imag], dim=1)), pieces.of_lanes(S), strict=True):
-            for time in pieces.times:
-                _, r = pieces.convolved(Y_rows, time)
-                S_lanes.baddbmm_(r, pieces.phi[:, time])
-        return S.sum(dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        Y, psi, phi = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            Y_again = Y if Y.requires_grad else Y.detach().requires_grad_()
-            return *torch.autograd.grad(_averaged_modulus(Y_again, psi, phi), Y_again, grad, create_graph=True), None, None
-        pieces, rows = _Pieces(psi, phi, Y), torch.cat([Y.real, Y.imag], dim=1)
-        out, to_rows = torch.empty_like(rows), pieces.psi.mT
-        grads = pieces.of_lanes(grad[:, None].expand(-1, pieces.lanes, -1, -1))
-        for Y_rows, out_rows, grad_lanes in zip(pieces.of_rows(rows), pieces.of_rows(out), grads, strict=True):
-            for time in pieces.times:
-                z, r = pieces.convolved(Y_rows, time)
-                torch.bmm(grad_lanes, pieces.phi[:, time].mT, out=pieces.grad).div_(r.clamp_min_(_least(phi)))
-                z.mul_(pieces.grad[:, None])
-                out_rows[..., time] = torch.bmm(to_rows, z.flatten(1, 2))
-        return torch.complex(*out.chunk(2, dim=1)), None, None
-
-
-def _items_apart(Y: Tensor) -> bool:
-    """Whether one item is worked on after the other, in pieces for a cache."""
-    return Y.device.type == "cpu"
-
-
-class _Pieces:
-    """How `_AveragedModulus` cuts its work, and the buffers that all pieces share: fresh memory costs more than arithmetic.
-
-    A lane is a part of the time axis on a CPU, one for each thread (of 3 for 2, of 6 for 4: lanes are a power of two): batched
-    products and elementwise functions then give each thread a lane of its own, which its cache holds. Elsewhere the items are
-    the lanes.
-
-    lanes: time is cut into so many. times: slices of a lane. psi: (lanes or items, 2 M, 2 n1) real, which maps stacked
-    real and imaginary parts to the same. phi: (lanes or items, W / lanes, frames).
-    """
-
-    def __init__(self, psi: Tensor, phi: Tensor, Y: Tensor) -> None:
-        self.apart = _items_apart(Y)
-        self.lanes = min(2 ** int(math.log2(torch.get_num_threads())), Y.shape[2]) if self.apart else 1
-        side_by_side, n, width = self.lanes if self.apart else len(Y), len(psi), Y.shape[2] // self.lanes
-        step = max(64, 2 ** int(math.log2((CHUNK if self.apart else DEVICE_CHUNK / len(Y)) / n)))
-        self.times = [slice(start, min(start + step, width)) for start in range(0, width, step)]
-        rows = torch.cat([torch.cat([psi.real, -psi.imag], dim=1), torch.cat([psi.imag, psi.real], dim=1)])
-        self.psi = rows.expand(side_by_side, -1, -1)
-        self.phi = phi.unflatten(0, (self.lanes, -1)).expand(side_by_side, -1, -1)
-        step = min(step, width)
-        self._z, self._r = phi.new_empty(side_by_side, 2 * n, step), phi.new_empty(side_by_side, n, step)
-        self.grad = torch.empty_like(self._r)
-
-    def of_rows(self, rows: Tensor) -> Sequence[Tensor]:
-        """(B, rows, W) -> views (lanes or items, rows, W / lanes), to be worked on one after the other."""
-        return self.of_lanes(rows.unflatten(-1, (self.lanes, -1)).movedim(2, 1))
-
-    def of_lanes(self, x: Tensor) -> Sequence[Tensor]:
-        """(B, lanes, ...) -> the same for what is laid out so already."""
-        return x.unbind(0) if self.apart else [x[:, 0]]
-
-    def convolved(self, Y_rows: Tensor, time: slice) -> tuple[Tensor, Tensor]:
-        """z = psi Y of a piece, (lanes or items, 2, M, step), and |z|, both in the shared buffers."""
-        z = torch.bmm(self.psi, Y_rows[..., time], out=self._z).unflatten(1, (2, -1))
-        torch.mul(z[:, 0], z[:, 0], out=self._r).addcmul_(z[:, 1], z[:, 1]).sqrt_()
-        return z, self._r
 
 
 @dataclass(frozen=True)
@@ -254,14 +103,6 @@ def _circulant(h_hat: np.ndarray, stride: int) -> np.ndarray:
     return h[(stride * np.arange(M // stride)[:, None] - np.arange(M)[None, :]) % M]
 
 
-def _positive_int(name: str, value: object, or_else: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer{or_else}, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1{or_else}, got {value}")
-    return int(value)
-
-
 class JTFS(nn.Module):
     """Joint time-frequency scattering of mono signals.
 
@@ -288,12 +129,21 @@ class JTFS(nn.Module):
         TypeError, ValueError: parameters that are no positive integers, T > shape, wavelets that do not fit the signal.
     """
 
-    def __init__(self, shape: int, J: int, Q1: int, Q2: int, J_fr: int, Q_fr: int,
-                 T: int | str | None = None, F: int | str | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        shape: int,
+        J: int,
+        Q1: int,
+        Q2: int,
+        J_fr: int,
+        Q_fr: int,
+        T: int | str | None = None,
+        F: int | str | None = None,
+    ) -> None:
         super().__init__()
-        self.shape = _positive_int("shape", shape)
-        self.J, self.Q1, self.Q2 = _positive_int("J", J), _positive_int("Q1", Q1), _positive_int("Q2", Q2)
-        self.J_fr, self.Q_fr = _positive_int("J_fr", J_fr), _positive_int("Q_fr", Q_fr)
+        self.shape = positive_int("shape", shape)
+        self.J, self.Q1, self.Q2 = positive_int("J", J), positive_int("Q1", Q1), positive_int("Q2", Q2)
+        self.J_fr, self.Q_fr = positive_int("J_fr", J_fr), positive_int("Q_fr", Q_fr)
         if self.J >= self.shape.bit_length():
             at_least = 2**self.J if self.J < 64 else f"2^{self.J}"
             raise ValueError(f"J = {J} needs signals of at least 2^J = {at_least} samples, shape is {shape}; lower J")
@@ -312,11 +162,14 @@ class JTFS(nn.Module):
         if self.global_T:
             T = 2 ** math.ceil(math.log2(n))
         else:
-            T = 2**self.J if self.T is None else _positive_int("T", self.T, " (or None, or 'global')")
+            T = 2**self.J if self.T is None else positive_int("T", self.T, " (or None, or 'global')")
             if T > n:
                 raise ValueError(f"T = {T} is longer than the signal of {n} samples; lower T or use T='global'")
-        border = 3 * compute_temporal_support(gauss_1d(n, SIGMA0 / T).reshape(1, -1), criterion_amplitude=1e-3) \
-            if not self.global_T else n
+        border = (
+            3 * compute_temporal_support(gauss_1d(n, SIGMA0 / T).reshape(1, -1), criterion_amplitude=1e-3)
+            if not self.global_T
+            else n
+        )
         exponent = min(math.ceil(math.log2(n + 2 * border)), math.floor(math.log2(3 * n - 2)))
         self.N = 2**exponent
         self._pad = compute_padding(self.N, n)
@@ -337,13 +190,15 @@ class JTFS(nn.Module):
         if self.J_fr >= max(n1, 8).bit_length():
             raise ValueError(f"J_fr = {self.J_fr} spans 2^J_fr log-frequency bins, there are {n1} wavelets; lower J_fr")
         step = 2**self.J_fr
-        F = step if self.F is None or self.global_F else _positive_int("F", self.F, " (or None, or 'global')")
+        F = step if self.F is None or self.global_F else positive_int("F", self.F, " (or None, or 'global')")
         bins = (self.J + 1) * self.Q1
         if F > max(step, bins):
             raise ValueError(f"F = {F} is longer than {max(step, bins)} log-frequency bins; lower F or use F='global'")
         self.N_fr = (bins + 8 * min(F, step)) // step * step
         if self.N_fr < n1:
-            raise ValueError(f"{n1} first-order wavelets do not fit {self.N_fr} log-frequency bins; raise F or lower J_fr")
+            raise ValueError(
+                f"{n1} first-order wavelets do not fit {self.N_fr} log-frequency bins; raise F or lower J_fr"
+            )
         self.log2_F = min(math.floor(math.log2(F)), self.J_fr)
         self._phi_fr_hat = gauss_1d(self.N_fr, SIGMA0 / F)
         positive = _wavelets(self.J_fr, self.Q_fr)
@@ -355,7 +210,14 @@ class JTFS(nn.Module):
         self._n1_end = [sum(w1.j < w2.j for w1 in self._psi1) for w2 in self._psi2]
         keys = [(n2, n_fr) for n2, end in enumerate(self._n1_end) if end for n_fr in range(len(self._psi_fr))]
         self.paths = tuple(
-            Path(i, n2, n_fr, self._psi2[n2].xi, abs(self._psi_fr[n_fr].xi) * self.Q1, int(np.sign(self._psi_fr[n_fr].xi)))
+            Path(
+                i,
+                n2,
+                n_fr,
+                self._psi2[n2].xi,
+                abs(self._psi_fr[n_fr].xi) * self.Q1,
+                int(np.sign(self._psi_fr[n_fr].xi)),
+            )
             for i, (n2, n_fr) in enumerate(keys)
         )
         if not self.paths:
@@ -408,7 +270,9 @@ class JTFS(nn.Module):
             first = max(inside[0], (self.N - longest) // 2)
             self._starts[key] = first + middle, min(inside[-1] + 1, (self.N + longest) // 2) - first
         first, length = self._starts[key]
-        return first, self._get(key, like, lambda: np.roll(_morlet(self.N, wavelet.xi, wavelet.sigma), -first)[:length] + 0j)
+        return first, self._get(
+            key, like, lambda: np.roll(_morlet(self.N, wavelet.xi, wavelet.sigma), -first)[:length] + 0j
+        )
 
     def _phi_matrix(self, like: Tensor, stride: int) -> Tensor:
         """phi_T from a signal of N / 2^stride samples in rows (see `BlockFFT`) to frames, a real matrix."""
@@ -433,8 +297,12 @@ class JTFS(nn.Module):
         if self.global_T:
             return U[..., :1].real
         n = self._n_average(stride)
-        phi_hat = self._get(("phi_hat", n), U.real, lambda: _fold(self._phi_hat, int(math.log2(self.N // n)))[: n // 2 + 1])
-        return torch.fft.irfft(U[..., : n // 2 + 1] * phi_hat, n=n, norm="forward")[..., :: n // (self.N >> self.log2_T)]
+        phi_hat = self._get(
+            ("phi_hat", n), U.real, lambda: _fold(self._phi_hat, int(math.log2(self.N // n)))[: n // 2 + 1]
+        )
+        return torch.fft.irfft(U[..., : n // 2 + 1] * phi_hat, n=n, norm="forward")[
+            ..., :: n // (self.N >> self.log2_T)
+        ]
 
     # ---- the transform ------------------------------------------------------------------------------------------
 
@@ -483,11 +351,19 @@ class JTFS(nn.Module):
             return x_hat[:, under : under + self.N]
 
         def absolute(z: Tensor) -> Tensor:
-            return modulus(z) if jets is None else jets.modulus(z.unflatten(0, (-1, jets.K)), _least(z.real)).flatten(0, 1)
+            return (
+                modulus(z) if jets is None else jets.modulus(z.unflatten(0, (-1, jets.K)), least(z.real)).flatten(0, 1)
+            )
 
         cuts = iter(linear(cut, put_back, x_hat))
         return [
-            torch.cat([torch.cat([fft.analysis(absolute(fft.synthesis(next(cuts))), n_bins) for _ in items]) for _ in wavelets], dim=1)
+            torch.cat(
+                [
+                    torch.cat([fft.analysis(absolute(fft.synthesis(next(cuts))), n_bins) for _ in items])
+                    for _ in wavelets
+                ],
+                dim=1,
+            )
             for fft, n_bins, wavelets, items in groups
         ]
 
@@ -568,7 +444,7 @@ class JTFS(nn.Module):
         filters = [self._scale_filter(Y2.real, path.n_fr, Y2.shape[1]) for path in paths]
         psi = torch.cat([psi for psi, _ in filters])
         if self._fits_matrix(stride):
-            u = _AveragedModulus.apply(Y2, psi, self._phi_matrix(Y2.real, stride))
+            u = AveragedModulus.apply(Y2, psi, self._phi_matrix(Y2.real, stride))
         else:
             fft = self._fft(stride, Y2.real)
             U = fft.analysis(modulus(psi @ Y2).unflatten(-1, (fft.R, fft.M)), self._n_average(stride) // 2 + 1)
@@ -599,7 +475,9 @@ class JTFS(nn.Module):
         """
         paths = [self.checked_path(index) for index in indices]
         if x.ndim != 3 or x.shape[1] != jets.K:
-            raise ValueError(f"x must be the jets of {jets.U} parameters, (batch, {jets.K}, {self.shape}), got {tuple(x.shape)}")
+            raise ValueError(
+                f"x must be the jets of {jets.U} parameters, (batch, {jets.K}, {self.shape}), got {tuple(x.shape)}"
+            )
         signals = x.flatten(0, 1)[:, None]
         check_audio(signals, "x", self.shape)
         n2s = sorted({path.n2 for path in paths})
@@ -614,10 +492,10 @@ class JTFS(nn.Module):
 
     def _average_jets(self, Y: Tensor, psi: Tensor, stride: int, jets: Jets) -> Tensor:
         """|psi Y| averaged by phi_T: complex jets (B, K, n1, W) -> (B, K, M, frames)."""
-        least = _least(Y.real)
+        smallest = least(Y.real)
         if not self._fits_matrix(stride):
             fft = self._fft(stride, Y.real)
-            rows = jets.modulus(psi @ Y, least).unflatten(-1, (fft.R, fft.M))
+            rows = jets.modulus(psi @ Y, smallest).unflatten(-1, (fft.R, fft.M))
             return self._average_of_spectrum(fft.analysis(rows, self._n_average(stride) // 2 + 1), stride)
         phi = self._phi_matrix(Y.real, stride)
         u = Y.real.new_zeros(*Y.shape[:2], len(psi), phi.shape[1])
@@ -625,7 +503,7 @@ class JTFS(nn.Module):
         for b in range(len(Y)):
             for start in range(0, Y.shape[-1], width):
                 time = slice(start, start + width)
-                u[b] += jets.modulus((psi @ Y[b, ..., time])[None], least)[0] @ phi[time]
+                u[b] += jets.modulus((psi @ Y[b, ..., time])[None], smallest)[0] @ phi[time]
         return u
 
     def checked_path(self, index: int) -> Path:

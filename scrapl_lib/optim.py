@@ -123,7 +123,9 @@ class _PathOptimizer(torch.optim.Optimizer):
             if not 0 <= options[name] < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {options[name]}")
         if not isinstance(options["betas"], (tuple, list)) or not all(map(_is_number, options["betas"])):
-            raise TypeError(f"betas must be a pair of plain numbers such as (0.9, 0.999), got {_said(options['betas'])}")
+            raise TypeError(
+                f"betas must be a pair of plain numbers such as (0.9, 0.999), got {_said(options['betas'])}"
+            )
         if len(options["betas"]) != 2 or not all(0 <= beta < 1 for beta in options["betas"]):
             raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {options['betas']}")
         super().add_param_group(param_group)
@@ -191,7 +193,9 @@ class _PathOptimizer(torch.optim.Optimizer):
         Raises ValueError if it is no such state, another optimizer's, of another P or of weights of other shapes.
         """
         if not isinstance(state_dict, dict):
-            raise ValueError(f"expected what state_dict() of a {type(self).__name__} returned, got {type(state_dict).__name__}")
+            raise ValueError(
+                f"expected what state_dict() of a {type(self).__name__} returned, got {type(state_dict).__name__}"
+            )
         name, n_paths = state_dict.get("optimizer"), state_dict.get("n_paths")
         if name != type(self).__name__:
             raise ValueError(
@@ -203,7 +207,10 @@ class _PathOptimizer(torch.optim.Optimizer):
                 f"the state has {n_paths} paths, but the loss of this optimizer has {self.paths.n_paths}: give it "
                 "the settings (J, Q1, Q2, J_fr, Q_fr) that the state was saved with, or start the optimizer afresh"
             )
-        saved, own = ([w for group in groups for w in group["params"]] for groups in (state_dict["param_groups"], self.param_groups))
+        saved, own = (
+            [w for group in groups for w in group["params"]]
+            for groups in (state_dict["param_groups"], self.param_groups)
+        )
         for place, (key, w) in enumerate(zip(saved, own)):
             for rows in state_dict["state"].get(key, {}).get("table", {}).values():
                 if rows[0].shape != w.shape:

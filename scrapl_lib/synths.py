@@ -226,7 +226,9 @@ class ChirpletSynth:
         -> audio (batch, 1, n_samples) in theta's dtype and on its device."""
         _check_theta(theta, self.n_params)
         _check_shift(shift, len(theta), self.max_shift)
-        am_hz, fm_oct_per_s = (p.value(theta[:, u : u + 1].double()) for u, p in enumerate(self.parameters))  # (batch, 1) each
+        am_hz, fm_oct_per_s = (
+            p.value(theta[:, u : u + 1].double()) for u, p in enumerate(self.parameters)
+        )  # (batch, 1) each
         # position within the chirplet; what would be beyond its ends before the shift stays silent
         sample = torch.arange(self.n_samples, device=theta.device) - shift.to(theta.device, non_blocking=True)[:, None]
         inside = (sample >= 0) & (sample < self.n_samples)
@@ -375,7 +377,12 @@ def _check_theta(theta: Tensor, n_params: int) -> None:
             f"theta must be a float32 or float64 tensor of shape (batch, {n_params}), got {type(theta).__name__}: write "
             "torch.as_tensor(theta, dtype=torch.float32)"
         )
-    if theta.ndim != 2 or theta.shape[1] != n_params or not len(theta) or theta.dtype not in (torch.float32, torch.float64):
+    if (
+        theta.ndim != 2
+        or theta.shape[1] != n_params
+        or not len(theta)
+        or theta.dtype not in (torch.float32, torch.float64)
+    ):
         raise ValueError(
             f"theta must be float32 or float64 of shape (batch, {n_params}) with a batch of at least 1, got {theta.dtype} "
             f"of shape {tuple(theta.shape)}"

@@ -31,14 +31,23 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from PIL import Image
 from pygments.formatters import HtmlFormatter
 
-from scrapl_lib.execute import notebook_names, notebook_path
-from scrapl_lib.experiments import PROFILES, check_name
-from scrapl_lib.records import ROOT
-from scrapl_lib.tables import profile_note
+from replication.notebooks import notebook_names, notebook_path
+from replication.records import ROOT
+from replication.tables import profile_note
+from replication.tasks import PROFILES, check_name
 
 HERE = Path(__file__).parent
 LIMIT_BYTES = 5_000_000  # of a page with its pictures
-PARTS = {"mfrac": 2, "mroot": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "msubsup": 3, "munderover": 3}  # of MathML
+PARTS = {
+    "mfrac": 2,
+    "mroot": 2,
+    "msub": 2,
+    "msup": 2,
+    "munder": 2,
+    "mover": 2,
+    "msubsup": 3,
+    "munderover": 3,
+}  # of MathML
 CARDS = ("report_card", "chirplet_card", "drum_card", "cost_card", "theta_is_card", "claims")
 PAGES = {"report_card": "Report card", "figures": "Figures", "tables": "Tables", "listening": "Listening"}
 
@@ -119,8 +128,12 @@ def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]
             continue
         if cell.cell_type != "code":
             continue
-        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"
-                        and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})]  # fmt: skip
+        cell.outputs = [
+            output
+            for output in cell.outputs
+            if output.get("name") != "stderr"
+            and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+        ]
         label = heading
         for place, output in enumerate(cell.outputs):
             data, after = output.get("data", {}), [*cell.outputs[place + 1 :], *book.cells[number + 1 :]][:1]
@@ -141,7 +154,12 @@ def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]
                     file = f"media/{name}_{len(players) + 1}.{kind}"
                     (folder / file).write_bytes(base64.b64decode(sound))
                     audio.clear()
-                    audio.attrs = {"controls": "", "preload": "metadata", "src": file, "aria-label": _label(audio) or label}
+                    audio.attrs = {
+                        "controls": "",
+                        "preload": "metadata",
+                        "src": file,
+                        "aria-label": _label(audio) or label,
+                    }
                     players.append(f"<p>{escape(audio['aria-label'])}<br>{audio}</p>")
                 data["text/html"] = str(soup)
     return players
@@ -159,7 +177,7 @@ def _note(book: nbformat.NotebookNode, name: str, profile: str) -> str:
 
 
 def _command(name: str, profile: str) -> str:
-    return f"python -m scrapl_lib notebook {name} --profile {profile}"
+    return f"python -m replication notebook {name} --profile {profile}"
 
 
 # ---- pages --------------------------------------------------------------------------------------------------------------
@@ -205,7 +223,9 @@ def _contents(profile: str, titles: dict[str, str], missing: list[str], folder: 
     return "\n".join(lines)
 
 
-def _page(exporter: _Exporter, book: nbformat.NotebookNode, name: str, title: str, pages: list[str], folder: Path) -> None:
+def _page(
+    exporter: _Exporter, book: nbformat.NotebookNode, name: str, title: str, pages: list[str], folder: Path
+) -> None:
     """Write one page: the notebook in the project's template, what scrolls by itself marked, names of notebooks as links."""
     html, _ = exporter.from_notebook_node(book, {"title": title, "pages": PAGES})
     soup = BeautifulSoup(html, "html.parser")
@@ -233,7 +253,10 @@ def _page(exporter: _Exporter, book: nbformat.NotebookNode, name: str, title: st
 
 def faults(folder: Path) -> list[str]:
     """What is wrong with the pages in `folder`: links to nothing, resources from outside, pictures without a text, too heavy."""
-    pages = {path.name: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in sorted(folder.glob("*.html"))}
+    pages = {
+        path.name: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        for path in sorted(folder.glob("*.html"))
+    }
     ids = {name: {element["id"] for element in soup.select("[id]")} for name, soup in pages.items()}
     found = []
     for name, soup in pages.items():
@@ -247,9 +270,15 @@ def faults(folder: Path) -> list[str]:
             elif not there or part and not {part, unquote(part)} & ids.get(file or name, set()):
                 found.append(f"{name}: link to {link}, which is not there")
         found += [f"{name}: <script>" for _ in soup.select("script")]
-        found += [f"{name}: picture {image['src'][:80]} without a text" for image in soup.select("img") if not image.get("alt")]
+        found += [
+            f"{name}: picture {image['src'][:80]} without a text"
+            for image in soup.select("img")
+            if not image.get("alt")
+        ]
         weight = (folder / name).stat().st_size
-        weight += sum((folder / image["src"]).stat().st_size for image in soup.select("img") if (folder / image["src"]).is_file())
+        weight += sum(
+            (folder / image["src"]).stat().st_size for image in soup.select("img") if (folder / image["src"]).is_file()
+        )
         if weight > LIMIT_BYTES:
             found.append(f"{name}: {weight / 1e6:.1f} MB with its pictures, more than {LIMIT_BYTES / 1e6:g}")
     return found
@@ -281,7 +310,10 @@ def build(profile: str = "quick", output: Path = ROOT) -> Path:
 
 def _write(folder: Path, profile: str, output: Path, missing: list[str]) -> None:
     """Write all pages and their files into `folder`; missing: notebooks without an executed copy."""
-    for kind, source in {"tables": output / "results" / profile / "tables", "figures": output / "figures" / profile}.items():
+    for kind, source in {
+        "tables": output / "results" / profile / "tables",
+        "figures": output / "figures" / profile,
+    }.items():
         shutil.copytree(source, folder / kind) if source.is_dir() else (folder / kind).mkdir()
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
     style = f"{(HERE / 'style.css').read_text(encoding='utf-8')}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
@@ -293,7 +325,9 @@ def _write(folder: Path, profile: str, output: Path, missing: list[str]) -> None
         book = nbformat.read(path, as_version=4)
         title = re.search(r"^# (.*)", book.cells[0].source)[1]
         if name in missing:
-            book.cells = [new_markdown_cell(f"# {title}\n\n**Not run**: there is no executed copy. `{_command(name, profile)}`")]
+            book.cells = [
+                new_markdown_cell(f"# {title}\n\n**Not run**: there is no executed copy. `{_command(name, profile)}`")
+            ]
         else:
             note = _note(book, name, profile)
             sounds = _take_out(book, name, folder)
@@ -310,11 +344,18 @@ def _write(folder: Path, profile: str, output: Path, missing: list[str]) -> None
         "listening": players,
     }
     for page, parts in texts.items():
-        books[page] = PAGES[page], new_notebook(cells=[new_markdown_cell("\n\n".join([*parts, "" if parts[1:] else not_yet]))])
+        books[page] = (
+            PAGES[page],
+            new_notebook(cells=[new_markdown_cell("\n\n".join([*parts, "" if parts[1:] else not_yet]))]),
+        )
     titles = {name: title for name, (title, _) in books.items() if name not in PAGES}
     books["index"] = "Contents", new_notebook(cells=[new_markdown_cell(_contents(profile, titles, missing, folder))])
-    exporter = _Exporter(template_name="basic", raw_template=(HERE / "page.html.j2").read_text(encoding="utf-8"),
-                         exclude_input_prompt=True, exclude_output_prompt=True)  # fmt: skip
+    exporter = _Exporter(
+        template_name="basic",
+        raw_template=(HERE / "page.html.j2").read_text(encoding="utf-8"),
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
     for name, (title, book) in books.items():
         try:
             _page(exporter, book, name, title, list(books), folder)
@@ -325,7 +366,9 @@ def _write(folder: Path, profile: str, output: Path, missing: list[str]) -> None
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default quick)")
-    parser.add_argument("--output", type=lambda text: Path(text).absolute(), default=ROOT, help="folder that holds executed/")
+    parser.add_argument(
+        "--output", type=lambda text: Path(text).absolute(), default=ROOT, help="folder that holds executed/"
+    )
     args = parser.parse_args(arguments)
     try:
         print(f"built: {build(args.profile, args.output) / 'index.html'}")

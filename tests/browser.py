@@ -17,10 +17,20 @@ class Browser:
     """One page of a browser; `said` holds what it complained of, `asked` every address it asked for."""
 
     def __init__(self, profile_folder: Path):
-        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0",
-                   "--autoplay-policy=no-user-gesture-required", f"--user-data-dir={profile_folder}", "about:blank"]  # fmt: skip
+        command = [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--remote-debugging-port=0",
+            "--autoplay-policy=no-user-gesture-required",
+            f"--user-data-dir={profile_folder}",
+            "about:blank",
+        ]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        address = next(filter(None, (re.search(r"DevTools listening on (\S+)", line) for line in self.process.stderr)))[1]
+        address = next(filter(None, (re.search(r"DevTools listening on (\S+)", line) for line in self.process.stderr)))[
+            1
+        ]
         self.socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
         self.numbers, self.session, self.said, self.asked, self.events = itertools.count(1), None, [], [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -40,7 +50,9 @@ class Browser:
             self.asked.append(what["request"]["url"])
         elif method in ("Runtime.exceptionThrown", "Network.loadingFailed") and not what.get("canceled"):
             self.said.append(what)
-        elif method == "Log.entryAdded" or method == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning"):
+        elif (
+            method == "Log.entryAdded" or method == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning")
+        ):
             self.said.append(what)
         return message
 
@@ -57,7 +69,9 @@ class Browser:
     def open(self, page: Path, width: int = 1280, height: int = 900) -> None:
         """Load a file and wait until it and its resources are there. width, height: of the window in CSS pixels."""
         self.events.clear()
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         self.call("Page.navigate", url=page.as_uri())
         while "Page.loadEventFired" not in self.events:
             self.events.append(self._next().get("method"))

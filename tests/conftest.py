@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scrapl_lib import training
+from replication import trainer as training
 
 
 @pytest.fixture(scope="module")
@@ -43,4 +43,6 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("faults")
     for fault, tests in FAULTS.items():
         counts = {name: sum(test in tests for test in found) for name, found in seen.items()}
-        terminalreporter.write_line(f"{fault}: {', '.join(f'{n} {name}' for name, n in counts.items() if n) or 'not run'}")
+        terminalreporter.write_line(
+            f"{fault}: {', '.join(f'{n} {name}' for name, n in counts.items() if n) or 'not run'}"
+        )

@@ -3,13 +3,18 @@
 import pandas as pd
 import torch
 
-from scrapl_lib import paper, records, training
-from scrapl_lib.experiments import importance_config
+from replication import published as paper
+from replication import records
+from replication import trainer as training
+from replication.tasks import importance_config
 from scrapl_lib.importance import Importance
 from scrapl_lib.losses import SCRAPLLoss
 
-NOT_RUN = {"scrapl": "needs theta-importance sampling, not built yet", "ms_clap": "weights unavailable",
-           "panns_wavegram_logmel": "weights unavailable"}  # fmt: skip
+NOT_RUN = {
+    "scrapl": "needs theta-importance sampling, not built yet",
+    "ms_clap": "weights unavailable",
+    "panns_wavegram_logmel": "weights unavailable",
+}
 OUTCOME = {  # method: test density and slope L1 (per mille), total variation, convergence step, ms per step, seeds
     "p_loss": (40, 20, 1.8, 100, 20, 5),
     "jtfs": (90, 36, 5.0, 200, 600, 3),
@@ -33,9 +38,15 @@ def write(output, method, seed, status="ok", profile="quick", **change):
     """Write one run; `change` replaces test values by metric. Returns its folder."""
     density, slope, variation, convergence, ms, _ = OUTCOME[method]
     k = spread(seed)
-    test = {"theta_synth_l1": k * (density + slope) / 2, "theta_density_l1": k * density, "theta_slope_l1": k * slope,
-            "val_total_variation": k * variation, "val_convergence_steps": convergence and k * convergence,
-            "jtfs_distance": 1e-5 * k * (density + slope), **change}  # fmt: skip
+    test = {
+        "theta_synth_l1": k * (density + slope) / 2,
+        "theta_density_l1": k * density,
+        "theta_slope_l1": k * slope,
+        "val_total_variation": k * variation,
+        "val_convergence_steps": convergence and k * convergence,
+        "jtfs_distance": 1e-5 * k * (density + slope),
+        **change,
+    }
     history = [
         (step, "val", metric, k * (last + (400 - last) / (1 + step)), ms / 1000 * step)
         for step in STEPS
@@ -43,11 +54,18 @@ def write(output, method, seed, status="ok", profile="quick", **change):
     ]
     folder = records.run_folder(profile, "granular", method, seed, output)
     records.write_run(
-        folder, status=status, config={"method": method, "seed": seed, "grid_size": 16, "n_samples": 8192}, start_utc=records.utc_now(), device="cpu", threads=1,
+        folder,
+        status=status,
+        config={"method": method, "seed": seed, "grid_size": 16, "n_samples": 8192},
+        start_utc=records.utc_now(),
+        device="cpu",
+        threads=1,
         history=pd.DataFrame(history, columns=records.COLUMNS["history.csv"]),
-        test=pd.DataFrame([(m, v, "") for m, v in test.items()], columns=records.COLUMNS["test.csv"]).astype({"value": float}),
+        test=pd.DataFrame([(m, v, "") for m, v in test.items()], columns=records.COLUMNS["test.csv"]).astype(
+            {"value": float}
+        ),
         train_step_ms={"median": k * ms, "q25": ms, "q75": ms, "n": 100},
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -61,29 +79,55 @@ def write_all(output, methods=OUTCOME):
 def write_chirplet(output, task, method, seed, am, fm, am_steps=100, fm_steps=200, status="ok", profile="quick"):
     """Write one run of a chirplet task: test errors in per mille, times `spread`; steps None: never converged."""
     k = spread(seed)
-    test = {"theta_synth_l1": k * (am + fm) / 2, "theta_am_l1": k * am, "theta_fm_l1": k * fm,
-            "theta_am_convergence_steps": am_steps and k * am_steps, "theta_fm_convergence_steps": fm_steps and k * fm_steps}  # fmt: skip
-    history = [(step, "val", metric, k * (last + (400 - last) / (1 + step)), step / 10)
-               for step in STEPS for metric, last in (("theta_am_l1", am), ("theta_fm_l1", fm))]  # fmt: skip
+    test = {
+        "theta_synth_l1": k * (am + fm) / 2,
+        "theta_am_l1": k * am,
+        "theta_fm_l1": k * fm,
+        "theta_am_convergence_steps": am_steps and k * am_steps,
+        "theta_fm_convergence_steps": fm_steps and k * fm_steps,
+    }
+    history = [
+        (step, "val", metric, k * (last + (400 - last) / (1 + step)), step / 10)
+        for step in STEPS
+        for metric, last in (("theta_am_l1", am), ("theta_fm_l1", fm))
+    ]
     records.write_run(
-        records.run_folder(profile, task, method, seed, output), status=status,
-        config={"method": method, "seed": seed, "grid_size": 16, "n_samples": 8192}, start_utc=records.utc_now(), device="cpu", threads=1,
-        history=pd.DataFrame(history, columns=records.COLUMNS["history.csv"]), train_step_ms=None,
-        test=pd.DataFrame([(m, v, "") for m, v in test.items() if v is not None], columns=records.COLUMNS["test.csv"]).astype({"value": float}),
-    )  # fmt: skip
+        records.run_folder(profile, task, method, seed, output),
+        status=status,
+        config={"method": method, "seed": seed, "grid_size": 16, "n_samples": 8192},
+        start_utc=records.utc_now(),
+        device="cpu",
+        threads=1,
+        history=pd.DataFrame(history, columns=records.COLUMNS["history.csv"]),
+        train_step_ms=None,
+        test=pd.DataFrame(
+            [(m, v, "") for m, v in test.items() if v is not None], columns=records.COLUMNS["test.csv"]
+        ).astype({"value": float}),
+    )
 
 
 def write_drums(output, task, method, seed, loudness, jtfs=1.0, profile="quick"):
     """Write one run of a TR-808 task, times `spread`: transient loudness in dB, a tenth of it in the decay, JTFS distance."""
     k = spread(seed)
-    test = {"jtfs_distance": k * jtfs, "mss_log_linear_distance": k, "transient_loudness_l1": k * loudness, "decay_loudness_l1": k * loudness / 10,
-            "transient_spectral_centroid_l1": k * loudness, "frechet_log_mel": 5 * k}  # fmt: skip
+    test = {
+        "jtfs_distance": k * jtfs,
+        "mss_log_linear_distance": k,
+        "transient_loudness_l1": k * loudness,
+        "decay_loudness_l1": k * loudness / 10,
+        "transient_spectral_centroid_l1": k * loudness,
+        "frechet_log_mel": 5 * k,
+    }
     records.write_run(
-        records.run_folder(profile, task, method, seed, output), status="ok", config={"method": method, "seed": seed, "n_samples": 8192},
-        start_utc=records.utc_now(), device="cpu", threads=1, train_step_ms=None,
+        records.run_folder(profile, task, method, seed, output),
+        status="ok",
+        config={"method": method, "seed": seed, "n_samples": 8192},
+        start_utc=records.utc_now(),
+        device="cpu",
+        threads=1,
+        train_step_ms=None,
         history=pd.DataFrame([(0, "val", "loss", 1.0, 0.0)], columns=records.COLUMNS["history.csv"]),
         test=pd.DataFrame([(m, v, "") for m, v in test.items()], columns=records.COLUMNS["test.csv"]),
-    )  # fmt: skip
+    )
 
 
 def load_drums(output, profile="quick"):

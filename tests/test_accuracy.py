@@ -98,9 +98,13 @@ def test_parameter_gradients_on_textures_are_as_accurate_as_the_official_ones():
     both sides: relative L2 norms over the textures have ratios of 0.29 to 1.09 (over all 0.53; with a first FFT in float32 0.91).
     """
     stored = reference("accuracy")
-    assert stored["paths"].tolist() == FIVE_OF_EACH_N2 and {scrapl().jtfs.paths[i].n2 for i in FIVE_OF_EACH_N2} == set(range(4, 25))
+    assert stored["paths"].tolist() == FIVE_OF_EACH_N2 and {scrapl().jtfs.paths[i].n2 for i in FIVE_OF_EACH_N2} == set(
+        range(4, 25)
+    )
     ratios = []
-    for path, official, truth in zip(FIVE_OF_EACH_N2, stored["theta_grad_official_float32"], stored["theta_grad_ours_float64"]):
+    for path, official, truth in zip(
+        FIVE_OF_EACH_N2, stored["theta_grad_official_float32"], stored["theta_grad_ours_float64"]
+    ):
         ours, theirs = (np.linalg.norm(g - truth, axis=1) for g in (texture_gradient(path, torch.float32), official))
         assert len(ours) == N_ITEMS and theirs.min() > 0
         ratios.append(np.log(ours / theirs))

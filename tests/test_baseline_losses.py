@@ -12,17 +12,10 @@ import torch
 from scipy.signal.windows import flattop
 from torch import nn
 
+from replication.baselines import EmbeddingLoss, MSSLoss, WeightsUnavailable, panns_weights, resample
 from scrapl_lib import losses
-from scrapl_lib.losses import (
-    EmbeddingLoss,
-    MSSLoss,
-    WeightsUnavailable,
-    check_audio,
-    check_pair,
-    p_loss,
-    panns_weights,
-    resample,
-)
+from scrapl_lib.checks import check_audio, check_pair
+from scrapl_lib.losses import p_loss
 
 SYMMETRIC = ("mss_linear", "mss_log_linear", "mss_revisited")
 
@@ -305,15 +298,21 @@ def test_pretrained_models_are_called_as_their_packages_want(monkeypatch, tmp_pa
 
     for module in ("msclap", "panns_AT_inference", "panns_AT_inference.models"):
         monkeypatch.setitem(sys.modules, module, Fake)
-    monkeypatch.setattr("scrapl_lib.losses._panns_checkpoint", lambda: {"model": {"scale": torch.tensor(3.0)}})
+    monkeypatch.setattr("replication.baselines._panns_checkpoint", lambda: {"model": {"scale": torch.tensor(3.0)}})
     x_hat, x = pair(4096, batch=1, dtype=torch.float32)
     for name, rate, scale in (("ms_clap", 44100, 1), ("panns_wavegram_logmel", 32000, 3)):
         a, b = (resample(y[:, 0], 8192, rate)[0, :4] for y in (x_hat, x))
         assert abs(float(EmbeddingLoss(name, 8192)(x_hat, x)) - scale * float((a - b).norm())) < 1e-5
     assert built["clap"] == ("2023", False)
     assert built["panns"] == {
-        "sample_rate": 32000, "window_size": 1024, "hop_size": 320, "mel_bins": 64, "fmin": 50, "fmax": 14000, "classes_num": 527
-    }  # fmt: skip
+        "sample_rate": 32000,
+        "window_size": 1024,
+        "hop_size": 320,
+        "mel_bins": 64,
+        "fmin": 50,
+        "fmax": 14000,
+        "classes_num": 527,
+    }
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import synthetic_records as synthetic
 
-from scrapl_lib import claims, paper, tables
-from scrapl_lib.claims import CLAIMS, Cell, groups_of, paper_cells, report_card, summary
-from scrapl_lib.data import ThetaGrid
+from replication import claims, tables
+from replication import published as paper
+from replication.claims import CLAIMS, Cell, groups_of, paper_cells, report_card, summary
+from replication.data import ThetaGrid
 
 EACH = "with each technique the mean error is lower: plain, + P-Adam, + P-SAGA, + θ-IS"
 VERDICTS = {"holds", "holds in part", "does not hold", "too few seeds", "not run"}
@@ -48,7 +49,9 @@ def test_report_card_of_synthetic_records(tmp_path):
     assert ratio["verdict"] == "holds" and ratio["ours"].startswith("ratio 1.70: ")
     assert card.loc["SCRAPL is within a factor 2 of JTFS in accuracy", "verdict"] == "not run"
     assert card.loc["MSS losses never learn slope", "verdict"] == "holds"
-    assert card.loc["MSS losses never learn slope", "ours"].endswith("MSS random 240 ± 5.3 (chance 235)")  # their grid: 16 points
+    assert card.loc["MSS losses never learn slope", "ours"].endswith(
+        "MSS random 240 ± 5.3 (chance 235)"
+    )  # their grid: 16 points
     assert card.loc["MSS losses never learn slope", "paper"].endswith(" (chance 242)")
     assert set(card["paper_verdict"]) == {"holds"} and set(card["suspected_cause"]) == {""}
     assert card.loc[EACH, "verdict"] == "not run"  # theta-IS has no runs
@@ -56,7 +59,9 @@ def test_report_card_of_synthetic_records(tmp_path):
     assert card.loc["P-SAGA lowers the θ L1", "ours"].startswith("-35.0 ± 1.4 (p = ")
 
 
-@pytest.mark.parametrize("value, half_width, verdict", [(125, 0, "holds"), (125.1, 25.1, "holds in part"), (125.1, 25.0, "does not hold")])
+@pytest.mark.parametrize(
+    "value, half_width, verdict", [(125, 0, "holds"), (125.1, 25.1, "holds in part"), (125.1, 25.0, "does not hold")]
+)
 def test_within_a_quarter_at_its_borders(value, half_width, verdict):
     assert claims.within_a_quarter([[one(value, half_width)], [one(100)]])[1] == verdict
 
@@ -76,11 +81,24 @@ def test_each_technique_lowers_the_mean_error(tmp_path, monkeypatch, error, verd
 def test_claims_on_time_are_judged_by_measured_costs(tmp_path, scrapl_ms, verdict):
     """Not by the steps of runs, which shared the machine: 75 ms of SCRAPL in these, 30 of the MSS."""
     synthetic.write_all(tmp_path)
-    costs = dict.fromkeys(["mss_linear", "mss_log_linear", "mss_revisited", "mss_random"], 20.0) | {"scrapl": scrapl_ms, "jtfs": 900.0}
+    costs = dict.fromkeys(["mss_linear", "mss_log_linear", "mss_revisited", "mss_random"], 20.0) | {
+        "scrapl": scrapl_ms,
+        "jtfs": 900.0,
+    }
     claim = "SCRAPL is within a factor 2 of MSS in time per step"
-    rows = [report_card(synthetic.load(tmp_path), {}, "quick", costs=c).set_index("claim").loc[claim] for c in (costs, None)]
-    assert rows[0]["verdict"] == verdict and rows[0]["ours"].startswith(f"ratio {scrapl_ms / 20:.2f}: ") and rows[0]["seeds"] == ""
-    assert rows[1]["verdict"] == "not run" and rows[1]["ours"] == "" and "not measured: notebook 08_cost does it" in rows[1]["left_out"]
+    rows = [
+        report_card(synthetic.load(tmp_path), {}, "quick", costs=c).set_index("claim").loc[claim] for c in (costs, None)
+    ]
+    assert (
+        rows[0]["verdict"] == verdict
+        and rows[0]["ours"].startswith(f"ratio {scrapl_ms / 20:.2f}: ")
+        and rows[0]["seeds"] == ""
+    )
+    assert (
+        rows[1]["verdict"] == "not run"
+        and rows[1]["ours"] == ""
+        and "not measured: notebook 08_cost does it" in rows[1]["left_out"]
+    )
 
 
 def test_few_seeds_are_left_out_by_name(tmp_path):
@@ -91,7 +109,10 @@ def test_few_seeds_are_left_out_by_name(tmp_path):
     card = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim")
     slope = card.loc["MSS losses never learn slope"]
     assert slope["verdict"] == "holds" and slope["ours"] == "MSS linear 243 ± 6.0 (chance 235)"
-    assert "MSS random (seeds with a value: 1 of 1)" in slope["left_out"] and "MSS revisited (not run: no record yet)" in slope["left_out"]
+    assert (
+        "MSS random (seeds with a value: 1 of 1)" in slope["left_out"]
+        and "MSS revisited (not run: no record yet)" in slope["left_out"]
+    )
     assert card.loc["JTFS and every SCRAPL variant learn slope better than any MSS", "verdict"] == "too few seeds"
     assert card.loc[EACH, "verdict"] == "not run"
 
@@ -102,13 +123,19 @@ def test_never_converged_is_too_few_seeds(tmp_path):
             synthetic.write(tmp_path, method, seed, val_convergence_steps=None)
     card = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim")
     row = card.loc["P-Adam lowers the steps to 100 ‰"]
-    assert row["verdict"] == "too few seeds" and "SCRAPL (plain), SCRAPL (P-Adam) (seeds with a value: 0 of 5)" in row["left_out"] and row["ours"] == ""
+    assert (
+        row["verdict"] == "too few seeds"
+        and "SCRAPL (plain), SCRAPL (P-Adam) (seeds with a value: 0 of 5)" in row["left_out"]
+        and row["ours"] == ""
+    )
     assert card.loc["P-Adam raises the total variation", "verdict"] == "holds"
 
 
 def test_suspected_causes_are_those_that_the_runs_show(tmp_path, monkeypatch):
     synthetic.write_all(tmp_path, ["jtfs"])
-    for seed, change in enumerate((-30, 10, -30, -30, 10)):  # lower on average, p > 0.01; errors at 0.96 of the last but one
+    for seed, change in enumerate(
+        (-30, 10, -30, -30, 10)
+    ):  # lower on average, p > 0.01; errors at 0.96 of the last but one
         for method, slope in (("scrapl_padam", 100), ("scrapl_no_theta_is", 100 + change)):
             synthetic.write(tmp_path, method, seed, theta_synth_l1=slope)
     card = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim")
@@ -123,8 +150,10 @@ def test_suspected_causes_are_those_that_the_runs_show(tmp_path, monkeypatch):
     row = report_card(synthetic.load(tmp_path), {}, "quick").set_index("claim").loc["P-SAGA lowers the θ L1"]
     assert row["verdict"] == "does not hold"
     fall = 1 - (140 + 260 / 4) / (140 + 260 / 3)
-    assert row["suspected_cause"] == ("stopped while learning: the validation θ L1 fell from the third to the last quarter, "
-                                      f"SCRAPL (P-Adam) {100 * fall:.0f} %")  # fmt: skip
+    assert row["suspected_cause"] == (
+        "stopped while learning: the validation θ L1 fell from the third to the last quarter, "
+        f"SCRAPL (P-Adam) {100 * fall:.0f} %"
+    )
 
 
 def test_summary_words_every_claim_once(tmp_path):
@@ -139,38 +168,53 @@ def test_an_empty_profile_is_not_run():
     assert len(card) == len(CLAIMS) and set(card["verdict"]) == {"not run"} and (card["paper"] != "").all()
 
 
-@pytest.mark.parametrize("judge, groups, verdict", [
-    (claims.lower, [[one(10, 1)], [one(13, 1), one(20)]], "holds"),
-    (claims.lower, [[one(10, 1), one(11.5, 1)], [one(13, 1)]], "holds in part"),
-    (claims.lower, [[one(10, 1), one(14, 0.1)], [one(13, 1)]], "does not hold"),
-    (claims.lower, [[one(10, 5), one(11, 0.1)], [one(13, 0.5)]], "holds in part"),
-    (claims.within_factor_2, [[one(20)], [one(10)]], "holds"),
-    (claims.within_factor_2, [[one(30)], [one(10), one(20)]], "holds"),
-    (claims.within_factor_2, [[one(21, 1)], [one(10, 0.1)]], "holds in part"),
-    (claims.within_factor_2, [[one(21, 0.5)], [one(10, 0.1)]], "does not hold"),
-    (claims.at_chance, [[one(219), one(500)]], "holds"),
-    (claims.at_chance, [[one(217), one(240)]], "holds in part"),
-    (claims.at_chance, [[one(217), one(100)]], "does not hold"),
-    (claims.at_chance, [[one(217, chance=235.3)]], "holds"),
-    (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 4, 5.1, 6])]], "holds"),
-    (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 6.5, 5, 8])]], "holds in part"),
-    (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[4, 4, 6, 7.8])]], "holds in part"),  # p = 0.065
-    (claims.lowers, [[one(0, seeds=[3, 4, 5.1, 6])], [one(0, seeds=[5, 6, 7, 8])]], "does not hold"),
-    (claims.lowers, [[one(0, seeds=[3, 4])], [one(0, seeds=[5, 6, 7])]], "too few seeds"),
-    (claims.improves, [[one(6.5, seeds=[5, 6, 7, 8])], [one(4.5, seeds=[3, 4, 5.1, 6])]], "holds"),
-    (claims.improves, [[one(6.5, seeds=[5, 6, 7, 8])], [one(5.6, seeds=[3, 6.5, 5, 8])]], "holds in part"),
-    (claims.improves, [[one(4.5, seeds=[3, 4, 5.1, 6])], [one(6.5, seeds=[5, 6, 7, 8])]], "does not hold"),
-    (claims.improves, [[one(4.5, seeds=[3, 4])], [one(6.5, seeds=[5, 6, 7, 8])]], "too few seeds"),
-    (claims.improves, [[Cell("x", 10, 1, 20)], [Cell("x", 7, 1, 20)]], "holds"),
-    (claims.improves, [[Cell("x", 10, 1, 20)], [Cell("x", 8.5, 1, 20)]], "holds in part"),
-    (claims.improves, [[Cell("x", 10, 1, 20)], [Cell("x", 11, 1, 20)]], "does not hold"),
-    (claims.raises, [[one(0, seeds=[3, 4, 5.1, 6])], [one(0, seeds=[5, 6, 7, 8])]], "holds"),
-    (claims.raises, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 4, 5.1, 6])]], "does not hold"),
-    (claims.falls_in_order, [[one(6, seeds=[6, 6, 6])], [one(5, seeds=[5, 5, 5])], [one(4, seeds=[4, 3, 5])]], "holds"),
-    (claims.falls_in_order, [[one(6, seeds=[6, 6, 6])], [one(4, seeds=[4, 3, 5])], [one(5, seeds=[5, 5, 5])]], "holds in part"),
-    (claims.falls_in_order, [[one(4, seeds=[4, 3, 5])], [one(6, seeds=[6, 6, 6])], [one(5, seeds=[5, 5, 5])]], "does not hold"),
-    (claims.falls_in_order, [[one(6, seeds=[6, 6])], [one(5, seeds=[5, 5, 5])]], "too few seeds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "judge, groups, verdict",
+    [
+        (claims.lower, [[one(10, 1)], [one(13, 1), one(20)]], "holds"),
+        (claims.lower, [[one(10, 1), one(11.5, 1)], [one(13, 1)]], "holds in part"),
+        (claims.lower, [[one(10, 1), one(14, 0.1)], [one(13, 1)]], "does not hold"),
+        (claims.lower, [[one(10, 5), one(11, 0.1)], [one(13, 0.5)]], "holds in part"),
+        (claims.within_factor_2, [[one(20)], [one(10)]], "holds"),
+        (claims.within_factor_2, [[one(30)], [one(10), one(20)]], "holds"),
+        (claims.within_factor_2, [[one(21, 1)], [one(10, 0.1)]], "holds in part"),
+        (claims.within_factor_2, [[one(21, 0.5)], [one(10, 0.1)]], "does not hold"),
+        (claims.at_chance, [[one(219), one(500)]], "holds"),
+        (claims.at_chance, [[one(217), one(240)]], "holds in part"),
+        (claims.at_chance, [[one(217), one(100)]], "does not hold"),
+        (claims.at_chance, [[one(217, chance=235.3)]], "holds"),
+        (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 4, 5.1, 6])]], "holds"),
+        (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 6.5, 5, 8])]], "holds in part"),
+        (claims.lowers, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[4, 4, 6, 7.8])]], "holds in part"),  # p = 0.065
+        (claims.lowers, [[one(0, seeds=[3, 4, 5.1, 6])], [one(0, seeds=[5, 6, 7, 8])]], "does not hold"),
+        (claims.lowers, [[one(0, seeds=[3, 4])], [one(0, seeds=[5, 6, 7])]], "too few seeds"),
+        (claims.improves, [[one(6.5, seeds=[5, 6, 7, 8])], [one(4.5, seeds=[3, 4, 5.1, 6])]], "holds"),
+        (claims.improves, [[one(6.5, seeds=[5, 6, 7, 8])], [one(5.6, seeds=[3, 6.5, 5, 8])]], "holds in part"),
+        (claims.improves, [[one(4.5, seeds=[3, 4, 5.1, 6])], [one(6.5, seeds=[5, 6, 7, 8])]], "does not hold"),
+        (claims.improves, [[one(4.5, seeds=[3, 4])], [one(6.5, seeds=[5, 6, 7, 8])]], "too few seeds"),
+        (claims.improves, [[Cell("x", 10, 1, 20)], [Cell("x", 7, 1, 20)]], "holds"),
+        (claims.improves, [[Cell("x", 10, 1, 20)], [Cell("x", 8.5, 1, 20)]], "holds in part"),
+        (claims.improves, [[Cell("x", 10, 1, 20)], [Cell("x", 11, 1, 20)]], "does not hold"),
+        (claims.raises, [[one(0, seeds=[3, 4, 5.1, 6])], [one(0, seeds=[5, 6, 7, 8])]], "holds"),
+        (claims.raises, [[one(0, seeds=[5, 6, 7, 8])], [one(0, seeds=[3, 4, 5.1, 6])]], "does not hold"),
+        (
+            claims.falls_in_order,
+            [[one(6, seeds=[6, 6, 6])], [one(5, seeds=[5, 5, 5])], [one(4, seeds=[4, 3, 5])]],
+            "holds",
+        ),
+        (
+            claims.falls_in_order,
+            [[one(6, seeds=[6, 6, 6])], [one(4, seeds=[4, 3, 5])], [one(5, seeds=[5, 5, 5])]],
+            "holds in part",
+        ),
+        (
+            claims.falls_in_order,
+            [[one(4, seeds=[4, 3, 5])], [one(6, seeds=[6, 6, 6])], [one(5, seeds=[5, 5, 5])]],
+            "does not hold",
+        ),
+        (claims.falls_in_order, [[one(6, seeds=[6, 6])], [one(5, seeds=[5, 5, 5])]], "too few seeds"),
+    ],
+)
 def test_rules_at_their_borders(judge, groups, verdict):
     assert judge(groups)[1] == verdict
 
@@ -189,7 +233,9 @@ def test_report_card_can_be_written(tmp_path):
 def test_chirplet_claims_are_those_the_paper_prints():
     found = {task: claims.chirplet_claims(task) for task in paper.CHIRPLETS}
     assert [len(of_task) for of_task in found.values()] == [4, 4, 3, 4]  # one uniform cell of Table 7 is blank
-    verdicts = {c.text: c.judge(groups_of(c, claims.chirplet_paper_cells(task)))[1] for task, cs in found.items() for c in cs}
+    verdicts = {
+        c.text: c.judge(groups_of(c, claims.chirplet_paper_cells(task)))[1] for task, cs in found.items() for c in cs
+    }
     in_part = [text for text, verdict in verdicts.items() if verdict != "holds"]
     assert len(verdicts) == 15 and in_part == ["fast AM, fast FM: θ-IS lowers FM L1 (text: by 14 to 80 %)"]
 
@@ -199,9 +245,19 @@ def test_chirplet_card(tmp_path):
         for method, am, steps in (("scrapl_no_theta_is", 100, 400), ("scrapl", 70, 500)):
             synthetic.write_chirplet(tmp_path, "chirplet_slow_slow", method, seed, am, 80, steps, None)
     card = claims.chirplet_card(synthetic.load_chirplets(tmp_path), {}, "quick").set_index("claim")
-    assert len(card) == 15 and card["verdict"].value_counts().to_dict() == {"not run": 11, "does not hold": 2, "holds": 1, "too few seeds": 1}
+    assert len(card) == 15 and card["verdict"].value_counts().to_dict() == {
+        "not run": 11,
+        "does not hold": 2,
+        "holds": 1,
+        "too few seeds": 1,
+    }
     row = card.loc["slow AM, slow FM: θ-IS lowers AM L1 (text: by 25 to 55 %)"]
-    assert row["verdict"] == "holds" and row["place"] == "Table 3" and row["seeds"] == "5" and "paired t-test" in row["rule"]
+    assert (
+        row["verdict"] == "holds"
+        and row["place"] == "Table 3"
+        and row["seeds"] == "5"
+        and "paired t-test" in row["rule"]
+    )
     assert row["ours"].startswith("30 %: SCRAPL (no θ-IS) 100 ± 2.5 → SCRAPL 70.0 ± 1.7, paired -30.0 ± 1.2 (p = ")
     assert row["paper"] == "37 %: SCRAPL (no θ-IS) 124 ± 10 → SCRAPL 77.7 ± 6.7" and row["paper_verdict"] == "holds"
     steps = card.loc["slow AM, slow FM: θ-IS lowers AM steps to 100 ‰ (text: by 23 to 50 %)"]
@@ -230,15 +286,28 @@ def drum_card_of(output, **loudness):
 def test_drum_card_tells_aligned_from_misaligned(tmp_path):
     card = drum_card_of(tmp_path, jtfs=(2.0, 2.2), mss_linear=(3.0, 9.0))
     keeps = card.loc["JTFS keeps the transient when misaligned"]
-    assert keeps["verdict"] == "holds" and keeps["ours"].startswith("ratio 1.10: JTFS, misaligned 216 ± ") and keeps["seeds"] == "3"
+    assert (
+        keeps["verdict"] == "holds"
+        and keeps["ours"].startswith("ratio 1.10: JTFS, misaligned 216 ± ")
+        and keeps["seeds"] == "3"
+    )
     loses = card.loc["MSS linear loses the transient when misaligned: its loudness error grows"]
-    assert loses["verdict"] == "holds" and loses["paper"] == "ratio 6.59: MSS linear, aligned 381 ± 12 → MSS linear, misaligned 2510 ± 480"
+    assert (
+        loses["verdict"] == "holds"
+        and loses["paper"] == "ratio 6.59: MSS linear, aligned 381 ± 12 → MSS linear, misaligned 2510 ± 480"
+    )
     closer = card.loc["misaligned, JTFS and SCRAPL are closer than any MSS in transient loudness"]
-    assert closer["verdict"] == "holds" and "SCRAPL, misaligned" in closer["left_out"] and "MSS random, misaligned" in closer["left_out"]
+    assert (
+        closer["verdict"] == "holds"
+        and "SCRAPL, misaligned" in closer["left_out"]
+        and "MSS random, misaligned" in closer["left_out"]
+    )
     assert card.loc["SCRAPL keeps the transient when misaligned", "verdict"] == "not run"
 
 
-@pytest.mark.parametrize("late, half_width, verdict", [(3.7, 0.1, "does not hold"), (3.8, 0.5, "holds in part"), (3.8, 0.3, "holds")])
+@pytest.mark.parametrize(
+    "late, half_width, verdict", [(3.7, 0.1, "does not hold"), (3.8, 0.5, "holds in part"), (3.8, 0.3, "holds")]
+)
 def test_what_grows_by_more_than_a_quarter(late, half_width, verdict):
     """From 3: a quarter above is 3.75; two intervals of 0.5 each way overlap from 3 to 3.8, of 0.3 they lie apart."""
     text, found = claims.grows([[Cell("a", 3.0, half_width, 3)], [Cell("b", late, half_width, 3)]])
@@ -248,8 +317,15 @@ def test_what_grows_by_more_than_a_quarter(late, half_width, verdict):
 def test_a_drum_method_next_to_silence_is_named_as_the_suspected_cause(tmp_path):
     """Aligned 25 dB off, misaligned 24: what is lost already cannot get lost; 19 dB would not be called silence."""
     card = drum_card_of(tmp_path, mss_linear=(25.0, 24.0), mss_log_linear=(19.0, 18.0))
-    causes = {method: card.loc[f"MSS {method} loses the transient when misaligned: its loudness error grows", "suspected_cause"]
-              for method in ("linear", "log + linear")}  # fmt: skip
+    causes = {
+        method: card.loc[
+            f"MSS {method} loses the transient when misaligned: its loudness error grows", "suspected_cause"
+        ]
+        for method in ("linear", "log + linear")
+    }
     mean = 25 * np.mean([synthetic.spread(seed) for seed in range(3)])
-    assert causes["linear"] == f"MSS linear, aligned is next to silence: {mean:.0f} dB off in the loudness of the transient"
+    assert (
+        causes["linear"]
+        == f"MSS linear, aligned is next to silence: {mean:.0f} dB off in the loudness of the transient"
+    )
     assert causes["log + linear"] == ""

@@ -13,11 +13,12 @@ import psutil
 import pytest
 import torch
 
-from scrapl_lib import __main__, records, training
-from scrapl_lib.__main__ import _seeds, main
-from scrapl_lib.experiments import METHODS, NOT_RUN, make_config
-from scrapl_lib.records import IMPORTANCE, ROOT, read_run, run_folder
-from scrapl_lib.training import STOP_S, Budget, checkpoint_folder, ensure_runs, train
+from replication import __main__, records
+from replication import trainer as training
+from replication.__main__ import _seeds, main
+from replication.records import IMPORTANCE, ROOT, read_run, run_folder
+from replication.tasks import METHODS, NOT_RUN, make_config
+from replication.trainer import STOP_S, Budget, checkpoint_folder, ensure_runs, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,10 +44,16 @@ def test_seeds(text, seeds):
 
 @pytest.mark.parametrize(
     "text, message",
-    [(text, f"seeds are numbers and ranges such as 0-4 or 0,2,5; got {text!r}") for text in
-     ("", "a", "0,", "1-", "-1", "0-1-2", "1.5", "0..4", "0 1")]
-    + [("0-99999999999", "'0-99999999999' is more than a million seeds"), ("4-0", "the range '4-0' is empty; write the smaller number first"), ("1,4-2", "the range '4-2' is empty")],
-)  # fmt: skip
+    [
+        (text, f"seeds are numbers and ranges such as 0-4 or 0,2,5; got {text!r}")
+        for text in ("", "a", "0,", "1-", "-1", "0-1-2", "1.5", "0..4", "0 1")
+    ]
+    + [
+        ("0-99999999999", "'0-99999999999' is more than a million seeds"),
+        ("4-0", "the range '4-0' is empty; write the smaller number first"),
+        ("1,4-2", "the range '4-2' is empty"),
+    ],
+)
 def test_bad_seeds_are_refused(tmp_path, text, message, capsys):
     with pytest.raises(SystemExit) as refused:
         run(tmp_path, "--seeds", text)
@@ -69,8 +76,14 @@ def test_a_budget_that_is_no_length_of_time_is_refused(tmp_path, monkeypatch, te
         (["run", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
         (["run", "--method", "p_loss,mss_lin"], "unknown method 'mss_lin': did you mean 'mss_linear'"),
         (["importance", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
-        (["importance", "--profile", "smoke", "--task", "granular", "--paths", "30-35"], "paths must be numbers from 0 to 34, got 35"),
-        (["run", "--method", "ms_clap"], "method 'ms_clap' is not run: weights unavailable: ms_clap needs a pretrained model"),
+        (
+            ["importance", "--profile", "smoke", "--task", "granular", "--paths", "30-35"],
+            "paths must be numbers from 0 to 34, got 35",
+        ),
+        (
+            ["run", "--method", "ms_clap"],
+            "method 'ms_clap' is not run: weights unavailable: ms_clap needs a pretrained model",
+        ),
         (["run", "--seeds", "5000000000"], "seed must be an integer from 0 to 2^32 - 1, got 5000000000"),
         (["run", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "--device", "gpu", "--profile", "smoke"], "unknown device 'gpu': use cpu, cuda or cuda:<n>"),
@@ -97,7 +110,22 @@ def test_cuda_without_cuda_is_refused(tmp_path, arguments, capsys):
 
 def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["run", "--profile", "smoke", "--task", "granular", "--method", "p_loss", "--output", str(tmp_path / "file")]) == 2
+    assert (
+        main(
+            [
+                "run",
+                "--profile",
+                "smoke",
+                "--task",
+                "granular",
+                "--method",
+                "p_loss",
+                "--output",
+                str(tmp_path / "file"),
+            ]
+        )
+        == 2
+    )
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("error: ") and str(tmp_path / "file") in said and "Traceback" not in said
 
@@ -142,10 +170,16 @@ def test_status_matrix(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(records, "utc_now", lambda: f"2026-01-01T{12 + minutes // 60}:{minutes % 60:02}:00+00:00")
         history = pd.DataFrame([(9, "val", "loss", 1.0, steps_s)], columns=records.COLUMNS["history.csv"])
         records.write_run(
-            run_folder("paper", task, method, seed, tmp_path), status=status, start_utc="2026-01-01T12:00:00+00:00",
-            config=make_config(task, method, seed, "paper", **changes).flat, history=history,
-            test=pd.DataFrame([], columns=records.COLUMNS["test.csv"]), device="cpu", threads=1, train_step_ms=None,
-        )  # fmt: skip
+            run_folder("paper", task, method, seed, tmp_path),
+            status=status,
+            start_utc="2026-01-01T12:00:00+00:00",
+            config=make_config(task, method, seed, "paper", **changes).flat,
+            history=history,
+            test=pd.DataFrame([], columns=records.COLUMNS["test.csv"]),
+            device="cpu",
+            threads=1,
+            train_step_ms=None,
+        )
 
     write("granular", "p_loss", 0, 60)
     write("granular", "p_loss", 1, 120)
@@ -157,13 +191,27 @@ def test_status_matrix(tmp_path, monkeypatch, capsys):
     assert main(["status", "--profile", "paper", "--output", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     heads = [line.split() for line in said.split("\n\n")[1].splitlines()[:2]]
-    assert heads == [["granular", "chirplet", "tr808"], [*"slow_slow slow_moderate fast_moderate fast_fast micro meso".split()]]
+    assert heads == [
+        ["granular", "chirplet", "tr808"],
+        [*"slow_slow slow_moderate fast_moderate fast_fast micro meso".split()],
+    ]
     unknown, drums = ["0/0/20", "0+?"], ["0/0/40", "0+?"]
     assert rows(said) == {
         "p_loss": ["2/1/17", "3.50+25.50"],
         "jtfs": ["0/0/1", "0+147", "0/0/4", "0+?", "1/0/3", "1.10+3.30"],
         "scrapl": ["0/0/20", "0+267", *unknown, "1/0/19", "0.25+4.75", *unknown, *unknown, *drums, "0/0/40", "0+4.00"],
-        "scrapl_no_theta_is": ["0/0/20", "0+267", *unknown, "0/0/20", "0+5.00", *unknown, *unknown, *drums, "0/0/40", "0+4.00"],
+        "scrapl_no_theta_is": [
+            "0/0/20",
+            "0+267",
+            *unknown,
+            "0/0/20",
+            "0+5.00",
+            *unknown,
+            *unknown,
+            *drums,
+            "0/0/40",
+            "0+4.00",
+        ],
         "scrapl_padam": ["0/0/20", "0+267"],
         "scrapl_plain": ["0/0/20", "0+267"],
         "mss_linear": ["1/0/19", "6.00+114", *drums, "0/0/40", "0+1.20"],
@@ -172,7 +220,17 @@ def test_status_matrix(tmp_path, monkeypatch, capsys):
         "mss_random": ["0/0/19+1", "stale", "0+76.00", *drums, "0/0/40", "0+1.20"],
         "ms_clap": ["not", "run"],
         "panns_wavegram_logmel": ["not", "run"],
-        "theta_importance": ["0/0/1", "0+13.33", "0/0/1", "0+?", "0/0/1", "0+0.25", *["0/0/1", "0+?"] * 3, "0/0/1", "0+0.10"],
+        "theta_importance": [
+            "0/0/1",
+            "0+13.33",
+            "0/0/1",
+            "0+?",
+            "0/0/1",
+            "0+0.25",
+            *["0/0/1", "0+?"] * 3,
+            "0/0/1",
+            "0+0.10",
+        ],
     }
     # 25.5 + 146.7 + 4 x 266.7 + 114 + 80 + 80 + 76 + 13.3; chirplet 4.75 + 5 + 0.25; drums 3.3 + 2 x 4 + 4 x 1.2 + 0.1. Unknown: three
     # chirplet tasks of 41, the micro drums' 4 + 6 x 40 + 1
@@ -223,8 +281,13 @@ def test_importance_in_parts(tmp_path, monkeypatch, capsys):
         return "100 of 315 paths"
 
     monkeypatch.setattr(__main__, "compute_importance", compute)
-    assert main(["importance", "--task", "granular,chirplet_fast_fast", "--output", str(tmp_path), "--paths", "0-2,7"]) == 0
-    assert asked == [(task, "quick", tmp_path, "cpu", [0, 1, 2, 7], None) for task in ("granular", "chirplet_fast_fast")]
+    assert (
+        main(["importance", "--task", "granular,chirplet_fast_fast", "--output", str(tmp_path), "--paths", "0-2,7"])
+        == 0
+    )
+    assert asked == [
+        (task, "quick", tmp_path, "cpu", [0, 1, 2, 7], None) for task in ("granular", "chirplet_fast_fast")
+    ]
     assert "path probabilities of granular, profile quick: 100 of 315 paths" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["importance", "--paths", "x"])
@@ -262,7 +325,7 @@ def test_a_killed_or_crashed_worker_costs_its_own_run_only(tmp_path, monkeypatch
         return make_config("granular", method, seed, "smoke")
 
     def popen(command, **options):
-        assert command[:3] == [sys.executable, "-m", "scrapl_lib"]
+        assert command[:3] == [sys.executable, "-m", "replication"]
         return subprocess.Popen([sys.executable, str(faulty), *command[3:]], **options)
 
     def ask():
@@ -323,11 +386,26 @@ def test_workers_make_the_probabilities_first(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopping_the_command_ends_its_workers(tmp_path, number, request, capfd):
     config = make_config("granular", "jtfs", 0, "smoke")  # the slowest: some seconds of training
-    arguments = ["run", "--task", "granular", "--method", "jtfs", "--seeds", "0", "--profile", "smoke", "--output", str(tmp_path)]
+    arguments = [
+        "run",
+        "--task",
+        "granular",
+        "--method",
+        "jtfs",
+        "--seeds",
+        "0",
+        "--profile",
+        "smoke",
+        "--output",
+        str(tmp_path),
+    ]
     command = subprocess.Popen(
-        [sys.executable, "-m", "scrapl_lib", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "replication", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
+    )
     progress, deadline = checkpoint_folder(config, tmp_path) / "progress.json", time.monotonic() + 120
     while not progress.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -380,7 +458,7 @@ class UntilSeen:
 
 
 def workers_are(monkeypatch, *command):
-    """In place of `python -m scrapl_lib ...`; returns the processes."""
+    """In place of `python -m replication ...`; returns the processes."""
     started = []
 
     def popen(asked, **options):
@@ -409,18 +487,32 @@ def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path,
         return said.out.splitlines()[-1], said.err, len(started)
 
     said, _, n = ask(configs[0])
-    assert n == 1 and said.endswith("0 runs done; under way: granular/p_loss/seed 0 at step 2; 1 missing; the same command goes on")
+    assert n == 1 and said.endswith(
+        "0 runs done; under way: granular/p_loss/seed 0 at step 2; 1 missing; the same command goes on"
+    )
     said, log, n = ask(configs[1])
     assert n == 2 and "granular/p_loss/seed 0: resumed from step 2" in log
-    assert said.endswith("1 runs done; under way: granular/p_loss/seed 1 at step 2; 0 missing; the same command goes on")
+    assert said.endswith(
+        "1 runs done; under way: granular/p_loss/seed 1 at step 2; 0 missing; the same command goes on"
+    )
     said, log, _ = ask()
     assert said == "budget of 60 minutes: 1 runs done; under way: none; 0 missing"
     assert "granular/p_loss/seed 1: resumed from step 2" in log
     for config in configs:
         whole, found = train(config, tmp_path / "whole"), read_run(folder_of("p_loss", config.seed, tmp_path))
         assert found.ok and len(found.history) == 19 and len(found.test) > 5
-        assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(whole.test)
-        of_this_call = {"start_utc", "end_utc", "peak_memory_mb", "train_step_ms", "files", "record_sha256", "code_version"}
+        assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(
+            whole.test
+        )
+        of_this_call = {
+            "start_utc",
+            "end_utc",
+            "peak_memory_mb",
+            "train_step_ms",
+            "files",
+            "record_sha256",
+            "code_version",
+        }
         assert {*found.info} == {*whole.info} and len({*whole.info} - of_this_call) > 8
         assert all(found.info[key] == value for key, value in whole.info.items() if key not in of_this_call)
     assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
@@ -459,9 +551,14 @@ def test_no_run_is_started_that_cannot_come_to_a_checkpoint(tmp_path, monkeypatc
     ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path, budget=budget)
     assert len(started) == n_started and len(budget.left) == 1 - n_started
     if not n_started:
-        assert run(tmp_path, "--task", "granular", "--method", "p_loss", f"--budget-minutes={2.9 * STOP_S['smoke'] / 60}") == 0
+        assert (
+            run(tmp_path, "--task", "granular", "--method", "p_loss", f"--budget-minutes={2.9 * STOP_S['smoke'] / 60}")
+            == 0
+        )
         said = capfd.readouterr().out.splitlines()[-1]
-        assert said.endswith("0 runs done; under way: none; 2 missing; none is started in the last 30 s") and started == []
+        assert (
+            said.endswith("0 runs done; under way: none; 2 missing; none is started in the last 30 s") and started == []
+        )
 
 
 def test_a_crash_within_a_budget_is_no_success(tmp_path, monkeypatch, capfd):
@@ -510,14 +607,35 @@ def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_be
     method, script = "scrapl_no_theta_is", tmp_path / "killed.py"
     config = make_config("granular", method, 0, "smoke")
     script.write_text(KILLED)
-    arguments = ["run", "--task", "granular", "--method", method, "--seeds", "0", "--profile", "smoke", "--output", str(tmp_path),
-                 "--workers", "1", "--budget-minutes", "60"]  # fmt: skip
+    arguments = [
+        "run",
+        "--task",
+        "granular",
+        "--method",
+        method,
+        "--seeds",
+        "0",
+        "--profile",
+        "smoke",
+        "--output",
+        str(tmp_path),
+        "--workers",
+        "1",
+        "--budget-minutes",
+        "60",
+    ]
     log = checkpoint_folder(config, tmp_path).with_suffix(".log")
 
     def start(hold, *words):
         environment = os.environ | {"HOLD": str(hold)}
-        return subprocess.Popen([sys.executable, *words, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                text=True, env=environment)  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, *words, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
 
     for hold, kill_worker in ((3, False), (6, True)):
         command, deadline = start(hold, str(script)), time.monotonic() + 300
@@ -535,9 +653,11 @@ def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_be
         else:
             assert command.returncode == -signal.SIGKILL
             log.unlink()
-    command = start(-1, "-m", "scrapl_lib")
+    command = start(-1, "-m", "replication")
     said = command.communicate(timeout=300)[0]
     assert command.returncode == 0 and "resumed from step 6" in said and "1 of 1 runs finished, 0 failed" in said
     whole, found = train(config, tmp_path / "whole"), read_run(folder_of(method, 0, tmp_path))
     assert found.ok and len(found.history) == 19 and len(found.test) > 5
-    assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(whole.test)
+    assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(
+        whole.test
+    )

@@ -13,12 +13,13 @@ import psutil
 import pytest
 import submitit
 
-from scrapl_lib import cluster, training
-from scrapl_lib.__main__ import main
-from scrapl_lib.cluster import Jobs
-from scrapl_lib.experiments import importance_config, make_config
-from scrapl_lib.records import ROOT, read_run, run_folder
-from scrapl_lib.training import states, train
+from replication import jobs as cluster
+from replication import trainer as training
+from replication.__main__ import main
+from replication.jobs import Jobs
+from replication.records import ROOT, read_run, run_folder
+from replication.tasks import importance_config, make_config
+from replication.trainer import states, train
 
 METHOD = "scrapl_no_theta_is"
 
@@ -39,7 +40,9 @@ def run(output, *arguments):
 
 def patched(monkeypatch, folder, text):
     """Have every Python started from here execute `text`, in which `training` is scrapl_lib's, if it is a worker."""
-    (folder / "sitecustomize.py").write_text("import sys\nif '--worker' in sys.orig_argv:\n" + textwrap.indent(text, "    "))
+    (folder / "sitecustomize.py").write_text(
+        "import sys\nif '--worker' in sys.orig_argv:\n" + textwrap.indent(text, "    ")
+    )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
 
 
@@ -79,7 +82,17 @@ def job_process(standing):
 def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterrupted(tmp_path, monkeypatch, capfd):
     """Seed 0 must make way at step 4, before its first checkpoint, seed 1 crashes there, seed 2 is killed there. The same bits."""
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 1)
-    arguments = ["--task", "granular", "--method", METHOD, "--seeds=0-2", "--executor", "local", "--workers=3", "--deterministic"]
+    arguments = [
+        "--task",
+        "granular",
+        "--method",
+        METHOD,
+        "--seeds=0-2",
+        "--executor",
+        "local",
+        "--workers=3",
+        "--deterministic",
+    ]
 
     def disturb():
         job_process(tmp_path / "standing_0").send_signal(submitit.JobEnvironment._usr_sig())
@@ -92,11 +105,19 @@ def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterru
         assert run(tmp_path, *arguments) == 1
         thread.join()
     said = capfd.readouterr()
-    assert f"granular/{METHOD}/seed 1 crashed (exit status 1: ValueError: a bug); log: " in said.err and "killed; log: " in said.err
-    assert "2 of 3 jobs crashed; the same command tries them again" in said.err and "1 of 3 runs finished, 0 failed" in said.out
+    assert (
+        f"granular/{METHOD}/seed 1 crashed (exit status 1: ValueError: a bug); log: " in said.err
+        and "killed; log: " in said.err
+    )
+    assert (
+        "2 of 3 jobs crashed; the same command tries them again" in said.err
+        and "1 of 3 runs finished, 0 failed" in said.out
+    )
     (logs,) = tmp_path.glob("checkpoints/smoke/jobs_*")
     assert any("Requeued job" in path.read_text() for path in logs.glob("*_log.*"))
-    assert any("resumed from step 5" in path.read_text() for path in logs.glob("*_log.err"))  # it did the step it was at
+    assert any(
+        "resumed from step 5" in path.read_text() for path in logs.glob("*_log.err")
+    )  # it did the step it was at
     assert training.kept_of(config(1), tmp_path) == training.kept_of(config(2), tmp_path) == "step 4"
 
     assert run(tmp_path, *arguments) == 0
@@ -105,7 +126,9 @@ def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterru
     for seed in range(3):
         whole, found = train(config(seed), tmp_path / "whole"), read_run(folder_of(config(seed), tmp_path))
         assert found.ok and len(found.history) == 19 and len(found.test) > 5 and found.info["deterministic"] is True
-        assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(whole.test)
+        assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(
+            whole.test
+        )
 
 
 FAST = """
@@ -124,13 +147,30 @@ training.theta_importance = fake
 def test_path_probabilities_come_in_parts_and_before_the_run_that_needs_them(tmp_path, monkeypatch, capfd):
     task = "chirplet_fast_fast"
     patched(monkeypatch, tmp_path, FAST.format(folder=str(tmp_path)))
-    assert run(tmp_path, "--task", task, "--method", "scrapl", "--seeds=1", "--executor", "local", "--workers=2", "--parts=2") == 0
+    assert (
+        run(
+            tmp_path,
+            "--task",
+            task,
+            "--method",
+            "scrapl",
+            "--seeds=1",
+            "--executor",
+            "local",
+            "--workers=2",
+            "--parts=2",
+        )
+        == 0
+    )
     assert re.search(r"3 jobs; logs: .*\n(.*\n)*3 of 3 jobs done", capfd.readouterr().err)
     assert read_run(folder_of(config(1, "scrapl", task), tmp_path)).ok
     assert {path.name: path.read_text() for path in tmp_path.glob("paths_*")} == {"paths_0": "11", "paths_11": "10"}
     table = training.importance_table(config(1, "scrapl", task), tmp_path)
     assert table["curvature_am"].tolist() == list(range(1, 22))
-    assert main(["importance", "--profile", "smoke", "--task", task, "--output", str(tmp_path), "--executor", "local"]) == 0
+    assert (
+        main(["importance", "--profile", "smoke", "--task", task, "--output", str(tmp_path), "--executor", "local"])
+        == 0
+    )
     said = capfd.readouterr()
     assert said.out == f"path probabilities of {task}, profile smoke: done\n" and "jobs" not in said.err
 
@@ -179,7 +219,14 @@ class Executor:
     """In submitit's place: jobs end at the second look, those of `crashing` badly; `submitted` and `cancelled` list them."""
 
     def __init__(self, crashing=(), stop_at=None):
-        self.submitted, self.cancelled, self.crashing, self.stop_at, self.most, self.now = [], [], crashing, stop_at, 0, 0
+        self.submitted, self.cancelled, self.crashing, self.stop_at, self.most, self.now = (
+            [],
+            [],
+            crashing,
+            stop_at,
+            0,
+            0,
+        )
 
     def __call__(self, folder, max_num_timeout):
         return self
@@ -203,8 +250,13 @@ class Executor:
             return len(looks) >= 2
 
         crashed = RuntimeError("trace\nRuntimeError: exit status 9") if job.config.method in self.crashing else None
-        return SimpleNamespace(done=done, exception=lambda: crashed, job_id="1", paths=None,
-                               cancel=lambda check: self.cancelled.append(job.config.seed))  # fmt: skip
+        return SimpleNamespace(
+            done=done,
+            exception=lambda: crashed,
+            job_id="1",
+            paths=None,
+            cancel=lambda check: self.cancelled.append(job.config.seed),
+        )
 
 
 def jobs_with(executor, output, monkeypatch, **options):
@@ -224,7 +276,9 @@ def test_jobs_wait_for_their_probabilities_and_for_room(tmp_path, monkeypatch):
 
 def test_what_needs_a_crashed_job_is_not_submitted(tmp_path, monkeypatch, capsys):
     executor = Executor(crashing=["theta_importance"])
-    jobs_with(executor, tmp_path, monkeypatch, workers=9)([importance_config("granular", "smoke"), config(3, "scrapl"), config(0)])
+    jobs_with(executor, tmp_path, monkeypatch, workers=9)(
+        [importance_config("granular", "smoke"), config(3, "scrapl"), config(0)]
+    )
     assert executor.submitted == [("theta_importance", 0, ""), (METHOD, 0, "")]
     said = capsys.readouterr().err
     assert "job 1: exit status 9\n" in said and "granular: no scrapl runs, the path probabilities are missing" in said
@@ -245,14 +299,19 @@ def test_a_worker_that_does_not_stop_is_killed_and_its_job_requeued(monkeypatch)
     process.stdout.readline()
     job.worker = SimpleNamespace(process=process)
     again = job.checkpoint()
-    assert process.wait(timeout=60) == -9 and again.function.arguments == job.arguments and again.function.worker is None
+    assert (
+        process.wait(timeout=60) == -9 and again.function.arguments == job.arguments and again.function.worker is None
+    )
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["run", "--executor", "slurm"], "slurm needs SLURM's sbatch and srun, which are not here"),
-        (["run", "--executor", "local", "--device=cuda:1"], "each job has its own GPU: device must be cpu or cuda, got 'cuda:1'"),
+        (
+            ["run", "--executor", "local", "--device=cuda:1"],
+            "each job has its own GPU: device must be cpu or cuda, got 'cuda:1'",
+        ),
         (["run", "--executor", "local", "--workers", "0"], "workers must be at least 1, got 0"),
         (["run", "--executor", "local", "--parts", "0"], "parts must be at least 1, got 0"),
         (["run", "--executor", "local", "--budget-minutes", "5"], "--budget-minutes is for workers of this machine"),

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from scrapl_lib import paper
-from scrapl_lib.experiments import make_config
-from scrapl_lib.records import ROOT
+from replication import published as paper
+from replication.records import ROOT
+from replication.tasks import make_config
 
 sys.path.append(str(ROOT / "benchmarks"))
 import bench  # noqa: E402
@@ -23,7 +23,8 @@ def power_law_data():
     laws = {"a": lambda n: 3 * n**0.5, "b": lambda n: 0.3 * n, "c": lambda n: 5 + 0 * n}
     sizes = np.array([4.0, 16, 64, 256])
     return pd.concat(
-        pd.DataFrame({"axis": "batch", "size": sizes, "method": name, "ms": law(sizes), "mib": 2 * sizes}) for name, law in laws.items()
+        pd.DataFrame({"axis": "batch", "size": sizes, "method": name, "ms": law(sizes), "mib": 2 * sizes})
+        for name, law in laws.items()
     )
 
 
@@ -43,7 +44,9 @@ def test_crossings_are_where_the_times_are_equal():
 
 def test_parallel_laws_do_not_cross():
     data = power_law_data()
-    assert np.isnan(costs.crossings(pd.concat([data, data[data["method"] == "a"].assign(method="d", ms=7)]), "c", ["d"])["size"]).all()
+    assert np.isnan(
+        costs.crossings(pd.concat([data, data[data["method"] == "a"].assign(method="d", ms=7)]), "c", ["d"])["size"]
+    ).all()
 
 
 def test_memory_is_the_most_held_at_once():
@@ -91,26 +94,47 @@ def test_the_committed_table_5_has_the_committed_benchmark():
     table = pd.read_csv(ROOT / "results/quick/tables/table_5.csv").set_index("method")
     for method, part in {"scrapl_official": "single_path", "jtfs_official": "jtfs"}.items():
         pairs = pd.read_csv(ROOT / f"results/bench/{part}.csv")
-        per_path = pairs.groupby("path_idx")["scrapl_loss_ms"].median() if part == "single_path" else pairs["scrapl_loss_ms"]
+        per_path = (
+            pairs.groupby("path_idx")["scrapl_loss_ms"].median() if part == "single_path" else pairs["scrapl_loss_ms"]
+        )
         assert abs(table.loc[method, "ms"] - per_path.median()) < 1e-3, method
 
 
 def pairs(part, ours, official, n2s):
     rows = [
-        {"path_idx": n2, "n2": n2, "n_fr": 0, "repetition": i, "ours_ms": ours * 2**i, "scrapl_loss_ms": official[n2] * 2**i,
-         "ours_value": 1.0, "scrapl_loss_value": 1.0, "ours_peak_mib": 100.0 + i, "scrapl_loss_peak_mib": 1000.0 + i}
-        for n2 in n2s for i in range(3)
-    ]  # fmt: skip
+        {
+            "path_idx": n2,
+            "n2": n2,
+            "n_fr": 0,
+            "repetition": i,
+            "ours_ms": ours * 2**i,
+            "scrapl_loss_ms": official[n2] * 2**i,
+            "ours_value": 1.0,
+            "scrapl_loss_value": 1.0,
+            "ours_peak_mib": 100.0 + i,
+            "scrapl_loss_peak_mib": 1000.0 + i,
+        }
+        for n2 in n2s
+        for i in range(3)
+    ]
     return pd.DataFrame(rows).assign(times_faster=lambda t: t["scrapl_loss_ms"] / t["ours_ms"])
 
 
 def test_summary_takes_each_path_once_and_ratios_pair_by_pair(tmp_path):
     n2s = range(4, 9)
-    pairs("single_path", 10.0, {n2: 200.0 - 20 * n2 for n2 in n2s}, n2s).to_csv(tmp_path / "single_path.csv", index=False)
+    pairs("single_path", 10.0, {n2: 200.0 - 20 * n2 for n2 in n2s}, n2s).to_csv(
+        tmp_path / "single_path.csv", index=False
+    )
     pairs("jtfs", 5.0, {0: 100.0}, [0]).to_csv(tmp_path / "jtfs.csv", index=False)
     table = bench.summary(tmp_path).set_index("what")
     single, lowest, jtfs, memory, update, _ = (table.iloc[i] for i in range(6))
-    assert (single["times"], single["ours"], single["scrapl_loss"], single["n_paths"], single["n_pairs"]) == (8, 20, 160, 5, 15)
+    assert (single["times"], single["ours"], single["scrapl_loss"], single["n_paths"], single["n_pairs"]) == (
+        8,
+        20,
+        160,
+        5,
+        15,
+    )
     assert (lowest["times"], lowest["n_paths"]) == (10, 3)
     assert (jtfs["times"], jtfs["ours"]) == (20, 10)
     assert (memory["ours"], memory["scrapl_loss"], memory["unit"]) == (102, 1002, "MiB")
@@ -120,7 +144,11 @@ def test_summary_takes_each_path_once_and_ratios_pair_by_pair(tmp_path):
 
 def test_the_benchmark_takes_one_path_of_each_n2():
     paths, n_warm = bench.cases("single_path", 7)
-    assert len({path.n2 for path in paths}) == len(paths) == 21 and len({path.n_fr for path in paths}) == 15 and n_warm == 1
+    assert (
+        len({path.n2 for path in paths}) == len(paths) == 21
+        and len({path.n_fr for path in paths}) == 15
+        and n_warm == 1
+    )
     drawn, n_warm = bench.cases("update", 40)
     assert len(drawn) == 40 and n_warm == 0 and len({path.index for path in drawn}) > 30
     assert len(bench.cases("step", 1)[0]) == 7

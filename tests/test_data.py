@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from scrapl_lib.data import ThetaGrid, meso_seeds
+from replication.data import ThetaGrid, meso_seeds
 
 
 def test_the_grid_of_the_paper():

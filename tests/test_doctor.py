@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import synthetic_records as synthetic
 
-from scrapl_lib import doctor
-from scrapl_lib.__main__ import main
-from scrapl_lib.experiments import make_config
-from scrapl_lib.records import read_run, run_folder, write_run
+from replication import doctor
+from replication.__main__ import main
+from replication.records import read_run, run_folder, write_run
+from replication.tasks import make_config
 
 
 @pytest.fixture
@@ -21,8 +21,17 @@ def output(tmp_path):
     folders = [synthetic.write(tmp_path, "p_loss", seed) for seed in range(3)]
     run = read_run(folders[2])
     config = make_config("granular", "p_loss", 2, "quick").flat
-    write_run(folders[2], status="ok", config=config, history=run.history, test=run.test,
-              start_utc=run.info["start_utc"], device="cpu", threads=1, train_step_ms=None)  # fmt: skip
+    write_run(
+        folders[2],
+        status="ok",
+        config=config,
+        history=run.history,
+        test=run.test,
+        start_utc=run.info["start_utc"],
+        device="cpu",
+        threads=1,
+        train_step_ms=None,
+    )
     return tmp_path
 
 
@@ -45,7 +54,7 @@ def test_a_broken_record_is_wrong(output, capsys):
     (folder / "test.csv").unlink()
     text = said(output, capsys, 1)
     assert f"WRONG  broken record {folder / 'test.csv'}: expected 6 rows" in text and "found no such file" in text
-    assert f"\n       -> delete the folder {folder} and run: python -m scrapl_lib run" in text
+    assert f"\n       -> delete the folder {folder} and run: python -m replication run" in text
     assert "0 whole, 2 stale, 1 broken" in text and text.endswith("\n1 things wrong\n")
 
 

@@ -5,11 +5,17 @@ import pytest
 import torch
 from scipy.signal import correlate
 
-from scrapl_lib.encoder import Encoder
+from replication.encoder import Encoder
 
 TINY = {
-    "n_samples": 4096, "octaves": 3, "hop": 128, "channels": 3, "pools": ((2, 2), (3, 2)), "dense": 6, "dropout": 0.25
-}  # fmt: skip
+    "n_samples": 4096,
+    "octaves": 3,
+    "hop": 128,
+    "channels": 3,
+    "pools": ((2, 2), (3, 2)),
+    "dense": 6,
+    "dropout": 0.25,
+}
 
 
 def tiny(seed=0):

@@ -13,9 +13,9 @@ import nbformat
 import papermill
 import pytest
 
-from scrapl_lib import execute
-from scrapl_lib.execute import NotebookFailed, notebook_path, parameters_of, run_notebook, run_notebooks, setup
-from scrapl_lib.records import ROOT
+from replication import notebooks as execute
+from replication.notebooks import NotebookFailed, notebook_path, parameters_of, run_notebook, run_notebooks, setup
+from replication.records import ROOT
 
 PARAMETERS = """\
 profile: str = "quick"  # which problem
@@ -121,9 +121,12 @@ except NotebookFailed as error:
     raise SystemExit(error.exit_status)
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 300
     while not (child.exists() and child.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -159,13 +162,22 @@ while name in "ab" and not (folder / f"{{'ba'['ab'.index(name)]}}.began").exists
 (folder / f"{{name}}.ended").write_text(f"{{time.monotonic()}} {{os.environ.get('OMP_NUM_THREADS')}} {{steps}}")
 """
     names = ["a", "first", "b", "last"]
-    paths = [str(notebook(tmp_path, source.format(folder=str(tmp_path), name=name, deadline=time.monotonic() + 60), name=name)) for name in names]
+    paths = [
+        str(
+            notebook(
+                tmp_path, source.format(folder=str(tmp_path), name=name, deadline=time.monotonic() + 60), name=name
+            )
+        )
+        for name in names
+    ]
     monkeypatch.setattr(execute, "ALONE", ("first",))
     monkeypatch.setattr(execute, "LAST", ("last",))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     done = run_notebooks(paths, {"steps": "5"}, "smoke", tmp_path)
-    assert done == [tmp_path / f"executed/smoke/{name}.ipynb" for name in names] and all(path.is_file() for path in done)
+    assert done == [tmp_path / f"executed/smoke/{name}.ipynb" for name in names] and all(
+        path.is_file() for path in done
+    )
     began = {name: float((tmp_path / f"{name}.began").read_text()) for name in names}
     ended = {name: (tmp_path / f"{name}.ended").read_text().split() for name in names}
     assert float(ended["first"][0]) < min(began["a"], began["b"])
@@ -176,11 +188,17 @@ while name in "ab" and not (folder / f"{{'ba'['ab'.index(name)]}}.began").exists
 def test_one_of_several_fails_and_stops_the_others(tmp_path, capfd):
     began = tmp_path / "began"
     slow = notebook(tmp_path, f"import time\nopen({str(began)!r}, 'w')\ntime.sleep(300)", name="slow")
-    bad = notebook(tmp_path, f"import os, time\nwhile not os.path.exists({str(began)!r}): time.sleep(0.1)\n1/0", name="bad")
+    bad = notebook(
+        tmp_path, f"import os, time\nwhile not os.path.exists({str(began)!r}): time.sleep(0.1)\n1/0", name="bad"
+    )
     with pytest.raises(SystemExit) as stopped:
         run_notebooks([str(slow), str(bad)], output=tmp_path)
     said = capfd.readouterr().err
-    assert stopped.value.code == 1 and "error: notebook bad failed at code cell 2 of 2" in said and "ZeroDivisionError" in said
+    assert (
+        stopped.value.code == 1
+        and "error: notebook bad failed at code cell 2 of 2" in said
+        and "ZeroDivisionError" in said
+    )
     assert not list((tmp_path / "executed/quick").glob("[a-z]*.ipynb"))
     assert (tmp_path / "executed/failed/bad.log").is_file() and (tmp_path / "executed/failed/slow.log").is_file()
 
@@ -197,7 +215,10 @@ def test_one_of_several_is_killed_and_named(tmp_path, capfd):
     killed = notebook(tmp_path, "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", name="killed")
     with pytest.raises(SystemExit) as stopped:
         run_notebooks([str(killed)], output=tmp_path)
-    assert stopped.value.code == 137 and "error: notebook killed: its process ended with status -9" in capfd.readouterr().err
+    assert (
+        stopped.value.code == 137
+        and "error: notebook killed: its process ended with status -9" in capfd.readouterr().err
+    )
 
 
 def alive(pid):
@@ -227,7 +248,7 @@ def test_of_two_runs_on_one_output_one_computes_and_the_other_waits(
         with suppress(NotebookFailed):
             results.append(run_notebook(path, output=tmp_path))
 
-    monkeypatch.setattr("scrapl_lib.execute._execute", slow)
+    monkeypatch.setattr("replication.notebooks._execute", slow)
     fails = False
     run_notebook(path, output=tmp_path)  # an earlier success is none of a waiter's business
     calls.clear()
@@ -286,9 +307,18 @@ def test_parameters_of_reads_types_defaults_and_help(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["steps: int = 3", "steps = 3  # n", "steps: int = 'a'  # n", "rate: float = 1  # r", "steps: int = len('a')  # n",
-     "x: list = []  # l", "import os", "a: int = 1; b: int = 2  # two", "a: int = 1  # one\na: int = 2  # twice"],
-)  # fmt: skip
+    [
+        "steps: int = 3",
+        "steps = 3  # n",
+        "steps: int = 'a'  # n",
+        "rate: float = 1  # r",
+        "steps: int = len('a')  # n",
+        "x: list = []  # l",
+        "import os",
+        "a: int = 1; b: int = 2  # two",
+        "a: int = 1  # one\na: int = 2  # twice",
+    ],
+)
 def test_parameters_cell_of_another_form_is_refused(tmp_path, line):
     with pytest.raises(ValueError, match="name: type = value"):
         parameters_of(notebook(tmp_path, parameters=line))

@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from scrapl_lib import demos
-from scrapl_lib.execute import notebook_path
-from scrapl_lib.exercises import NOT_YET, check
+from replication import teaching as demos
+from replication.exercises import NOT_YET, check
+from replication.notebooks import notebook_path
 from scrapl_lib.losses import SCRAPLLoss
 
 METHOD_NOTEBOOKS = [
-    "00_start_here", "01_paths_and_jtfs", "02_one_random_path", "03_p_adam_and_p_saga", "04_theta_importance_sampling", "07_tr808"
-]  # fmt: skip
+    "00_start_here",
+    "01_paths_and_jtfs",
+    "02_one_random_path",
+    "03_p_adam_and_p_saga",
+    "04_theta_importance_sampling",
+    "07_tr808",
+]
 
 
 @functools.cache
@@ -41,7 +46,9 @@ def exercises(name):
     found = []
     for cell, after in zip(cells(name), cells(name)[1:]):
         if "exercise" in cell.metadata.get("tags", []):
-            solution = re.search(r"^<details>.*?^```python\n(.*?)^```.*^</details>", after.source, re.DOTALL | re.MULTILINE)
+            solution = re.search(
+                r"^<details>.*?^```python\n(.*?)^```.*^</details>", after.source, re.DOTALL | re.MULTILINE
+            )
             found.append((cell.source, solution[1]))
     return found
 
@@ -76,12 +83,24 @@ def test_three_exercises_whose_solutions_and_nothing_else_pass(name):
 @pytest.mark.parametrize(
     "answer, words",
     [
-        (..., "Not answered yet"), (lambda S: ..., "Not answered yet"), (2.0, "Right"), (lambda S: S.sum(), "Right"), (2, "Right"),
-        (2.1, "got 2.1"), (float("nan"), "got nan"), (None, "got None"), ("two", "got 'two'"), ([2.0], "got numbers of shape (1,)"),
-        (torch.ones(2, 1), "got numbers of shape (2, 1)"), (lambda: 2.0, "raised TypeError"), (lambda S: S @ "x", "raised TypeError"),
-        (lambda S: 1 / 0, "raised ZeroDivisionError"), (object(), "got <object"), ([[1], [1, 2]], "got [[1]"),
+        (..., "Not answered yet"),
+        (lambda S: ..., "Not answered yet"),
+        (2.0, "Right"),
+        (lambda S: S.sum(), "Right"),
+        (2, "Right"),
+        (2.1, "got 2.1"),
+        (float("nan"), "got nan"),
+        (None, "got None"),
+        ("two", "got 'two'"),
+        ([2.0], "got numbers of shape (1,)"),
+        (torch.ones(2, 1), "got numbers of shape (2, 1)"),
+        (lambda: 2.0, "raised TypeError"),
+        (lambda S: S @ "x", "raised TypeError"),
+        (lambda S: 1 / 0, "raised ZeroDivisionError"),
+        (object(), "got <object"),
+        ([[1], [1, 2]], "got [[1]"),
     ],
-)  # fmt: skip
+)
 def test_check_says_so_in_words_whatever_comes(answer, words):
     assert words in check(answer, 2.0, torch.ones(2), hint="Think.").data
 
@@ -122,7 +141,10 @@ class _Unspeakable:
         raise RuntimeError
 
 
-@pytest.mark.parametrize("answer", [10**400, _Unspeakable(), lambda: sys.exit(0), torch.zeros(3, device="meta"), torch.zeros((), device="meta")])
+@pytest.mark.parametrize(
+    "answer",
+    [10**400, _Unspeakable(), lambda: sys.exit(0), torch.zeros(3, device="meta"), torch.zeros((), device="meta")],
+)
 def test_check_raises_at_nothing(answer):
     assert str(check(answer, 1.0).data).startswith("**Not yet**")
 

@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
-from scrapl_lib import experiments
-from scrapl_lib.experiments import (
+from replication import tasks as experiments
+from replication.records import config_hash
+from replication.tasks import (
     CHIRPLETS,
     METHODS,
     NOT_RUN,
@@ -18,17 +19,35 @@ from scrapl_lib.experiments import (
     methods_of,
     seeds_of,
 )
-from scrapl_lib.records import config_hash
 
 PAPER = {  # paper, sections 3, 5, 6 and 7: the granular task
-    "sample_rate_hz": 8192, "n_samples": 32768, "n_grains": 64, "grain_samples": 4096, "slope_hop": 256,
-    "grid_size": 32, "n_synth_seeds": 5,
-    "J": 12, "Q1": 8, "Q2": 2, "J_fr": 3, "Q_fr": 2,
-    "cqt_octaves": 5, "cqt_hop": 256, "channels": 128, "pools": ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
-    "dense": 64, "dropout": 0.5,
-    "epochs": 200, "batch_size": 32, "accumulate": 1,
-    "lr": 1e-5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.01,
-}  # fmt: skip
+    "sample_rate_hz": 8192,
+    "n_samples": 32768,
+    "n_grains": 64,
+    "grain_samples": 4096,
+    "slope_hop": 256,
+    "grid_size": 32,
+    "n_synth_seeds": 5,
+    "J": 12,
+    "Q1": 8,
+    "Q2": 2,
+    "J_fr": 3,
+    "Q_fr": 2,
+    "cqt_octaves": 5,
+    "cqt_hop": 256,
+    "channels": 128,
+    "pools": ((2, 2), (2, 2), (2, 2), (2, 2), (2, 2)),
+    "dense": 64,
+    "dropout": 0.5,
+    "epochs": 200,
+    "batch_size": 32,
+    "accumulate": 1,
+    "lr": 1e-5,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.01,
+}
 TRAINED_BY = {  # method: loss, optimizer, gradient scale
     "p_loss": ("p_loss", "adamw", 1.0),
     "jtfs": ("jtfs", "adamw", 1e8),
@@ -84,7 +103,10 @@ CHIRPLET = {"f0_hz": 512.0, "bandwidth_oct": 2.0, "max_shift": 2048, "epochs": 5
 @pytest.mark.parametrize("task", CHIRPLETS)
 @pytest.mark.parametrize("method", ["scrapl", "scrapl_no_theta_is"])
 def test_paper_profile_has_the_chirplets_of_the_paper(task, method):
-    assert tuple(CHIRPLET_RANGES) == tuple(CHIRPLETS) == TASKS[1:-2] and set(methods_of(task)) == {"scrapl", "scrapl_no_theta_is"}
+    assert tuple(CHIRPLET_RANGES) == tuple(CHIRPLETS) == TASKS[1:-2] and set(methods_of(task)) == {
+        "scrapl",
+        "scrapl_no_theta_is",
+    }
     config = make_config(task, method, 0, "paper")
     am_hz, fm_oct_per_s = CHIRPLET_RANGES[task]
     expected = PAPER | CHIRPLET | {"am_hz": am_hz, "fm_oct_per_s": fm_oct_per_s}
@@ -114,7 +136,10 @@ def test_quick_chirplets_keep_rates_and_seconds(task):
 
 def test_records_of_the_granular_task_stay_valid():
     """A field that does not apply is None and left out of the hash; the hashes are those of committed records."""
-    known = {"p_loss": "97d93c49dc9e187c2b37e10fd4ee620e02258e3214d27a107958dd45d4b9c57e", "scrapl_padam": "e77d74cc0b416664f399341e9810546896308853dcd34166c0575a31ea5965b5"}
+    known = {
+        "p_loss": "97d93c49dc9e187c2b37e10fd4ee620e02258e3214d27a107958dd45d4b9c57e",
+        "scrapl_padam": "e77d74cc0b416664f399341e9810546896308853dcd34166c0575a31ea5965b5",
+    }
     assert {method: config_hash(make_config("granular", method, 0, "quick").flat) for method in known} == known
 
 
@@ -122,16 +147,30 @@ def test_records_of_the_granular_task_stay_valid():
 def test_grid_holds_every_method_that_can_be_run(profile):
     found = {(c.method, c.seed) for c in grid("granular", profile)}
     assert found == {(m, s) for m in METHODS if m not in NOT_RUN for s in seeds_of(m, profile)}
-    assert {m for m, _ in found} == {"p_loss", "jtfs", "scrapl", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain",
-                                     "mss_linear", "mss_log_linear", "mss_revisited", "mss_random"}  # fmt: skip
+    assert {m for m, _ in found} == {
+        "p_loss",
+        "jtfs",
+        "scrapl",
+        "scrapl_no_theta_is",
+        "scrapl_padam",
+        "scrapl_plain",
+        "mss_linear",
+        "mss_log_linear",
+        "mss_revisited",
+        "mss_random",
+    }
     some = grid("granular", profile, ["jtfs", "p_loss"], [3, 1])
     assert [(c.method, c.seed) for c in some] == [("jtfs", 3), ("jtfs", 1), ("p_loss", 3), ("p_loss", 1)]
 
 
 def test_configs_are_told_apart_by_their_hash():
     base = make_config("granular", "p_loss", 0, "smoke")
-    others = [make_config("granular", "p_loss", 1, "smoke"), make_config("granular", "jtfs", 0, "smoke"),
-              make_config("granular", "p_loss", 0, "quick"), make_config("granular", "p_loss", 0, "smoke", lr=2e-3)]  # fmt: skip
+    others = [
+        make_config("granular", "p_loss", 1, "smoke"),
+        make_config("granular", "jtfs", 0, "smoke"),
+        make_config("granular", "p_loss", 0, "quick"),
+        make_config("granular", "p_loss", 0, "smoke", lr=2e-3),
+    ]
     assert len({config_hash(config.flat) for config in [base, *others]}) == 5
     assert config_hash(base.flat) == config_hash(make_config("granular", "p_loss", 0, "smoke").flat)
 
@@ -140,29 +179,59 @@ def test_configs_are_told_apart_by_their_hash():
     "names, changes, error, message",
     [
         (("granula", "p_loss", 0, "smoke"), {}, ValueError, "unknown task 'granula': did you mean 'granular'"),
-        (("granular", "scrapl_adam", 0, "smoke"), {}, ValueError, "unknown method 'scrapl_adam': did you mean 'scrapl_padam'"),
+        (
+            ("granular", "scrapl_adam", 0, "smoke"),
+            {},
+            ValueError,
+            "unknown method 'scrapl_adam': did you mean 'scrapl_padam'",
+        ),
         (("granular", "p_loss", 0, "smok"), {}, ValueError, "unknown profile 'smok': did you mean 'smoke'"),
         (("granular", "p_loss", 0, "zzz"), {}, ValueError, "unknown profile 'zzz': valid are smoke, quick, paper"),
         (("granular", "p_loss", -1, "smoke"), {}, ValueError, r"seed must be an integer from 0 to 2\^32 - 1, got -1"),
         (("granular", "p_loss", 2**32, "smoke"), {}, ValueError, "seed must be an integer .* got 4294967296"),
         (("granular", "p_loss", 1.0, "smoke"), {}, ValueError, "seed must be an integer .* got 1.0"),
         (("granular", "p_loss", True, "smoke"), {}, ValueError, "seed must be an integer .* got True"),
-        (("granular", "p_loss", 0, "smoke"), {"epoch": 3}, ValueError, "unknown config field 'epoch': did you mean 'epochs'"),
+        (
+            ("granular", "p_loss", 0, "smoke"),
+            {"epoch": 3},
+            ValueError,
+            "unknown config field 'epoch': did you mean 'epochs'",
+        ),
         (("granular", "p_loss", 0, "smoke"), {"epochs": 2.0}, TypeError, "epochs must be int, got 2.0"),
         (("granular", "p_loss", 0, "smoke"), {"epochs": True}, TypeError, "epochs must be int, got True"),
         (("granular", "p_loss", 0, "smoke"), {"lr": "fast"}, TypeError, "lr must be float, got 'fast'"),
         (("granular", "p_loss", 0, "smoke"), {"n_grains": 2.0}, TypeError, "n_grains must be int or NoneType, got 2.0"),
-        (("granular", "p_loss", 0, "smoke"), {"am_hz": [1.0, 2.0]}, TypeError, r"am_hz must be tuple or NoneType, got \[1.0"),
-        (("chirplet_slow", "p_loss", 0, "smoke"), {}, ValueError, "unknown task 'chirplet_slow': did you mean 'chirplet_slow_slow'"),
+        (
+            ("granular", "p_loss", 0, "smoke"),
+            {"am_hz": [1.0, 2.0]},
+            TypeError,
+            r"am_hz must be tuple or NoneType, got \[1.0",
+        ),
+        (
+            ("chirplet_slow", "p_loss", 0, "smoke"),
+            {},
+            ValueError,
+            "unknown task 'chirplet_slow': did you mean 'chirplet_slow_slow'",
+        ),
         (("granular", "p_loss", 0, "smoke"), {"pools": [[2, 2]]}, TypeError, "pools must be tuple, got"),
-        (("granular", "p_loss", 0, "smoke"), {"loss": "mss_log"}, ValueError, "unknown loss 'mss_log': did you mean 'mss_log_linear'"),
-        (("granular", "p_loss", 0, "smoke"), {"optimizer": "adam"}, ValueError, "unknown optimizer 'adam': did you mean 'padam'"),
+        (
+            ("granular", "p_loss", 0, "smoke"),
+            {"loss": "mss_log"},
+            ValueError,
+            "unknown loss 'mss_log': did you mean 'mss_log_linear'",
+        ),
+        (
+            ("granular", "p_loss", 0, "smoke"),
+            {"optimizer": "adam"},
+            ValueError,
+            "unknown optimizer 'adam': did you mean 'padam'",
+        ),
         (("granular", "p_loss", 0, "smoke"), {"epochs": -1}, ValueError, "epochs must be at least 1, got -1"),
         (("granular", "scrapl", 0, "smoke"), {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         (("tr808_meso", "scrapl", 0, "smoke"), {"max_shift": -1}, ValueError, "max_shift must be at least 0, got -1"),
         (("granular", "scrapl_padam", 0, "smoke"), {"accumulate": 2}, ValueError, "accumulate must be 1 with padam"),
     ],
-)  # fmt: skip
+)
 def test_config_refuses(names, changes, error, message):
     with pytest.raises(error, match=message):
         make_config(*names, **changes)
@@ -181,11 +250,15 @@ def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, re
     monkeypatch.setattr(experiments, "EmbeddingLoss", lambda *arguments: loaded.append(arguments))
     assert method not in {c.method for c in grid("granular", "quick")} and not loaded
     assert [(c.method, c.seed) for c in grid("granular", "quick", [method])] == [(method, seed) for seed in range(5)]
-    assert [c.seed for c in grid("granular", "quick", [method], [7])] == [7] and not grid("granular", "quick", [method], [])
+    assert [c.seed for c in grid("granular", "quick", [method], [7])] == [7] and not grid(
+        "granular", "quick", [method], []
+    )
     assert loaded == [(method, 8192)] * 2
 
 
-@pytest.mark.parametrize("task, profile, methods", [("x", "smoke", None), ("granular", "x", None), ("granular", "smoke", ["x"])])
+@pytest.mark.parametrize(
+    "task, profile, methods", [("x", "smoke", None), ("granular", "x", None), ("granular", "smoke", ["x"])]
+)
 def test_grid_refuses_unknown_names(task, profile, methods):
     with pytest.raises(ValueError, match="unknown (task|profile|method) 'x'"):
         grid(task, profile, methods)
@@ -232,7 +305,11 @@ def test_order_of_worth(monkeypatch):
     ]
 
     def config(task, method, seed):
-        return importance_config(task, "paper") if method == "theta_importance" else make_config(task, method, seed, "paper")
+        return (
+            importance_config(task, "paper")
+            if method == "theta_importance"
+            else make_config(task, method, seed, "paper")
+        )
 
     found = by_worth({config(*key): state for key, state in states.items()})
     assert [(c.task, c.method, c.seed) for c in found] == expected

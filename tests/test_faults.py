@@ -24,12 +24,13 @@ import pytest
 import torch
 from test_execute import failed_copy, notebook
 
-from scrapl_lib import __main__, training
-from scrapl_lib.__main__ import main
-from scrapl_lib.execute import NotebookFailed, notebook_names, notebook_path, run_notebook
-from scrapl_lib.experiments import make_config
-from scrapl_lib.records import COLUMNS, ROOT, config_hash, read_run, run_folder
-from scrapl_lib.training import Training, checkpoint_folder, ensure_runs, train
+from replication import __main__
+from replication import trainer as training
+from replication.__main__ import main
+from replication.notebooks import NotebookFailed, notebook_names, notebook_path, run_notebook
+from replication.records import COLUMNS, ROOT, config_hash, read_run, run_folder
+from replication.tasks import make_config
+from replication.trainer import Training, checkpoint_folder, ensure_runs, train
 
 FAULTS = {
     "1 a training worker killed at random steps": (
@@ -147,7 +148,7 @@ def test_fault_has_tests(fault):
 
 
 class Forked:
-    """`subprocess.Popen` of `python -m scrapl_lib ...`, forked from this process, which spares it the imports.
+    """`subprocess.Popen` of `python -m replication ...`, forked from this process, which spares it the imports.
 
     alarm_s: seconds after which SIGALRM kills it, wherever it is. fatal_write: the file, counted from 1, whose writing SIGKILL
     interrupts, right before it would be renamed into place. None: never.
@@ -211,7 +212,14 @@ class Tiny:
     n_steps, untimed_steps, heard, device = 12, 0, None, torch.device("cpu")
 
     def __init__(self, config, *_):
-        self.config, self.step, self.stopping, self.weight, self.history, self.epoch_losses = config, 0, False, 0.0, [], []
+        self.config, self.step, self.stopping, self.weight, self.history, self.epoch_losses = (
+            config,
+            0,
+            False,
+            0.0,
+            [],
+            [],
+        )
 
     def run(self, report, after_step):
         while self.step < self.n_steps:
@@ -224,7 +232,12 @@ class Tiny:
                 after_step()
 
     def state(self):
-        return {"config_hash": config_hash(self.config.flat), "step": self.step, "weight": self.weight, "history": self.history}
+        return {
+            "config_hash": config_hash(self.config.flat),
+            "step": self.step,
+            "weight": self.weight,
+            "history": self.history,
+        }
 
     def load_state(self, state):
         self.step, self.weight, self.history = state["step"], state["weight"], state["history"]
@@ -395,7 +408,9 @@ def test_a_full_disk_fails_the_notebook_and_keeps_the_last_good_copy(tmp_path, d
     with pytest.raises(NotebookFailed, match=r"No space left on device.*no log or copy could be written") as failed:
         run_notebook(path, output=tmp_path)
     assert failed.value.exit_status == 1 and good.read_text() == "good"
-    assert [path.name for path in (tmp_path / "executed").rglob("*") if path.is_file() and path.suffix != ".lock"] == ["tiny.ipynb"]
+    assert [path.name for path in (tmp_path / "executed").rglob("*") if path.is_file() and path.suffix != ".lock"] == [
+        "tiny.ipynb"
+    ]
 
 
 # ---- 8 to 12 --------------------------------------------------------------------------------------------------------
@@ -405,7 +420,9 @@ def test_a_full_disk_fails_the_notebook_and_keeps_the_last_good_copy(tmp_path, d
 def test_every_notebook_refuses_a_mistyped_profile_in_its_first_cells(name):
     import nbformat
 
-    parameters, setup, *_ = [c.source for c in nbformat.read(notebook_path(name), as_version=4).cells if c.cell_type == "code"]
+    parameters, setup, *_ = [
+        c.source for c in nbformat.read(notebook_path(name), as_version=4).cells if c.cell_type == "code"
+    ]
     mistyped = ("quik", ValueError, "unknown profile 'quik': did you mean 'quick'")
     for wrong, error, match in (mistyped, (3, TypeError, "profile must be a text")):
         namespace = {}
@@ -426,8 +443,8 @@ STUB = """\
 # an interpreter that installs nothing, runs one small run and no notebook, and says what it did
 case "$1 $2 $3" in
   "-m venv"*) echo venv >> "{log}"; sleep 1; mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
-  "-m scrapl_lib run") echo run >> "{log}"; shift 3; exec "{python}" -m scrapl_lib run "$@" --method p_loss --seeds 0;;
-  "-m scrapl_lib notebook") echo notebook >> "{log}";;
+  "-m replication run") echo run >> "{log}"; shift 3; exec "{python}" -m replication run "$@" --method p_loss --seeds 0;;
+  "-m replication notebook") echo notebook >> "{log}";;
   "-m"*) echo "$2" >> "{log}";;
   *) exec "{python}" "$@";;
 esac

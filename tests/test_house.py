@@ -5,6 +5,7 @@ import doctest
 import importlib
 import re
 import subprocess
+import sys
 import tomllib
 
 import nbformat
@@ -13,15 +14,15 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from scrapl_lib.execute import notebook_names, notebook_path, parameters_of
-from scrapl_lib.records import ROOT
+from replication.notebooks import notebook_names, notebook_path, parameters_of
+from replication.records import ROOT
 
-COLUMNS = {  # design: in each column a file imports only those above it; the wings do not import each other
-    "method": ["blockfft", "jets", "jtfs", "losses", "optim", "curvature", "importance", "synths", "encoder", "circuit_808", "data", "measures"],
-    "evidence": ["records", "paper", "stats", "tables", "claims", "figures", "compare"],
-    "middle": ["experiments", "training", "cluster", "demos", "exercises", "execute", "doctor", "__main__"],
+ORDER = {  # design: a file imports only those above it in its list; scrapl_lib never imports replication
+    "scrapl_lib": "checks _fast jets jtfs losses optim curvature importance synths",
+    "replication": "baselines encoder circuit_808 data measures records published stats tables claims figures compare tasks trainer jobs "
+    "teaching exercises notebooks doctor __main__",
 }
-MODULES = sorted(path.stem for path in (ROOT / "scrapl_lib").glob("*.py") if path.stem != "__init__")
+MODULES = [(package, module) for package, order in ORDER.items() for module in order.split()]
 TARGETS = "help venv reproduce smoke test coverage status compare doctor site bench peers lab lock clean".split()
 
 
@@ -37,7 +38,8 @@ def test_the_lock_pins_every_direct_requirement_to_a_version_it_allows():
     assert len(pins()) > 50 and all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins())  # no hash, no +cpu
     locked = {pin.split("==")[0].lower().replace("_", "-"): pin.split("==")[1] for pin in pins()}
     assert len(locked) == len(pins()) and locked["torch"] == "2.13.0"
-    for text in project()["dependencies"] + project()["optional-dependencies"]["test"] + project()["optional-dependencies"]["site"]:
+    extras = project()["optional-dependencies"]
+    for text in project()["dependencies"] + extras["replication"] + extras["test"] + extras["site"]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(locked[requirement.name.lower().replace("_", "-")]), text
 
@@ -85,33 +87,88 @@ def test_no_registry_is_named(file):
     assert not re.search(r"https?://|--(extra-)?index-url|--find-links", (ROOT / file).read_text())
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_up_only(module):
-    (column,) = (name for name, modules in COLUMNS.items() if module in modules)
-    above = COLUMNS[column][: COLUMNS[column].index(module)]
-    allowed = set(above) | (set(COLUMNS["method"] + COLUMNS["evidence"]) if column == "middle" else set())
-    imported = set()
-    for node in ast.walk(ast.parse((ROOT / "scrapl_lib" / f"{module}.py").read_text())):
+def source(package: str, module: str) -> str:
+    return (ROOT / package / f"{module}.py").read_text()
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_every_file_is_in_the_order(package):
+    assert {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"} == set(ORDER[package].split())
+
+
+@pytest.mark.parametrize(("package", "module"), MODULES)
+def test_imports_go_up_only(package, module):
+    place, imported = MODULES.index((package, module)), set()
+    for node in ast.walk(ast.parse(source(package, module))):
         if isinstance(node, ast.Import):
-            imported |= {alias.name.removeprefix("scrapl_lib.") for alias in node.names if "scrapl_lib." in alias.name}
-        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("scrapl_lib")):
-            inside = (node.module or "").removeprefix("scrapl_lib").lstrip(".")
-            imported |= {inside} if inside else {alias.name for alias in node.names if alias.name in MODULES}
-    assert imported <= allowed
+            imported |= {tuple(alias.name.split(".")) for alias in node.names if alias.name.split(".")[0] in ORDER}
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] in ORDER):
+            inside = ".".join(filter(None, [package if node.level else "", node.module])).split(".")
+            imported |= {tuple(inside)} if len(inside) > 1 else {(inside[0], alias.name) for alias in node.names}
+    inner = {name for name in imported if name in MODULES}
+    assert inner <= set(MODULES[:place])
+    assert package == "replication" or not any(name[0] == "replication" for name in imported)
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if ">>>" in (ROOT / "scrapl_lib" / f"{module}.py").read_text()])
-def test_docstring_examples_run(module):
-    found = doctest.testmod(importlib.import_module(f"scrapl_lib.{module}"))
+@pytest.mark.parametrize(("package", "module"), [names for names in MODULES if ">>>" in source(*names)])
+def test_docstring_examples_run(package, module):
+    found = doctest.testmod(importlib.import_module(f"{package}.{module}"))
     assert found.attempted > 0 and found.failed == 0
 
 
+def test_the_library_needs_nothing_of_the_replication():
+    """A fresh interpreter in which whatever else the environment holds cannot be imported; little beyond torch is paid for."""
+    blocked = (
+        "pandas matplotlib seaborn papermill nbclient nbformat IPython ipykernel ipywidgets jupyter_client jupyterlab tqdm nnAudio "
+        "auraloss soundfile filelock submitit replication"
+    )
+    code = f"""
+import sys
+for name in {blocked.split()!r}:
+    sys.modules[name] = None
+import scrapl_lib
+loss = scrapl_lib.SCRAPLLoss(shape=1024, J=6, Q1=4, Q2=1, J_fr=2, Q_fr=1)
+assert loss.n_paths > 0
+from scrapl_lib import synths
+assert "replication" not in [name.split(".")[0] for name, module in sys.modules.items() if module is not None]
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 UNTRUSTED = {  # what runs code from a file, and what opens a connection: name or last attribute
-    "pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "read_pickle", "to_pickle", "eval", "exec", "compile", "__import__",
-    "urllib", "urlopen", "urlretrieve", "requests", "httpx", "aiohttp", "http", "ftplib", "socket", "smtplib", "hub",
-    "huggingface_hub", "snapshot_download", "hf_hub_download", "load_state_dict_from_url", "download_url_to_file",
-}  # fmt: skip
-WEIGHTS = {("losses", "hub"), ("losses", "download_url_to_file")}  # PANNs', on request; their URL, place and hash are printed
+    "pickle",
+    "cPickle",
+    "dill",
+    "joblib",
+    "marshal",
+    "shelve",
+    "read_pickle",
+    "to_pickle",
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "urllib",
+    "urlopen",
+    "urlretrieve",
+    "requests",
+    "httpx",
+    "aiohttp",
+    "http",
+    "ftplib",
+    "socket",
+    "smtplib",
+    "hub",
+    "huggingface_hub",
+    "snapshot_download",
+    "hf_hub_download",
+    "load_state_dict_from_url",
+    "download_url_to_file",
+}
+WEIGHTS = {
+    ("baselines", "hub"),
+    ("baselines", "download_url_to_file"),
+}  # PANNs', on request; their URL, place and hash are printed
 
 
 def untrusted(source: str) -> set[str]:
@@ -126,26 +183,42 @@ def untrusted(source: str) -> set[str]:
         elif isinstance(node, ast.Name):
             found |= {node.id} & UNTRUSTED
         if isinstance(node, ast.Call):
-            called, options = ast.unparse(node.func), {option.arg: ast.unparse(option.value) for option in node.keywords}
-            if called == "torch.load" and options.get("weights_only") != "True" or options.get("allow_pickle", "False") != "False":
+            called, options = (
+                ast.unparse(node.func),
+                {option.arg: ast.unparse(option.value) for option in node.keywords},
+            )
+            if (
+                called == "torch.load"
+                and options.get("weights_only") != "True"
+                or options.get("allow_pickle", "False") != "False"
+            ):
                 found.add(called)
     return found
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_nothing_is_unpickled_evaluated_or_fetched_but_weights(module):
-    found = untrusted((ROOT / "scrapl_lib" / f"{module}.py").read_text())
+@pytest.mark.parametrize(("package", "module"), MODULES)
+def test_nothing_is_unpickled_evaluated_or_fetched_but_weights(package, module):
+    found = untrusted(source(package, module))
     assert found == {name for where, name in WEIGHTS if where == module}
 
 
 @pytest.mark.parametrize(
-    "source",
-    ["import pickle", "from urllib.request import urlopen", "eval('1')", "exec('1')", "torch.load(f)",
-     "torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)", "pd.read_pickle(f)",
-     "torch.hub.load('a', 'b')", "import http.client as c"],
-)  # fmt: skip
-def test_the_search_for_untrusted_calls_finds(source):
-    assert untrusted(source)
+    "code",
+    [
+        "import pickle",
+        "from urllib.request import urlopen",
+        "eval('1')",
+        "exec('1')",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+        "pd.read_pickle(f)",
+        "torch.hub.load('a', 'b')",
+        "import http.client as c",
+    ],
+)
+def test_the_search_for_untrusted_calls_finds(code):
+    assert untrusted(code)
 
 
 def test_there_are_notebooks_and_each_is_numbered():
@@ -181,7 +254,7 @@ def test_a_mistyped_method_stops_notebook_05_before_it_draws_or_trains():
 
 
 def test_package_data_licence_and_citation():
-    assert {path.suffix for path in (ROOT / "scrapl_lib/data_published").iterdir()} >= {".csv", ".json"}
+    assert {path.suffix for path in (ROOT / "replication/data_published").iterdir()} >= {".csv", ".json"}
     assert "Apache License" in (ROOT / "LICENSE").read_text()
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     authors = [author["family-names"] for author in citation["preferred-citation"]["authors"]]

@@ -16,7 +16,7 @@ from kymatio.scattering1d.filter_bank import (
 
 from scrapl_lib import JTFS
 from scrapl_lib import jtfs as jtfs_module
-from scrapl_lib.jtfs import check_audio
+from scrapl_lib.checks import check_audio
 
 pytestmark = pytest.mark.filterwarnings("ignore:Signal support is too small")  # kymatio, where T is close to shape
 
@@ -248,11 +248,20 @@ def test_neither_the_size_of_chunks_nor_the_threads_matter(monkeypatch, chunk, t
             bands = jtfs.first_order_and_bands(x)[1]
             pieces = [jtfs_module._Pieces(psi, x.new_zeros(band.shape[2], 3), band) for band in bands.values()]
             S = jtfs(x)
-            results.append(({p.lanes for p in pieces}, max(len(p.times) for p in pieces), S, *torch.autograd.grad((S * weights).sum(), x)))
+            results.append(
+                (
+                    {p.lanes for p in pieces},
+                    max(len(p.times) for p in pieces),
+                    S,
+                    *torch.autograd.grad((S * weights).sum(), x),
+                )
+            )
         finally:
             torch.set_num_threads(before)
     assert results[0][:2] == ({1}, 1)
-    assert results[1][0] == {1 if threads == 1 else 2} and (results[1][1] >= 4 / threads if chunk == 1 else results[1][1] == 1)
+    assert results[1][0] == {1 if threads == 1 else 2} and (
+        results[1][1] >= 4 / threads if chunk == 1 else results[1][1] == 1
+    )
     assert relative_error(results[1][2], results[0][2]) < 1e-12
     assert relative_error(results[1][3], results[0][3]) < 1e-12
 
@@ -289,7 +298,7 @@ def test_the_backward_pass_is_the_plain_formula(monkeypatch):
     weights = noise(*jtfs(x).shape, seed=8)
     (by_hand,) = torch.autograd.grad((jtfs(x) * weights).sum(), x)
     plain = lambda Y, psi, phi: (psi @ Y).abs() @ phi  # noqa: E731
-    monkeypatch.setattr(jtfs_module._AveragedModulus, "apply", plain)
+    monkeypatch.setattr(jtfs_module.AveragedModulus, "apply", plain)
     monkeypatch.setattr(jtfs_module, "modulus", torch.abs)
     (automatic,) = torch.autograd.grad((jtfs(x) * weights).sum(), x)
     assert relative_error(by_hand, automatic) < 1e-12
@@ -299,7 +308,10 @@ def test_the_backward_pass_is_the_plain_formula(monkeypatch):
 def test_reflection_by_an_index_is_that_of_padding(n, left, right):
     x = noise(2, 1, n)
     padded = torch.nn.functional.pad(x, (left, right), mode="reflect")
-    assert torch.equal(x[..., jtfs_module._reflection(n, left, right, x.device)], padded) and padded.shape[-1] == n + left + right
+    assert (
+        torch.equal(x[..., jtfs_module._reflection(n, left, right, x.device)], padded)
+        and padded.shape[-1] == n + left + right
+    )
 
 
 @pytest.mark.parametrize(("T", "limit"), [(None, 2**22), (None, 0), ("global", 2**22)], ids=["matrix", "fft", "global"])
@@ -458,9 +470,13 @@ def test_wavelets_along_time_have_zero_mean():
         (dict(F=0), ValueError, r"F must be at least 1 \(or None, or 'global'\), got 0"),
         (dict(F=1.5), TypeError, r"F must be an integer \(or None, or 'global'\), got 1.5"),
         (dict(J=1), ValueError, "J = 1, Q1 = 2, Q2 = 1 leave no second-order path; raise J"),
-        (dict(J=6, Q1=3, J_fr=4, F=1), ValueError, "17 first-order wavelets do not fit 16 log-frequency bins; raise F or lower J_fr"),
+        (
+            dict(J=6, Q1=3, J_fr=4, F=1),
+            ValueError,
+            "17 first-order wavelets do not fit 16 log-frequency bins; raise F or lower J_fr",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_configurations_say_what_is_wrong(change, error, message):
     with pytest.raises(error, match=message):
         JTFS(**{**TINY, **change})
@@ -481,7 +497,7 @@ def test_wrong_configurations_say_what_is_wrong(change, error, message):
         (torch.full((1, 1, 512), torch.nan), ValueError, "x must be finite, got 512 NaN or infinite values"),
         (torch.full((1, 1, 512), torch.inf), ValueError, "x must be finite, got 512 NaN or infinite values"),
     ],
-)  # fmt: skip
+)
 def test_wrong_audio_says_what_is_wrong(x, error, message):
     jtfs = JTFS(**TINY)
     for call in (jtfs, lambda x: jtfs.path(x, 0), lambda x: check_audio(x, "x", 512)):
@@ -499,7 +515,7 @@ def test_wrong_audio_says_what_is_wrong(x, error, message):
         (True, TypeError, "path_idx must be an integer, got True"),
         (None, TypeError, "path_idx must be an integer, got None"),
     ],
-)  # fmt: skip
+)
 def test_wrong_paths_say_what_is_wrong(index, error, message):
     jtfs = JTFS(**TINY)
     assert jtfs.n_paths == 21

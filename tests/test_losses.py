@@ -14,11 +14,11 @@ import torch
 from scipy.stats import chi2
 from torch import nn
 
+from replication.baselines import MSSLoss
 from scrapl_lib import JTFSLoss, SCRAPLLoss
 from scrapl_lib import jtfs as jtfs_module
 from scrapl_lib.curvature import _derivatives_backwards
 from scrapl_lib.jets import Jets
-from scrapl_lib.losses import MSSLoss
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 OFFICIAL = {  # values computed with scrapl-loss 0.1.0
@@ -67,7 +67,10 @@ def test_a_known_path_of_the_reference_is_taken_as_it_is(monkeypatch):
 @pytest.mark.parametrize("make", [SCRAPLLoss, JTFSLoss])
 def test_autocast_does_not_touch_the_transform(make):
     """bfloat16 would be off by 1e-2."""
-    loss, x = make(shape=2048, J=7, Q1=4, Q2=1, J_fr=2, Q_fr=1), torch.randn(2, 2, 1, 2048, generator=torch.Generator().manual_seed(0))
+    loss, x = (
+        make(shape=2048, J=7, Q1=4, Q2=1, J_fr=2, Q_fr=1),
+        torch.randn(2, 2, 1, 2048, generator=torch.Generator().manual_seed(0)),
+    )
     options = {"path_idx": 3} if make is SCRAPLLoss else {}
     x_hat = x[0].requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -79,7 +82,9 @@ def test_autocast_does_not_touch_the_transform(make):
 
 
 def test_the_nearest_mss_is_named():
-    with pytest.raises(ValueError, match="name must be one of mss_linear, .*, got 'mss_log': did you mean 'mss_log_linear'"):
+    with pytest.raises(
+        ValueError, match="name must be one of mss_linear, .*, got 'mss_log': did you mean 'mss_log_linear'"
+    ):
         MSSLoss("mss_log")
 
 
@@ -205,10 +210,13 @@ def test_a_reference_known_already_changes_nothing(autoencoder):
     full = JTFSLoss(**TINY)
     S = full.jtfs(x)
     (found, grad), (expected, grad_0) = (
-        (loss, weight_gradient(encoder, loss)) for loss in (full(synthesize(encoder(features)), x, *given) for given in ([S], []))
+        (loss, weight_gradient(encoder, loss))
+        for loss in (full(synthesize(encoder(features)), x, *given) for given in ([S], []))
     )
     assert found > 0 and abs(float(found - expected)) < 1e-12 and relative_l2(grad, grad_0) < 1e-12
-    assert abs(float(full(synthesize(encoder(features)), x, S.roll(1, 0)) - expected)) > 1e-3 * float(expected)  # it is used
+    assert abs(float(full(synthesize(encoder(features)), x, S.roll(1, 0)) - expected)) > 1e-3 * float(
+        expected
+    )  # it is used
     with pytest.raises(ValueError, match=r"S must be jtfs\(x\), of shape"):
         full(synthesize(encoder(features)), x, S[:1])
 
@@ -218,7 +226,9 @@ def test_a_loss_that_was_used_can_be_pickled(autoencoder):
     loss = SCRAPLLoss(**TINY)
     expected = loss(synthesize(encoder(features)), x, path_idx=3)
     again = pickle.loads(pickle.dumps(loss))
-    assert expected > 0 and again(synthesize(encoder(features)), x, path_idx=3) == expected and again.draw() == loss.draw()
+    assert (
+        expected > 0 and again(synthesize(encoder(features)), x, path_idx=3) == expected and again.draw() == loss.draw()
+    )
 
 
 # ---- derivatives ----------------------------------------------------------------------------------------------------
@@ -507,7 +517,7 @@ GOOD = torch.zeros(2, 1, 512)
         (GOOD.clone().fill_(torch.nan), ValueError, "be finite, got 1024 NaN or infinite values"),
         (GOOD.clone().index_fill_(2, torch.tensor(5), torch.inf), ValueError, "be finite, got 2 NaN"),
     ],
-)  # fmt: skip
+)
 def test_wrong_audio_says_what_is_wrong(bad, error, message):
     for loss in both_losses():
         with pytest.raises(error, match=f"^x_hat must .*{message}"):
@@ -531,7 +541,7 @@ def test_signals_that_do_not_match_say_so():
         (-1, IndexError, "path_idx = -1 is out of range"),
         (2.0, TypeError, "path_idx must be an integer, got 2.0"),
     ],
-)  # fmt: skip
+)
 def test_wrong_paths_say_what_is_wrong(index, error, message):
     loss = SCRAPLLoss(**TINY)
     with pytest.raises(error, match=message):
@@ -551,7 +561,7 @@ def test_wrong_paths_say_what_is_wrong(index, error, message):
         ([math.nan] + [0.05] * 20, "finite and not negative"),
         ([math.inf] + [0] * 20, "finite and not negative"),
     ],
-)  # fmt: skip
+)
 def test_wrong_probabilities_say_what_is_wrong(probs, message):
     loss = SCRAPLLoss(**TINY)
     with pytest.raises(ValueError, match=message):
@@ -580,8 +590,14 @@ def test_wrong_configurations_say_what_is_wrong(Loss):
             Loss(**{**TINY, **change})
 
 
-@pytest.mark.parametrize("options, message", [({"seed": "a"}, "seed must be an integer, got 'a'"), ({"seed": True}, "seed must be"),
-                                              ({"log1p": "no"}, "log1p must be True or False, got 'no'")])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"seed": True}, "seed must be"),
+        ({"log1p": "no"}, "log1p must be True or False, got 'no'"),
+    ],
+)
 def test_options_of_another_type_are_refused(options, message):
     with pytest.raises(TypeError, match=message):
         SCRAPLLoss(**TINY, **options)
@@ -610,7 +626,10 @@ def test_derivatives_are_those_of_autograd(options):
 @pytest.mark.parametrize("kind", [SCRAPLLoss, JTFSLoss])
 def test_a_loss_first_used_in_inference_mode_can_train_later(kind):
     """The filters it makes then may become part of a graph."""
-    loss, x = kind(shape=256, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1), torch.randn(1, 1, 256, generator=torch.Generator().manual_seed(0))
+    loss, x = (
+        kind(shape=256, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1),
+        torch.randn(1, 1, 256, generator=torch.Generator().manual_seed(0)),
+    )
     options = {"path_idx": 3} if kind is SCRAPLLoss else {}
     with torch.inference_mode():
         before = loss(x, 0.5 * x, **options)

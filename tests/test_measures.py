@@ -11,8 +11,8 @@ from scipy.linalg import sqrtm
 from scipy.signal import lfilter
 from torch import nn
 
-from scrapl_lib.losses import JTFSLoss, MSSLoss, WeightsUnavailable
-from scrapl_lib.measures import (
+from replication.baselines import MSSLoss, WeightsUnavailable
+from replication.measures import (
     LOUDNESS_FLOOR_DB,
     audio_distances,
     convergence_step,
@@ -25,6 +25,7 @@ from scrapl_lib.measures import (
     theta_l1,
     total_variation,
 )
+from scrapl_lib.losses import JTFSLoss
 
 
 def test_theta_l1_in_permille():
@@ -114,7 +115,9 @@ REFERENCE = Path(__file__).parent / "reference"
 
 def tone(bin_number, amplitude, samples=3072):
     """A sine on a bin of a 2048-point DFT: (1, 1, samples) float64."""
-    return amplitude * torch.sin(2 * math.pi * bin_number / 2048 * torch.arange(samples, dtype=torch.float64))[None, None]
+    return (
+        amplitude * torch.sin(2 * math.pi * bin_number / 2048 * torch.arange(samples, dtype=torch.float64))[None, None]
+    )
 
 
 def frame_twin(frame, sample_rate_hz):
@@ -219,7 +222,9 @@ def test_short_sounds_have_fewer_decay_frames():
     for samples, frames in ((3072, 1), (3583, 1), (3584, 2), (2048 + 65 * 512, 64)):
         found = drum_features(x[..., :samples])["decay_spectral_flatness"]
         assert found.shape == (2, frames) and torch.equal(found, full["decay_spectral_flatness"][:, :frames])
-    with pytest.raises(ValueError, match="at least 3072 samples, 2 frames for the transient and 1 for the decay, got 3071"):
+    with pytest.raises(
+        ValueError, match="at least 3072 samples, 2 frames for the transient and 1 for the decay, got 3071"
+    ):
         drum_features(x[..., :3071])
     with pytest.raises(ValueError, match=r"x must have shape \(batch, 1, samples\)"):
         drum_features(x[:, 0])
@@ -243,8 +248,11 @@ def test_drum_feature_distances_by_hand():
     generator = torch.Generator().manual_seed(0)
     x_hat, x = (gain * torch.randn(35, 1, 3600, generator=generator) for gain in (0.1, 0.02))
     found = drum_feature_distances(x_hat, x)
-    assert list(found) == [f"{part}_{name}" for part in ("transient", "decay")
-                           for name in ("loudness", "spectral_centroid", "spectral_flatness")]  # fmt: skip
+    assert list(found) == [
+        f"{part}_{name}"
+        for part in ("transient", "decay")
+        for name in ("loudness", "spectral_centroid", "spectral_flatness")
+    ]
     a, b = drum_features(x_hat), drum_features(x)
     for name, value in found.items():
         per_frame = []
@@ -281,7 +289,9 @@ def test_frechet_distance_of_gaussians_by_hand():
 def test_frechet_distance_equals_the_matrix_square_root():
     """scipy.linalg.sqrtm in full rank, 6 dimensions, sets of different sizes; relative 1e-10."""
     generator = torch.Generator().manual_seed(0)
-    a = torch.randn(40, 6, dtype=torch.float64, generator=generator) @ torch.randn(6, 6, dtype=torch.float64, generator=generator)
+    a = torch.randn(40, 6, dtype=torch.float64, generator=generator) @ torch.randn(
+        6, 6, dtype=torch.float64, generator=generator
+    )
     b = torch.randn(25, 6, dtype=torch.float64, generator=generator) + 0.3
     ca, cb = np.cov(a.numpy().T), np.cov(b.numpy().T)
     expected = float((a.mean(0) - b.mean(0)).square().sum()) + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
@@ -293,7 +303,10 @@ def test_frechet_distance_equals_the_matrix_square_root():
 def test_frechet_distance_with_fewer_items_than_dimensions():
     """Rotating and moving 3-D sets into 50-D changes nothing; order neither; a set is at 0 from itself. Absolute 1e-10 of 4."""
     generator = torch.Generator().manual_seed(1)
-    a, b = torch.randn(8, 3, dtype=torch.float64, generator=generator), 2 * torch.randn(5, 3, dtype=torch.float64, generator=generator)
+    a, b = (
+        torch.randn(8, 3, dtype=torch.float64, generator=generator),
+        2 * torch.randn(5, 3, dtype=torch.float64, generator=generator),
+    )
     basis = torch.linalg.qr(torch.randn(50, 50, dtype=torch.float64, generator=generator)).Q[:3]
     expected = frechet_distance(a, b)
     assert expected > 1
@@ -311,7 +324,10 @@ def test_encodec_frames_are_those_of_all_sounds_at_24_khz():
             assert x.shape[1:] == (1, 24000) and x.dtype == torch.float32
             return x.unflatten(2, (40, 600))[:, 0].mT[:, :7]  # (batch, dims, frames)
 
-    x = torch.sin(2 * torch.pi * 600 * torch.arange(44100).double() / 44100).float() * torch.linspace(0.1, 1, 35)[:, None, None]
+    x = (
+        torch.sin(2 * torch.pi * 600 * torch.arange(44100).double() / 44100).float()
+        * torch.linspace(0.1, 1, 35)[:, None, None]
+    )
     found = encodec_frames(x, 44100, Frames())
     assert found.shape == (35 * 40, 7) and found.dtype == torch.float64
     sine = torch.sin(2 * torch.pi * 600 * torch.arange(7) / 24000)
@@ -320,7 +336,9 @@ def test_encodec_frames_are_those_of_all_sounds_at_24_khz():
 
 def test_without_encodec_fad_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "encodec", None)  # as if it were not installed
-    with pytest.raises(WeightsUnavailable, match=r"could not be loaded \(ModuleNotFoundError.*pip install '.\[embeddings\]'"):
+    with pytest.raises(
+        WeightsUnavailable, match=r"could not be loaded \(ModuleNotFoundError.*pip install '.\[embeddings\]'"
+    ):
         encodec_frames(torch.zeros(1, 1, 44100), 44100)
 
 
@@ -374,12 +392,23 @@ def test_log_mel_statistics_are_an_item_s_own():
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: frechet_distance(np.zeros((3, 2)), torch.zeros(3, 2)), TypeError, "a must be a torch tensor, got ndarray"),
-        (lambda: drum_features(torch.zeros(1, 1, 8192), "44100"), ValueError, "must be at least 4000 and finite, got '44100'"),
-        (lambda: audio_distances(*torch.zeros(2, 1, 1, 8192), ["mss_linear"], batch_size=0), ValueError,
-         "batch_size must be an integer of at least 1, got 0"),
+        (
+            lambda: frechet_distance(np.zeros((3, 2)), torch.zeros(3, 2)),
+            TypeError,
+            "a must be a torch tensor, got ndarray",
+        ),
+        (
+            lambda: drum_features(torch.zeros(1, 1, 8192), "44100"),
+            ValueError,
+            "must be at least 4000 and finite, got '44100'",
+        ),
+        (
+            lambda: audio_distances(*torch.zeros(2, 1, 1, 8192), ["mss_linear"], batch_size=0),
+            ValueError,
+            "batch_size must be an integer of at least 1, got 0",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_kinds_are_refused_in_words(call, error, message):
     with pytest.raises(error, match=message):
         call()

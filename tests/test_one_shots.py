@@ -10,9 +10,10 @@ import soundfile
 import torch
 from scipy import signal
 
-from scrapl_lib import circuit_808, data, experiments
-from scrapl_lib.data import OneShots, ThetaGrid
-from scrapl_lib.experiments import make_config
+from replication import circuit_808, data
+from replication import tasks as experiments
+from replication.data import OneShots, ThetaGrid
+from replication.tasks import make_config
 
 RATE = 44100
 TONE = 0.5 * np.sin(2 * np.pi * 200 / RATE * np.arange(1000))
@@ -84,10 +85,15 @@ def test_a_lower_rate_is_reached_by_resampling_and_said(folder, capsys):
     shots = read(folder, sample_rate_hz=11025, file_rate_hz=44100)
     for name in ("SD low.wav", "SD high.wav"):
         found = shots.x[shots.names.index(name), 0].numpy()
-        assert found.shape == (800,) and np.abs(found - 0.5 * np.sin(2 * np.pi * 500 * np.arange(800) / 11025))[20:780].max() < 1e-3
+        assert (
+            found.shape == (800,)
+            and np.abs(found - 0.5 * np.sin(2 * np.pi * 500 * np.arange(800) / 11025))[20:780].max() < 1e-3
+        )
     assert shots.source == "recordings in kit, resampled from 44100 to 11025 Hz"
-    assert capsys.readouterr().err == ("recordings in kit: 5 files; resampled from 44100 to 11025 Hz; "
-                                       "0 of several channels, averaged; 2 longer than 800 samples, cut; 3 shorter, padded\n")
+    assert capsys.readouterr().err == (
+        "recordings in kit: 5 files; resampled from 44100 to 11025 Hz; "
+        "0 of several channels, averaged; 2 longer than 800 samples, cut; 3 shorter, padded\n"
+    )
     with pytest.raises(ValueError, match="must be a multiple of sample_rate_hz = 11025, got 48000"):
         read(folder, sample_rate_hz=11025, file_rate_hz=48000)
 
@@ -110,7 +116,9 @@ def refused(folder, *words, **options):
 def test_another_rate_is_refused_with_the_command_that_converts(folder):
     write(folder / "SD it's.flac", rate_hz=48000)
     said = refused(folder, "SD it's.flac has a sample rate of 48000 Hz, expected 44100 Hz")
-    assert f"""ffmpeg -i '{folder}/SD it'"'"'s.flac' -ar 44100 converted.flac && mv converted.flac '{folder}/SD""" in said
+    assert (
+        f"""ffmpeg -i '{folder}/SD it'"'"'s.flac' -ar 44100 converted.flac && mv converted.flac '{folder}/SD""" in said
+    )
     assert "44100 Hz, expected 48000 Hz" in refused(folder, "BD 01.wav", sample_rate_hz=48000)
 
 
@@ -138,7 +146,9 @@ def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
         make_config("tr808_micro", "jtfs", 0, "smoke")
 
 
-@pytest.mark.parametrize("name, value", [("n_samples", 0), ("sample_rate_hz", 0), ("seed", -1), ("min_files", -1), ("n_samples", 800.0)])
+@pytest.mark.parametrize(
+    "name, value", [("n_samples", 0), ("sample_rate_hz", 0), ("seed", -1), ("min_files", -1), ("n_samples", 800.0)]
+)
 def test_numbers_out_of_range_are_refused_by_name(folder, name, value):
     with pytest.raises(ValueError, match=f"{name} must be an integer of at least [01], got {value}"):
         OneShots.from_folder(folder, **({"min_files": 3, "n_samples": 800} | {name: value}))
@@ -176,8 +186,13 @@ def test_half_a_file_is_refused(folder, suffix):
 
 def test_too_few_files_or_no_folder(folder):
     (folder / "note.txt").write_text("x")
-    refused(folder, "kit and its sub-folders hold 3 audio files (.wav .flac .aif .aiff) and 1 others", "at least 4",
-            "lower min_files", min_files=4)  # fmt: skip
+    refused(
+        folder,
+        "kit and its sub-folders hold 3 audio files (.wav .flac .aif .aiff) and 1 others",
+        "at least 4",
+        "lower min_files",
+        min_files=4,
+    )
     refused(folder, "hold 3 audio files", "at least 64", min_files=64)
     (folder / "empty").mkdir()
     refused(folder / "empty", "empty and its sub-folders hold 0 audio files", "TR808_DIR")
@@ -325,7 +340,9 @@ def test_another_rate_is_the_same_sound():
         assert expected @ low / math.sqrt((expected @ expected) * (low @ low)) > 0.9999, name
     assert np.isfinite(circuit_808.bass_drum(np.random.default_rng(0), 8400, 84)[0]).all()
     for bad in ((7999, 8000), (44100.5, 44100), (44100, 440)):
-        with pytest.raises(ValueError, match="integer sample rate of at least 8000 Hz and at least 10 ms of sound, got"):
+        with pytest.raises(
+            ValueError, match="integer sample rate of at least 8000 Hz and at least 10 ms of sound, got"
+        ):
             circuit_808.bass_drum(np.random.default_rng(0), *bad)
 
 

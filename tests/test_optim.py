@@ -410,7 +410,9 @@ def test_wrong_arguments_are_refused():
     weights, paths, optimizer = make(PAdam, 5)
     with pytest.raises(TypeError, match="n_paths.*got 0.001"):
         PAdam(weights, 1e-3)
-    with pytest.raises(TypeError, match=r"must have `n_paths` and `path_idx`.*got None. Write PSAGA\(model.parameters\(\), loss"):
+    with pytest.raises(
+        TypeError, match=r"must have `n_paths` and `path_idx`.*got None. Write PSAGA\(model.parameters\(\), loss"
+    ):
         PSAGA(weights, lr=1e-3)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         PAdam(weights, SimpleNamespace(n_paths=0, path_idx=None))
@@ -421,9 +423,19 @@ def test_wrong_arguments_are_refused():
             PSAGA(weights, paths, **{name: value})
         with pytest.raises(ValueError, match=name):
             optimizer.add_param_group({"params": [torch.zeros(2, requires_grad=True)], name: value})
-    number, pair = "must be a plain number such as 1e-5, got", r"must be a pair of plain numbers such as \(0.9, 0.999\), got"
-    wrong = [(name, value, number) for name in ("lr", "eps", "weight_decay") for value in ("a", None, [0.1], True, torch.tensor(0.1))]
-    wrong += [("betas", value, pair) for value in (0.9, None, "ab", ("a", "b"), (0.9, None), torch.tensor([0.9, 0.9]), {0.8, 0.9})]
+    number, pair = (
+        "must be a plain number such as 1e-5, got",
+        r"must be a pair of plain numbers such as \(0.9, 0.999\), got",
+    )
+    wrong = [
+        (name, value, number)
+        for name in ("lr", "eps", "weight_decay")
+        for value in ("a", None, [0.1], True, torch.tensor(0.1))
+    ]
+    wrong += [
+        ("betas", value, pair)
+        for value in (0.9, None, "ab", ("a", "b"), (0.9, None), torch.tensor([0.9, 0.9]), {0.8, 0.9})
+    ]
     for name, value, expected in wrong:
         said = rf"{name} {expected} {re.escape(repr(value))} \({type(value).__name__}\)"
         with pytest.raises(TypeError, match=said):

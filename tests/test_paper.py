@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from scrapl_lib import paper
-from scrapl_lib.paper import authors_seeds, published
+from replication import published as paper
+from replication.published import authors_seeds, published
 
 
 def test_known_numbers():
@@ -41,13 +41,16 @@ def test_step_time_is_loss_plus_model():
     assert abs(times["jtfs"] - 1784.727) < 1e-9 and abs(times["scrapl_padam"] - 144.527) < 1e-9
 
 
-@pytest.mark.parametrize("arguments, match", [
-    (("table_11", "jtfs", "theta_synth_l1"), "did you mean 'table_1'"),
-    (("table_1", "scrapl_plane", "theta_synth_l1"), "did you mean 'scrapl'"),
-    (("table_1", "jtfs", "theta_slope"), "did you mean 'theta_slope_l1'"),
-    (("table_4", "jtfs", "fad_encodec"), r"\['micro', 'meso'\]; give one"),
-    (("table_4", "jtfs", "fad_encodec", "mesa"), "did you mean 'meso'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (("table_11", "jtfs", "theta_synth_l1"), "did you mean 'table_1'"),
+        (("table_1", "scrapl_plane", "theta_synth_l1"), "did you mean 'scrapl'"),
+        (("table_1", "jtfs", "theta_slope"), "did you mean 'theta_slope_l1'"),
+        (("table_4", "jtfs", "fad_encodec"), r"\['micro', 'meso'\]; give one"),
+        (("table_4", "jtfs", "fad_encodec", "mesa"), "did you mean 'meso'"),
+    ],
+)
 def test_mistakes_name_the_nearest(arguments, match):
     with pytest.raises(ValueError, match=match):
         published(*arguments)

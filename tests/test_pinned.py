@@ -5,14 +5,14 @@ import json
 import pandas as pd
 import pytest
 
-from scrapl_lib import tables
-from scrapl_lib.claims import chirplet_card, drum_card, report_card
-from scrapl_lib.compare import compared, comparison
-from scrapl_lib.experiments import CHIRPLETS, NOT_RUN, TASKS, TR808, grid, importance_config
-from scrapl_lib.figures import step_costs
-from scrapl_lib.paper import authors_seeds
-from scrapl_lib.records import IMPORTANCE, ROOT, config_hash
-from scrapl_lib.training import recorded_importance, runs_on_disk
+from replication import tables
+from replication.claims import chirplet_card, drum_card, report_card
+from replication.compare import compared, comparison
+from replication.figures import step_costs
+from replication.published import authors_seeds
+from replication.records import IMPORTANCE, ROOT, config_hash
+from replication.tasks import CHIRPLETS, NOT_RUN, TASKS, TR808, grid, importance_config
+from replication.trainer import recorded_importance, runs_on_disk
 
 PINNED = ROOT / "tests" / "pinned_hashes.json"  # of the configs of all committed records
 
@@ -20,7 +20,9 @@ PINNED = ROOT / "tests" / "pinned_hashes.json"  # of the configs of all committe
 def committed() -> dict[str, str]:
     """Folder of each record, relative to results/, and the config hash written in it."""
     found = sorted((ROOT / "results").glob("*/*/*/seed_*/run.json"))
-    return {str(path.parent.relative_to(ROOT / "results")): json.loads(path.read_text())["config_hash"] for path in found}
+    return {
+        str(path.parent.relative_to(ROOT / "results")): json.loads(path.read_text())["config_hash"] for path in found
+    }
 
 
 def test_the_hashes_of_committed_records_are_the_pinned_ones():
@@ -32,7 +34,11 @@ def test_today_s_configurations_have_the_pinned_hashes(monkeypatch):
     monkeypatch.delenv("TR808_DIR", raising=False)
     for folder, pinned in json.loads(PINNED.read_text()).items():
         profile, task, method, seed = folder.split("/")
-        config = importance_config(task, profile) if method == IMPORTANCE else grid(task, profile, [method], [int(seed[5:])])[0]
+        config = (
+            importance_config(task, profile)
+            if method == IMPORTANCE
+            else grid(task, profile, [method], [int(seed[5:])])[0]
+        )
         assert config_hash(config.flat) == pinned, folder
 
 
@@ -40,16 +46,24 @@ def test_today_s_configurations_have_the_pinned_hashes(monkeypatch):
 def computed() -> dict[str, pd.DataFrame]:
     """Every table that committed records decide, by the place it is committed at."""
     of = {task: runs_on_disk(task, "quick", ROOT) for task in TASKS}
-    granular, chirplets, drums = of["granular"], [r for t in CHIRPLETS for r in of[t]], [r for t in TR808 for r in of[t]]
+    granular, chirplets, drums = (
+        of["granular"],
+        [r for t in CHIRPLETS for r in of[t]],
+        [r for t in TR808 for r in of[t]],
+    )
     costs = step_costs(ROOT / "results" / "quick" / "tables")
     every = {name: [run for task in TASKS for run in runs_on_disk(task, name, ROOT)] for name in compared("quick")}
     found = {
-        "table_1": tables.table_1(granular, NOT_RUN), "table_2": tables.table_2(granular, NOT_RUN),
-        "table_3": tables.table_3(chirplets, NOT_RUN), "table_6": tables.table_6(tables.seed_values(granular), NOT_RUN),
-        "table_7": tables.table_7(chirplets, NOT_RUN), "theta_is_effect": tables.theta_is_effect(chirplets, NOT_RUN),
+        "table_1": tables.table_1(granular, NOT_RUN),
+        "table_2": tables.table_2(granular, NOT_RUN),
+        "table_3": tables.table_3(chirplets, NOT_RUN),
+        "table_6": tables.table_6(tables.seed_values(granular), NOT_RUN),
+        "table_7": tables.table_7(chirplets, NOT_RUN),
+        "theta_is_effect": tables.theta_is_effect(chirplets, NOT_RUN),
         "report_card": report_card(granular, NOT_RUN, "quick", costs=costs),
-        "chirplet_card": chirplet_card(chirplets, NOT_RUN, "quick"), "drum_card": drum_card(drums, NOT_RUN, "quick"),
-    }  # fmt: skip
+        "chirplet_card": chirplet_card(chirplets, NOT_RUN, "quick"),
+        "drum_card": drum_card(drums, NOT_RUN, "quick"),
+    }
     found |= {name: tables.drum_table(name, drums, NOT_RUN) for name in ("table_4", "table_8", "table_9")}
     found |= {name: table for name, (table, _) in comparison(every, NOT_RUN, "quick", ROOT).items()}
     found = {f"quick/tables/{name}": table for name, table in found.items()}

@@ -15,10 +15,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from replication.__main__ import _seeds, main
+from replication.records import BrokenRecord, config_hash, load_runs, read_run, run_state
+from replication.tasks import METHODS, RunConfig, make_config
 from scrapl_lib import JTFS
-from scrapl_lib.__main__ import _seeds, main
-from scrapl_lib.experiments import METHODS, RunConfig, make_config
-from scrapl_lib.records import BrokenRecord, config_hash, load_runs, read_run, run_state
 
 SETTINGS = dict(derandomize=True, deadline=None, database=None)
 SOME_TASKS = ["granular", "chirplet_fast_fast", "tr808_meso"]
@@ -31,10 +31,20 @@ SOME_TASKS = ["granular", "chirplet_fast_fast", "tr808_meso"]
 def legal(draw):
     """2^J <= shape, T <= shape, F no longer than the log-frequency axis, which is not rounded down too far."""
     J, Q1 = draw(st.integers(3, 7)), draw(st.sampled_from([1, 2, 3, 5, 8]))
-    shape, F = draw(st.integers(2**J, 2 ** (J + 2))), draw(st.sampled_from([None, "global", 1, 2]) | st.integers(1, (J + 1) * Q1))
-    return dict(shape=shape, J=J, Q1=Q1, Q2=draw(st.integers(1, 3)), J_fr=draw(st.integers(1, 2 if F == 1 else 3)),
-                Q_fr=draw(st.integers(1, 3)), F=F,
-                T=draw(st.sampled_from([None, "global", 1]) | st.integers(1, shape)))  # fmt: skip
+    shape, F = (
+        draw(st.integers(2**J, 2 ** (J + 2))),
+        draw(st.sampled_from([None, "global", 1, 2]) | st.integers(1, (J + 1) * Q1)),
+    )
+    return dict(
+        shape=shape,
+        J=J,
+        Q1=Q1,
+        Q2=draw(st.integers(1, 3)),
+        J_fr=draw(st.integers(1, 2 if F == 1 else 3)),
+        Q_fr=draw(st.integers(1, 3)),
+        F=F,
+        T=draw(st.sampled_from([None, "global", 1]) | st.integers(1, shape)),
+    )
 
 
 @settings(**SETTINGS, max_examples=40)
@@ -46,7 +56,9 @@ def test_any_legal_configuration_works(config, which):
     except ValueError as error:
         assert "no second-order path" in str(error) and config["J"] < 5
         return
-    x = torch.randn(2, 1, config["shape"], dtype=torch.float64, generator=torch.Generator().manual_seed(12)).requires_grad_()
+    x = torch.randn(
+        2, 1, config["shape"], dtype=torch.float64, generator=torch.Generator().manual_seed(12)
+    ).requires_grad_()
     S = jtfs(x)
     (grad,) = torch.autograd.grad(S.sum(), x)
     assert torch.isfinite(S).all() and torch.isfinite(grad).all() and grad.abs().max() > 0
@@ -58,7 +70,21 @@ def test_any_legal_configuration_works(config, which):
 
 
 TINY = dict(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1, T=None, F=None)
-NO_INTEGERS = [True, 1.0, float("nan"), "8", "", "Global", [4], (), {}, b"1", 2j, np.ones(2), torch.ones(2, dtype=torch.int64)]
+NO_INTEGERS = [
+    True,
+    1.0,
+    float("nan"),
+    "8",
+    "",
+    "Global",
+    [4],
+    (),
+    {},
+    b"1",
+    2j,
+    np.ones(2),
+    torch.ones(2, dtype=torch.int64),
+]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -81,12 +107,19 @@ def test_an_illegal_number_is_named(data):
     """One argument of a legal configuration is broken; the message names it."""
     config = data.draw(legal())
     name = data.draw(st.sampled_from(sorted(config)))
-    too_large = {"shape": 2 ** config["J"] - 1, "J": config["shape"].bit_length(), "T": config["shape"] + 1, "J_fr": 7,
-                 "F": max(2 ** config["J_fr"], (config["J"] + 1) * config["Q1"]) + 1}  # fmt: skip
+    too_large = {
+        "shape": 2 ** config["J"] - 1,
+        "J": config["shape"].bit_length(),
+        "T": config["shape"] + 1,
+        "J_fr": 7,
+        "F": max(2 ** config["J_fr"], (config["J"] + 1) * config["Q1"]) + 1,
+    }
     kinds = [st.integers(max_value=0)]
     if name in too_large:
         first = too_large[name]
-        kinds.append(st.integers(1, first) if name == "shape" else st.integers(first, 10**6) | st.integers(first, 2**300))
+        kinds.append(
+            st.integers(1, first) if name == "shape" else st.integers(first, 10**6) | st.integers(first, 2**300)
+        )
     value = data.draw(st.one_of(kinds))
     with pytest.raises(ValueError) as refused:
         JTFS(**{**config, name: value})
@@ -94,8 +127,12 @@ def test_an_illegal_number_is_named(data):
 
 
 @settings(**SETTINGS, max_examples=300)
-@given(st.fixed_dictionaries({name: st.integers(-1, 9) for name in ("J", "Q1", "Q2", "J_fr", "Q_fr")}), st.integers(0, 600),
-       st.integers(0, 700) | st.sampled_from([None, "global"]), st.integers(0, 90) | st.sampled_from([None, "global"]))  # fmt: skip
+@given(
+    st.fixed_dictionaries({name: st.integers(-1, 9) for name in ("J", "Q1", "Q2", "J_fr", "Q_fr")}),
+    st.integers(0, 600),
+    st.integers(0, 700) | st.sampled_from([None, "global"]),
+    st.integers(0, 90) | st.sampled_from([None, "global"]),
+)
 def test_any_numbers_are_taken_or_refused(numbers, shape, T, F):
     try:
         jtfs = JTFS(shape=shape, T=T, F=F, **numbers)
@@ -107,7 +144,9 @@ def test_any_numbers_are_taken_or_refused(numbers, shape, T, F):
 
 # ---- records --------------------------------------------------------------------------------------------------------
 
-FORGED = st.sampled_from([None, True, -1, 10**30, 1.5, "", "ok", "../../../etc/hostname", [], ["a"], {}, {"a": {"rows": 1}}])
+FORGED = st.sampled_from(
+    [None, True, -1, 10**30, 1.5, "", "ok", "../../../etc/hostname", [], ["a"], {}, {"a": {"rows": 1}}]
+)
 FUZZED = settings(**SETTINGS, max_examples=100)
 
 
@@ -135,7 +174,12 @@ def lay(record, **changed):
         try:
             said.append(use())
         except BrokenRecord as error:
-            assert str(folder) in str(error) and "To mend it, delete the folder" in str(error) and error.expected and error.found
+            assert (
+                str(folder) in str(error)
+                and "To mend it, delete the folder" in str(error)
+                and error.expected
+                and error.found
+            )
             said.append(error)
     return said
 
@@ -170,7 +214,7 @@ def test_a_forged_record_is_refused_in_words_or_read(record, data):
 
 
 @FUZZED
-@given(st.sampled_from(["history.csv", "test.csv"]), st.text("step,value\n\"1.e-9ä\0 ", max_size=40), st.booleans())
+@given(st.sampled_from(["history.csv", "test.csv"]), st.text('step,value\n"1.e-9ä\0 ', max_size=40), st.booleans())
 def test_a_forged_table_is_refused_in_words_or_read(record, name, text, with_header):
     new = (record[1][name].splitlines(keepends=True)[0] if with_header else b"") + text.encode()
     info = json.loads(record[1]["run.json"])
@@ -187,8 +231,12 @@ VALUES |= st.tuples(st.integers(0, 2), st.text(max_size=2))
 
 
 @settings(**SETTINGS, max_examples=200)
-@given(st.sampled_from(SOME_TASKS), st.sampled_from(sorted(METHODS)), st.integers(0, 9) | st.integers(-2, 2**33) | VALUES,
-       st.dictionaries(st.sampled_from(sorted(RunConfig.__dataclass_fields__)) | st.text(max_size=5), VALUES, max_size=3))
+@given(
+    st.sampled_from(SOME_TASKS),
+    st.sampled_from(sorted(METHODS)),
+    st.integers(0, 9) | st.integers(-2, 2**33) | VALUES,
+    st.dictionaries(st.sampled_from(sorted(RunConfig.__dataclass_fields__)) | st.text(max_size=5), VALUES, max_size=3),
+)
 def test_any_fields_make_a_config_with_a_hash_or_are_refused(task, method, seed, changes):
     changes = {name: value for name, value in changes.items() if name not in ("task", "method", "seed", "profile")}
     try:
@@ -199,7 +247,9 @@ def test_any_fields_make_a_config_with_a_hash_or_are_refused(task, method, seed,
 
 
 @settings(**SETTINGS, max_examples=150)
-@given(st.text(st.sampled_from("0123456789-,. x"), max_size=7) | st.builds("{}-{}".format, *[st.integers(0, 10**30)] * 2))
+@given(
+    st.text(st.sampled_from("0123456789-,. x"), max_size=7) | st.builds("{}-{}".format, *[st.integers(0, 10**30)] * 2)
+)
 def test_any_seeds_are_read_or_refused(text):
     try:
         assert all(isinstance(seed, int) for seed in _seeds(text))
@@ -208,8 +258,12 @@ def test_any_seeds_are_read_or_refused(text):
 
 
 @settings(**SETTINGS, max_examples=100)
-@given(st.lists(st.sampled_from(["--task", "--method", "--profile", "--seeds", "--workers", "--budget-minutes"]), max_size=2),
-       st.lists(st.text(max_size=6), min_size=2, max_size=2))  # fmt: skip
+@given(
+    st.lists(
+        st.sampled_from(["--task", "--method", "--profile", "--seeds", "--workers", "--budget-minutes"]), max_size=2
+    ),
+    st.lists(st.text(max_size=6), min_size=2, max_size=2),
+)
 def test_any_arguments_are_refused_without_a_traceback(names, values):
     """--profile is never one that is there, so that nothing starts."""
     arguments = ["run", *(f"{name}={value}" for name, value in zip(names, values)), "--profile=none"]

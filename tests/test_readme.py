@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from scrapl_lib import __main__, experiments
-from scrapl_lib.__main__ import main
-from scrapl_lib.execute import notebook_names, notebook_path
-from scrapl_lib.experiments import grid
-from scrapl_lib.records import ROOT
+from replication import __main__
+from replication import tasks as experiments
+from replication.__main__ import main
+from replication.notebooks import notebook_names, notebook_path
+from replication.records import ROOT
+from replication.tasks import grid
 
 README = (ROOT / "README.md").read_text()
 
@@ -35,7 +36,7 @@ def test_make_targets_exist():
     assert not missing
 
 
-COMMANDS = re.findall(r"`python -m scrapl_lib ([^`]+)`", README)
+COMMANDS = re.findall(r"`python -m replication ([^`]+)`", README)
 MAKES = re.findall(r"`make ([^`]+)`|^make (\w+)", README, re.MULTILINE)
 
 
@@ -54,7 +55,9 @@ def test_command_runs(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(__main__, "run_notebook", lambda name, *_: called.append("notebook") or notebook_path(name))
     arguments = shlex.split(command)
     assert main([*arguments, "--output", str(tmp_path)]) == 0 and capsys.readouterr().out
-    assert called == ([arguments[0]] if arguments[0] in ("run", "importance", "notebook") else []) and not list(tmp_path.iterdir())
+    assert called == ([arguments[0]] if arguments[0] in ("run", "importance", "notebook") else []) and not list(
+        tmp_path.iterdir()
+    )
 
 
 @pytest.mark.parametrize("command", dict.fromkeys("".join(found) for found in MAKES))
@@ -80,5 +83,9 @@ def test_every_notebook_is_listed():
 @pytest.mark.parametrize("name", ["table_1"])
 def test_table_is_the_committed_one(name):
     block = re.search(rf"<!-- begin {name} -->\n(.*?)<!-- end {name} -->", README, re.DOTALL).group(1).strip()
-    rows = [line for line in Path(ROOT / "results/quick/tables" / f"{name}.md").read_text().splitlines() if line.startswith("|")]
+    rows = [
+        line
+        for line in Path(ROOT / "results/quick/tables" / f"{name}.md").read_text().splitlines()
+        if line.startswith("|")
+    ]
     assert len(rows) > 5 and block == "\n".join(rows)

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scrapl_lib import records
-from scrapl_lib.records import (
+from replication import records
+from replication.records import (
     BrokenRecord,
     config_hash,
     hours_of,
@@ -23,7 +23,14 @@ from scrapl_lib.records import (
     write_run,
 )
 
-CONFIG = {"task": "granular", "method": "scrapl_plain", "seed": 3, "lr": 1e-3, "pools": ((2, 2), (2, 2)), "n_steps": 400}
+CONFIG = {
+    "task": "granular",
+    "method": "scrapl_plain",
+    "seed": 3,
+    "lr": 1e-3,
+    "pools": ((2, 2), (2, 2)),
+    "n_steps": 400,
+}
 
 
 def history(scale=1.0):
@@ -42,9 +49,17 @@ test_table.__test__ = False
 def write(output, seed=3, scale=1.0, status="ok", method="scrapl_plain", **config):
     folder = run_folder("quick", "granular", method, seed, output)
     resolved = {**CONFIG, "method": method, "seed": seed, **config}
-    write_run(folder, status=status, config=resolved, history=history(scale), test=test_table(scale),
-              start_utc=records.utc_now(), device="cpu", threads=1,
-              train_step_ms={"median": np.float32(2.5), "q25": 2.0, "q75": 3.0, "n": np.int64(40)})  # fmt: skip
+    write_run(
+        folder,
+        status=status,
+        config=resolved,
+        history=history(scale),
+        test=test_table(scale),
+        start_utc=records.utc_now(),
+        device="cpu",
+        threads=1,
+        train_step_ms={"median": np.float32(2.5), "q25": 2.0, "q75": 3.0, "n": np.int64(40)},
+    )
     return folder
 
 
@@ -54,7 +69,11 @@ def test_round_trip(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["history.csv", "run.json", "test.csv"]
     run = read_run(folder)
     assert (run.profile, run.task, run.method, run.seed) == ("quick", "granular", "scrapl_plain", 3)
-    assert run.ok and run.config["lr"] == 1e-3 and run.info["train_step_ms"] == {"median": 2.5, "q25": 2, "q75": 3, "n": 40}
+    assert (
+        run.ok
+        and run.config["lr"] == 1e-3
+        and run.info["train_step_ms"] == {"median": 2.5, "q25": 2, "q75": 3, "n": 40}
+    )
     assert len(run.history) == 3 and run.history["step"].dtype == np.int64
     assert np.abs(run.history["value"] - history()["value"]).max() < 1e-6  # 9 significant digits of 333.333...
     assert run.history["split"].tolist() == ["val"] * 3
@@ -64,7 +83,9 @@ def test_round_trip(tmp_path):
     for key in ("versions", "code_version", "device", "threads", "start_utc", "end_utc", "peak_memory_mb"):
         assert info[key], key
     assert info["files"]["history.csv"] == {
-        "sha256": hashlib.sha256((folder / "history.csv").read_bytes()).hexdigest(), "rows": 3}  # fmt: skip
+        "sha256": hashlib.sha256((folder / "history.csv").read_bytes()).hexdigest(),
+        "rows": 3,
+    }
     assert info["peak_memory_mb"] > 10 and info["versions"]["numpy"] == np.__version__
 
 
@@ -164,13 +185,19 @@ def test_damage_is_refused_with_file_expected_found_and_mend(tmp_path, damage):
     folder = write(tmp_path)
     damage(folder)
     name, expected, found = DAMAGE[damage]
-    for use in (read_run, lambda f: run_state(f, config_hash(CONFIG)), lambda f: load_runs("quick", "granular", None, tmp_path)):
+    for use in (
+        read_run,
+        lambda f: run_state(f, config_hash(CONFIG)),
+        lambda f: load_runs("quick", "granular", None, tmp_path),
+    ):
         with pytest.raises(BrokenRecord) as caught:
             use(folder)
         assert caught.value.file == folder / name
         assert expected in caught.value.expected and found in caught.value.found
-        assert f"delete the folder {folder} and run: python -m scrapl_lib run --task granular --method scrapl_plain " \
-            f"--seeds 3 --profile quick --output {tmp_path}" in str(caught.value)  # fmt: skip
+        assert (
+            f"delete the folder {folder} and run: python -m replication run --task granular --method scrapl_plain "
+            f"--seeds 3 --profile quick --output {tmp_path}" in str(caught.value)
+        )
 
 
 def test_copied_record_is_refused(tmp_path):
@@ -191,8 +218,16 @@ def test_folder_without_record_is_broken_only_when_read(tmp_path):
 
 def test_write_run_refuses(tmp_path):
     folder = run_folder("quick", "granular", "scrapl_plain", 3, tmp_path)
-    good = {"status": "ok", "config": CONFIG, "history": history(), "test": test_table(), "start_utc": records.utc_now(),
-            "device": "cpu", "threads": 1, "train_step_ms": None}  # fmt: skip
+    good = {
+        "status": "ok",
+        "config": CONFIG,
+        "history": history(),
+        "test": test_table(),
+        "start_utc": records.utc_now(),
+        "device": "cpu",
+        "threads": 1,
+        "train_step_ms": None,
+    }
     for change, match in (
         ({"status": "failed:"}, "status must be"),
         ({"status": "done"}, "status must be"),
@@ -218,7 +253,12 @@ def test_load_runs_takes_the_expected_and_names_the_stale(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = load_runs("quick", "granular", None, tmp_path)
-    assert [(r.method, r.seed) for r in found] == [("p_loss", 4), ("scrapl_plain", 2), ("scrapl_plain", 3), ("scrapl_plain", 10)]
+    assert [(r.method, r.seed) for r in found] == [
+        ("p_loss", 4),
+        ("scrapl_plain", 2),
+        ("scrapl_plain", 3),
+        ("scrapl_plain", 10),
+    ]
     expected = {("scrapl_plain", seed): config_hash({**CONFIG, "seed": seed}) for seed in (1, 2, 3)}
     with pytest.warns(UserWarning, match=r"stale.*scrapl_plain seed 3"):
         found = load_runs("quick", "granular", expected, tmp_path)
@@ -285,8 +325,17 @@ def test_two_writers_and_a_reader_never_see_a_mix(tmp_path):
 def test_a_run_that_failed_at_once_has_empty_tables(tmp_path):
     folder = run_folder("quick", "granular", "jtfs", 0, tmp_path)
     empty = {name: pd.DataFrame([], columns=columns) for name, columns in records.COLUMNS.items()}
-    write_run(folder, status="failed:out of memory", config={}, history=empty["history.csv"], test=empty["test.csv"],
-              start_utc=records.utc_now(), device="cpu", threads=1, train_step_ms=None)  # fmt: skip
+    write_run(
+        folder,
+        status="failed:out of memory",
+        config={},
+        history=empty["history.csv"],
+        test=empty["test.csv"],
+        start_utc=records.utc_now(),
+        device="cpu",
+        threads=1,
+        train_step_ms=None,
+    )
     run = read_run(folder)
     assert len(run.history) == len(run.test) == 0 and run.history["value"].dtype == np.float64
     assert run.status == "failed:out of memory" and run.info["files"]["test.csv"]["rows"] == 0

@@ -17,10 +17,10 @@ from browser import CHROMIUM, Browser
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from scrapl_lib.execute import notebook_names
-from scrapl_lib.figures import Plot, save_figure
-from scrapl_lib.records import ROOT
-from scrapl_lib.tables import styled, write_table
+from replication.figures import Plot, save_figure
+from replication.notebooks import notebook_names
+from replication.records import ROOT
+from replication.tables import styled, write_table
 
 sys.path.append(str(ROOT / "site"))
 import build_site  # noqa: E402
@@ -69,19 +69,33 @@ def tiny_book() -> nbformat.NotebookNode:
             new_markdown_cell("# The title\n\nSee `05_granular`, `06`, `Adam` and [the paper](https://example.org/)."),
             new_code_cell("profile = 'injected'", metadata={"tags": ["injected-parameters"]}),
             new_markdown_cell("## 1. Formulas for $\\theta$\n\n" + FORMULAS),
-            new_code_cell("draw()", outputs=[
-                picture(ALTERNATIVES[0]), picture(), output("text/markdown", "*In italics, $k = 2$.* More."),
-            ]),
+            new_code_cell(
+                "draw()",
+                outputs=[
+                    picture(ALTERNATIVES[0]),
+                    picture(),
+                    output("text/markdown", "*In italics, $k = 2$.* More."),
+                ],
+            ),
             new_markdown_cell("## 2. Sounds & more\n\nFirst.\n\nLast *word*."),
-            new_code_cell("if x < 1: play()", outputs=[
-                picture(), new_output("stream", name="stderr", text="a warning"),
-                output(WIDGET + "view+json", {"model_id": "0", "version_major": 2, "version_minor": 0}),
-                output("text/markdown", "**A label**"), output("text/html", sound), output("text/html", styled(TABLE).to_html()),
-                output("text/html", f"<h4>BD</h4><table><tr><th>P</th><th>MSS</th></tr><tr><td></td><td>{sound}</td></tr></table>"),
-            ]),
+            new_code_cell(
+                "if x < 1: play()",
+                outputs=[
+                    picture(),
+                    new_output("stream", name="stderr", text="a warning"),
+                    output(WIDGET + "view+json", {"model_id": "0", "version_major": 2, "version_minor": 0}),
+                    output("text/markdown", "**A label**"),
+                    output("text/html", sound),
+                    output("text/html", styled(TABLE).to_html()),
+                    output(
+                        "text/html",
+                        f"<h4>BD</h4><table><tr><th>P</th><th>MSS</th></tr><tr><td></td><td>{sound}</td></tr></table>",
+                    ),
+                ],
+            ),
             new_markdown_cell("## 3. End"),
         ],
-    )  # fmt: skip
+    )
 
 
 def lay_out(folder, book) -> None:
@@ -195,12 +209,14 @@ def test_the_contents_and_pages_of_what_was_not_run(site):
     assert page.text.count("(not run)") == len(notebook_names()) - 1
     assert "2 claims on granular sounds: 1 “holds”, 1 “not run”" in page.text
     text = Page(site / "05_granular.html").text
-    assert "Not run" in text and "python -m scrapl_lib notebook 05_granular --profile quick" in text
+    assert "Not run" in text and "python -m replication notebook 05_granular --profile quick" in text
     assert "a|b" in Page(site / "report_card.html").text and "A caption." in Page(site / "tables.html").text
 
 
 def test_a_copy_of_another_state_of_the_notebook_says_so(site):
-    assert "Executed 2026-01-02, profile quick. The notebook has changed since" in Page(site / "00_start_here.html").text
+    assert (
+        "Executed 2026-01-02, profile quick. The notebook has changed since" in Page(site / "00_start_here.html").text
+    )
     book = nbformat.read(ROOT / "notebooks/00_start_here.ipynb", as_version=4)
     book.cells.insert(2, tiny_book().cells[1])
     assert build_site._note(book, "00_start_here", "quick") == "*Executed, profile quick.*"
@@ -224,7 +240,13 @@ def test_a_faulty_site_is_refused_and_the_last_one_stays(tmp_path, monkeypatch):
     lay_out(tmp_path, book)
     with pytest.raises(build_site.BrokenSite) as raised:
         build_site.build("quick", tmp_path)
-    for said in ("nowhere.html, which is not there", "index.html#no, which", "from outside", "<script>", "css without a text"):
+    for said in (
+        "nowhere.html, which is not there",
+        "index.html#no, which",
+        "from outside",
+        "<script>",
+        "css without a text",
+    ):
         assert said in str(raised.value)
     assert (last / "00_start_here.html").read_text() == before
     monkeypatch.setattr(build_site, "LIMIT_BYTES", 500)
@@ -240,8 +262,12 @@ def test_in_a_browser(site, tmp_path):
         for page in sorted(site.glob("*.html")):
             for width in (1280, 390):
                 browser.open(page, width)
-                assert browser.value("document.documentElement.scrollWidth") <= width, page  # innerWidth grows with what is too wide
-                assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), page
+                assert browser.value("document.documentElement.scrollWidth") <= width, (
+                    page
+                )  # innerWidth grows with what is too wide
+                assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), (
+                    page
+                )
         browser.open(site / "00_start_here.html")
         boxes = "[...document.querySelectorAll('math')].map(math => math.getBoundingClientRect())"
         sizes = browser.value(f"{boxes}.map(box => [box.width, box.height])")
@@ -255,6 +281,8 @@ def test_in_a_browser(site, tmp_path):
         while browser.value("document.readyState !== 'complete' || document.title") != "Contents · SCRAPL, replicated":
             pass
         assert browser.said == []
-        assert len(browser.asked) > 30 and all(address.startswith((site.as_uri(), "data:")) for address in browser.asked)
+        assert len(browser.asked) > 30 and all(
+            address.startswith((site.as_uri(), "data:")) for address in browser.asked
+        )
     finally:
         browser.close()

@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 from scipy.stats import sem, ttest_1samp, ttest_ind_from_stats, ttest_rel
 
-from scrapl_lib.paper import authors_seeds, published
-from scrapl_lib.stats import equivalence, holm, mean_ci95, paired_comparison, share_ci95, standard_error
+from replication.published import authors_seeds, published
+from replication.stats import equivalence, holm, mean_ci95, paired_comparison, share_ci95, standard_error
 
 SEEDS = authors_seeds().set_index(["method", "metric", "seed"])["value"].sort_index()
-STEPS = {"plus_padam": ("scrapl_plain", "scrapl_padam"), "plus_psaga": ("scrapl_padam", "scrapl_no_theta_is"),
-         "plus_theta_is": ("scrapl_no_theta_is", "scrapl")}  # fmt: skip
-TABLE_2 = {"test_theta_synth_l1": "theta_synth_l1", "val_total_variation": "val_total_variation",
-           "val_convergence_steps": "val_convergence_steps"}  # fmt: skip
+STEPS = {
+    "plus_padam": ("scrapl_plain", "scrapl_padam"),
+    "plus_psaga": ("scrapl_padam", "scrapl_no_theta_is"),
+    "plus_theta_is": ("scrapl_no_theta_is", "scrapl"),
+}
+TABLE_2 = {
+    "test_theta_synth_l1": "theta_synth_l1",
+    "val_total_variation": "val_total_variation",
+    "val_convergence_steps": "val_convergence_steps",
+}
 
 
 def round_as_printed(value, digits):
@@ -46,14 +52,22 @@ def test_paired_comparison_without_spread():
     assert paired_comparison([1, 2, 3], [3, 4, 5]) == (2.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("values, match", [([], "at least 1"), ([[1.0, 2.0]], "shape"), ([1.0, float("nan")], r"at \[1\]")])
+@pytest.mark.parametrize(
+    "values, match", [([], "at least 1"), ([[1.0, 2.0]], "shape"), ([1.0, float("nan")], r"at \[1\]")]
+)
 def test_mean_ci95_refuses(values, match):
     with pytest.raises(ValueError, match=match):
         mean_ci95(values)
 
 
-@pytest.mark.parametrize("a, b, match", [([1.0], [2.0], "at least 2"), ([1.0, 2.0], [1.0, 2.0, 3.0], "2 and 3"),
-                                         ([1.0, 2.0], [1.0, math.inf], "b has non-finite")])  # fmt: skip
+@pytest.mark.parametrize(
+    "a, b, match",
+    [
+        ([1.0], [2.0], "at least 2"),
+        ([1.0, 2.0], [1.0, 2.0, 3.0], "2 and 3"),
+        ([1.0, 2.0], [1.0, math.inf], "b has non-finite"),
+    ],
+)
 def test_paired_comparison_refuses(a, b, match):
     with pytest.raises(ValueError, match=match):
         paired_comparison(a, b)
@@ -113,8 +127,10 @@ def test_standard_error_is_that_of_the_values(n):
 @pytest.mark.parametrize("mean", [9.3, 10.0, 11.1, 12.5, 6.0])
 def test_equivalence_is_the_larger_of_scipys_two_one_sided_welch_tests(mean):
     """Ours with std 0.8 over 5, theirs 10 with std 2 over 20, margin 2."""
-    shifted = [ttest_ind_from_stats(mean + shift, 0.8, 5, 10.0, 2.0, 20, equal_var=False, alternative=side).pvalue
-               for shift, side in ((2, "greater"), (-2, "less"))]  # fmt: skip
+    shifted = [
+        ttest_ind_from_stats(mean + shift, 0.8, 5, 10.0, 2.0, 20, equal_var=False, alternative=side).pvalue
+        for shift, side in ((2, "greater"), (-2, "less"))
+    ]
     found = equivalence(mean - 10.0, [(0.8 / math.sqrt(5), 5), (2.0 / math.sqrt(20), 20)], 2.0)
     assert abs(found - max(shifted)) < 1e-12 and (found < 0.05) == (mean in (9.3, 10.0))
 
@@ -122,13 +138,18 @@ def test_equivalence_is_the_larger_of_scipys_two_one_sided_welch_tests(mean):
 def test_equivalence_with_a_fixed_number_is_a_one_sample_test():
     values = [41.0, 43.5, 44.0, 46.0]
     margin = 0.2 * 42.4
-    expected = max(ttest_1samp(values, 42.4 - margin, alternative="greater").pvalue, ttest_1samp(values, 42.4 + margin, alternative="less").pvalue)
+    expected = max(
+        ttest_1samp(values, 42.4 - margin, alternative="greater").pvalue,
+        ttest_1samp(values, 42.4 + margin, alternative="less").pvalue,
+    )
     assert abs(equivalence(np.mean(values) - 42.4, [(sem(values), 4)], margin) - expected) < 1e-12
 
 
 def test_equivalence_by_hand():
     """Difference 1, margin 3, standard errors 0.6 and 0.8 of 4 values each: t = 2, degrees of freedom 3 / (0.36^2 + 0.64^2) = 5.564."""
-    interpolated = 0.0510 - 0.564 * (0.0510 - 0.0462)  # one-sided p of t = 2 with 5 and 6 degrees of freedom, from a table
+    interpolated = 0.0510 - 0.564 * (
+        0.0510 - 0.0462
+    )  # one-sided p of t = 2 with 5 and 6 degrees of freedom, from a table
     assert abs(equivalence(-1.0, [(0.6, 4), (0.8, 4)], 3.0) - interpolated) < 3e-4
 
 
@@ -140,7 +161,10 @@ def test_equivalence_without_spread():
 def test_share_ci95_is_wilsons_interval(k, n, low, high):
     z = 1.959964
     share, scale = k / n, 1 + z * z / n
-    middle, half_width = (share + z * z / (2 * n)) / scale, z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    middle, half_width = (
+        (share + z * z / (2 * n)) / scale,
+        z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)),
+    )
     found = share_ci95(100 * k / n, n)
     assert np.abs(np.array(found) / 100 - [middle - half_width, middle + half_width]).max() < 1e-6
     assert np.abs(np.array(found) - [low, high]).max() < 0.01

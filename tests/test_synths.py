@@ -201,10 +201,21 @@ def test_bad_draws_are_refused():
 
 # ---- chirplet -------------------------------------------------------------------------------------------------------
 
-RANGES = {"slow_slow": ((0.9899, 1.9799), (0.5, 1)), "slow_moderate": ((0.9899, 1.9799), (2, 4)),
-          "fast_moderate": ((3.9598, 7.9196), (2, 4)), "fast_fast": ((3.9598, 7.9196), (8, 16))}  # fmt: skip
-SMALL_CHIRPLET = {"am_hz": (8.0, 16.0), "fm_oct_per_s": (4.0, 8.0), "sample_rate_hz": 2048, "n_samples": 1024, "max_shift": 64,
-                  "f0_hz": 200.0, "bandwidth_oct": 1.5}  # fmt: skip
+RANGES = {
+    "slow_slow": ((0.9899, 1.9799), (0.5, 1)),
+    "slow_moderate": ((0.9899, 1.9799), (2, 4)),
+    "fast_moderate": ((3.9598, 7.9196), (2, 4)),
+    "fast_fast": ((3.9598, 7.9196), (8, 16)),
+}
+SMALL_CHIRPLET = {
+    "am_hz": (8.0, 16.0),
+    "fm_oct_per_s": (4.0, 8.0),
+    "sample_rate_hz": 2048,
+    "n_samples": 1024,
+    "max_shift": 64,
+    "f0_hz": 200.0,
+    "bandwidth_oct": 1.5,
+}
 
 
 def chirplet_closed_form(am_hz, fm, theta, shift, sr, n, f0_hz, bandwidth):
@@ -273,7 +284,9 @@ def test_chirplet_is_twice_differentiable(window_gradient):
     def derivatives(function):
         theta = theta_0.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(theta), theta, create_graph=True)
-        return gradient.detach(), torch.stack([torch.autograd.grad(g, theta, retain_graph=True)[0] for g in gradient.flatten()])
+        return gradient.detach(), torch.stack(
+            [torch.autograd.grad(g, theta, retain_graph=True)[0] for g in gradient.flatten()]
+        )
 
     def difference(function, u, step=1e-6):
         nudge = torch.zeros(4, dtype=torch.float64)
@@ -330,7 +343,9 @@ def test_bad_chirplets_are_refused(change, message):
         ChirpletSynth(**(SMALL_CHIRPLET | change))
 
 
-@pytest.mark.parametrize("shift", [torch.tensor([0, 65]), torch.tensor([0.0, 1.0]), torch.tensor([0]), torch.tensor([[0], [1]])])
+@pytest.mark.parametrize(
+    "shift", [torch.tensor([0, 65]), torch.tensor([0.0, 1.0]), torch.tensor([0]), torch.tensor([[0], [1]])]
+)
 def test_bad_shifts_are_refused(shift):
     with pytest.raises(ValueError, match=r"shift must be int64 of shape \(batch,\) = \(2,\) and in \[-64, 64\]"):
         ChirpletSynth(**SMALL_CHIRPLET).render(torch.rand(2, 2), shift)
@@ -341,29 +356,63 @@ def test_bad_shifts_are_refused(shift):
 BATCH_OF_2 = (torch.full((2, 2), 0.5), torch.arange(2))
 
 
-@pytest.mark.parametrize("synth", [GranularSynth(**SMALL), ChirpletSynth(**SMALL_CHIRPLET)], ids=["granular", "chirplet"])
+@pytest.mark.parametrize(
+    "synth", [GranularSynth(**SMALL), ChirpletSynth(**SMALL_CHIRPLET)], ids=["granular", "chirplet"]
+)
 @pytest.mark.parametrize(
     "theta, seeds, error, message",
     [
-        (BATCH_OF_2[0], [0, 1], TypeError, r"seeds must be an int64 tensor .* got list: write torch.as_tensor\(seeds\)"),
+        (
+            BATCH_OF_2[0],
+            [0, 1],
+            TypeError,
+            r"seeds must be an int64 tensor .* got list: write torch.as_tensor\(seeds\)",
+        ),
         (BATCH_OF_2[0], np.arange(2), TypeError, "seeds must be an int64 tensor .* got ndarray"),
         (BATCH_OF_2[0], torch.arange(2).int(), ValueError, r"seeds must be int64 of shape \(batch,\), got torch.int32"),
-        (BATCH_OF_2[0], torch.zeros(2, 1).long(), ValueError, r"seeds must be int64 of shape \(batch,\), got .* \(2, 1\)"),
+        (
+            BATCH_OF_2[0],
+            torch.zeros(2, 1).long(),
+            ValueError,
+            r"seeds must be int64 of shape \(batch,\), got .* \(2, 1\)",
+        ),
         (BATCH_OF_2[0], torch.arange(3), ValueError, "one seed per item.* got 3 seeds for a theta of 2 items"),
-        ([[0.1, 0.2], [0.3, 0.4]], BATCH_OF_2[1], TypeError, r"theta must be a .* tensor .* got list: write torch.as_tensor\(theta"),
-        (torch.zeros(0, 2), torch.arange(0), ValueError, r"theta must .* shape \(batch, 2\) with a batch of at least 1, got .* \(0, 2\)"),
+        (
+            [[0.1, 0.2], [0.3, 0.4]],
+            BATCH_OF_2[1],
+            TypeError,
+            r"theta must be a .* tensor .* got list: write torch.as_tensor\(theta",
+        ),
+        (
+            torch.zeros(0, 2),
+            torch.arange(0),
+            ValueError,
+            r"theta must .* shape \(batch, 2\) with a batch of at least 1, got .* \(0, 2\)",
+        ),
         (torch.rand(2, 2).half(), BATCH_OF_2[1], ValueError, "theta must be float32 or float64 .* got torch.float16"),
         (torch.rand(2), BATCH_OF_2[1], ValueError, r"theta must be .* shape \(batch, 2\).* got .* \(2,\)"),
-        (torch.tensor([[0.5, np.nan], [np.inf, 1]]), BATCH_OF_2[1], ValueError, "theta must be finite, got 2 NaN or infinite values"),
-        (torch.tensor([[0.5, 1.1], [0, 1]]), BATCH_OF_2[1], ValueError, r"theta must lie in \[0, 1\], got values in \[0, 1.1\]"),
+        (
+            torch.tensor([[0.5, np.nan], [np.inf, 1]]),
+            BATCH_OF_2[1],
+            ValueError,
+            "theta must be finite, got 2 NaN or infinite values",
+        ),
+        (
+            torch.tensor([[0.5, 1.1], [0, 1]]),
+            BATCH_OF_2[1],
+            ValueError,
+            r"theta must lie in \[0, 1\], got values in \[0, 1.1\]",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_calls_are_refused(synth, theta, seeds, error, message):
     with pytest.raises(error, match=message):
         synth(theta, seeds)
 
 
-@pytest.mark.parametrize("synth", [GranularSynth(**SMALL), ChirpletSynth(**SMALL_CHIRPLET)], ids=["granular", "chirplet"])
+@pytest.mark.parametrize(
+    "synth", [GranularSynth(**SMALL), ChirpletSynth(**SMALL_CHIRPLET)], ids=["granular", "chirplet"]
+)
 def test_a_saturated_sigmoid_is_a_valid_theta(synth):
     """It rounds to exactly 0 and 1, never beyond."""
     theta = torch.sigmoid(torch.tensor([[-200.0, 200.0], [200.0, -200.0]]))
@@ -371,7 +420,9 @@ def test_a_saturated_sigmoid_is_a_valid_theta(synth):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("synth", [GranularSynth(**SMALL), ChirpletSynth(**SMALL_CHIRPLET)], ids=["granular", "chirplet"])
+@pytest.mark.parametrize(
+    "synth", [GranularSynth(**SMALL), ChirpletSynth(**SMALL_CHIRPLET)], ids=["granular", "chirplet"]
+)
 def test_on_cuda_theta_is_not_waited_for(synth):
     """Only shape and dtype are checked there: the host does not look at theta."""
     theta = torch.full((2, 2), float("nan"), device="cuda")
@@ -449,7 +500,10 @@ def test_snare_equals_closed_form(dtype):
     clipped = 0
     for i in range(12):
         expected, loudest = snare_closed_form(
-            synth, theta[i].double().numpy(), int(shift[i]), {torch.float32: np.float32, torch.float64: np.float64}[dtype]
+            synth,
+            theta[i].double().numpy(),
+            int(shift[i]),
+            {torch.float32: np.float32, torch.float64: np.float64}[dtype],
         )
         clipped += loudest > 1
         assert np.abs(expected).max() > (1e-5 if i == 0 else 0.01)
@@ -499,7 +553,9 @@ def test_snare_has_finite_derivatives_at_the_ends(dtype, sample_rate_hz):
     synth = SnareSynth(sample_rate_hz, n_samples=4096)
     theta = torch.tensor([[0.0] * 14, [1.0] * 14, [0.0, 1.0] * 7, [1.0, 0.0] * 7], dtype=dtype, requires_grad=True)
     audio = synth(theta, torch.arange(4))
-    assert audio.dtype == dtype and audio.isfinite().all() and audio.abs().max() <= 1 and audio.abs().amax(2).min() > 1e-6
+    assert (
+        audio.dtype == dtype and audio.isfinite().all() and audio.abs().max() <= 1 and audio.abs().amax(2).min() > 1e-6
+    )
     (gradient,) = torch.autograd.grad(audio.square().sum(), theta, create_graph=True)
     (second,) = torch.autograd.grad(gradient.square().sum(), theta)
     assert gradient.abs().amax(1).min() > 0 and gradient.isfinite().all() and second.isfinite().all()
@@ -553,7 +609,22 @@ def test_snare_parameters_are_the_paper_s():
         "osc1_freq osc1_mod osc2_freq osc2_mod freq_decay osc1_decay osc2_decay noise_decay noise_cutoff noise_q "
         "osc1_gain osc2_gain noise_gain tanh_gain"
     )
-    assert [p.unit for p in parameters] == ["Hz", "", "Hz", "", "ms", "ms", "ms", "ms", "Hz", "", "dB", "dB", "dB", "dB"]
+    assert [p.unit for p in parameters] == [
+        "Hz",
+        "",
+        "Hz",
+        "",
+        "ms",
+        "ms",
+        "ms",
+        "ms",
+        "Hz",
+        "",
+        "dB",
+        "dB",
+        "dB",
+        "dB",
+    ]
     assert SnareSynth(**SMALL_SNARE).parameters[8].max == 4000
 
 
@@ -564,12 +635,15 @@ def test_snare_parameters_are_the_paper_s():
         ({"max_shift": 129}, "max_shift <= common_delay .* got max_shift 129, common_delay 128 and n_samples 1024"),
         ({"max_shift": -1}, "0 <= max_shift"),
         ({"common_delay": 1016}, r"common_delay < n_samples - 8 \(the attack\)"),
-        ({"noise": torch.zeros(1023)}, r"noise must be a float tensor of shape \(n_samples,\) = \(1024,\), got .* \(1023,\)"),
+        (
+            {"noise": torch.zeros(1023)},
+            r"noise must be a float tensor of shape \(n_samples,\) = \(1024,\), got .* \(1023,\)",
+        ),
         ({"noise": np.zeros(1024)}, "noise must be a float tensor .* got ndarray"),
         ({"noise": torch.zeros(1024).long()}, "noise must be a float tensor .* got torch.int64"),
         ({"noise": torch.full((1024,), torch.nan)}, "noise must be finite, got 1024 NaN"),
     ],
-)  # fmt: skip
+)
 def test_bad_snares_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         SnareSynth(**(SMALL_SNARE | change))

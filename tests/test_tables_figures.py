@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import synthetic_records as synthetic
 
-from scrapl_lib import figures, paper, tables
-from scrapl_lib.claims import report_card
-from scrapl_lib.experiments import FAST_AM, FAST_FM, MODERATE_FM, SLOW_AM, SLOW_FM, make_config
-from scrapl_lib.records import BrokenRecord
+from replication import figures, tables
+from replication import published as paper
+from replication.claims import report_card
+from replication.records import BrokenRecord
+from replication.tasks import FAST_AM, FAST_FM, MODERATE_FM, SLOW_AM, SLOW_FM, make_config
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,9 @@ def cell(table, method, metric):
 
 def test_table_1(runs):
     table = tables.table_1(runs, synthetic.NOT_RUN)
-    assert list(dict.fromkeys(table["method"])) == [m for m in paper.METHODS if m not in ("scrapl_padam", "scrapl_plain")]
+    assert list(dict.fromkeys(table["method"])) == [
+        m for m in paper.METHODS if m not in ("scrapl_padam", "scrapl_plain")
+    ]
     p_loss = cell(table, "p_loss", "theta_synth_l1")
     assert abs(p_loss["mean"] - 30) < 1e-6 and p_loss["n_seeds"] == 5 and p_loss["n_failed"] == 0
     assert abs(p_loss["ci95"] - 1.96 * 30 * 0.02 * math.sqrt(2) / math.sqrt(5)) < 1e-6
@@ -127,10 +130,19 @@ def test_table_6_pairs_by_seed(tmp_path):
 
 def test_table_10_puts_the_config_beside_the_paper():
     small = {"J": 10, "lr": 1e-3, "pools": ((2, 2), (2, 2)), "own": True}
-    table = tables.table_10({"quick": small, "full": {"J": 12, "lr": 1e-5, "dropout": 0.25, "own": 1}}).set_index("name")
+    table = tables.table_10({"quick": small, "full": {"J": 12, "lr": 1e-5, "dropout": 0.25, "own": 1}}).set_index(
+        "name"
+    )
     assert list(table.columns) == ["quick", "full", "paper", "note"]
-    assert table.loc["J"].tolist() == ["10", "12", "12", ""] and table.loc["lr"].tolist() == ["0.001", "1e-05", "1e-05", ""]
-    assert table.loc["pools", "quick"] == "[[2, 2], [2, 2]]" and table.loc["pools", "paper"].startswith("[[2, 2], [2, 2], ")
+    assert table.loc["J"].tolist() == ["10", "12", "12", ""] and table.loc["lr"].tolist() == [
+        "0.001",
+        "1e-05",
+        "1e-05",
+        "",
+    ]
+    assert table.loc["pools", "quick"] == "[[2, 2], [2, 2]]" and table.loc["pools", "paper"].startswith(
+        "[[2, 2], [2, 2], "
+    )
     assert table.loc["dropout"].tolist() == ["", "0.25", "0.5", "differs"]
     assert table.loc["own"].tolist() == ["True", "1", "", ""] and table.loc["epochs"].tolist() == ["", "", "200", ""]
 
@@ -141,8 +153,19 @@ def test_table_10_the_code_runs_what_is_printed():
     assert set(table["note"]) == {""} and set(paper.HYPERPARAMETERS) <= set(table["name"])
 
 
-@pytest.mark.parametrize("value, digits, text", [(42.44, 3, "42.4"), (0.05311, 3, "0.0531"), (10905.6, 3, "10906"), (-710.4, 3, "-710"),
-                                                 (0.2, 2, "0.20"), (13.37, 2, "13"), (0.0, 2, "0"), (math.nan, 3, "")])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, digits, text",
+    [
+        (42.44, 3, "42.4"),
+        (0.05311, 3, "0.0531"),
+        (10905.6, 3, "10906"),
+        (-710.4, 3, "-710"),
+        (0.2, 2, "0.20"),
+        (13.37, 2, "13"),
+        (0.0, 2, "0"),
+        (math.nan, 3, ""),
+    ],
+)
 def test_numbers_are_printed_as_in_the_paper(value, digits, text):
     assert tables.number(value, digits) == text
 
@@ -163,7 +186,9 @@ def test_write_table(runs, tmp_path):
 
 def test_seed_values_leave_out_failed_runs(runs):
     values = tables.seed_values(runs)
-    assert len(values[values["method"] == "mss_random"]) == 4 * 7 and 4 not in set(values[values["method"] == "mss_random"]["seed"])
+    assert len(values[values["method"] == "mss_random"]) == 4 * 7 and 4 not in set(
+        values[values["method"] == "mss_random"]["seed"]
+    )
     assert abs(tables.values_by_seed(values, "jtfs", "train_step_ms")[0] - 600 * 0.96) < 1e-9
 
 
@@ -177,12 +202,19 @@ def test_figures_are_written_with_their_numbers_and_caption(runs, tmp_path, name
     assert contents[0].startswith(b"%PDF") and contents[1].startswith(b"\x89PNG")
     assert 20_000 < len(contents[1]) < 500_000
     assert len(pd.read_csv(written[2])) == len(plot.data) > 0
-    for part in ("Profile quick", "Seeds: 5 (JTFS 3", "95 % interval over seeds", "Not run: SCRAPL (needs theta-importance"):
+    for part in (
+        "Profile quick",
+        "Seeds: 5 (JTFS 3",
+        "95 % interval over seeds",
+        "Not run: SCRAPL (needs theta-importance",
+    ):
         assert part in plot.caption
     assert ("Failed: MSS random seed 4" in plot.caption) != (name == "figure_4")  # which shows no MSS
     assert plot.caption.replace("\n", "") in decoded(contents[1])
     assert plot.caption.split()[:9] == plot.figure.texts[-1].get_text().split()[:9]
-    assert all(" " in ax.get_xlabel() and "(" in ax.get_ylabel() or "relative" in ax.get_ylabel() for ax in plot.figure.axes)
+    assert all(
+        " " in ax.get_xlabel() and "(" in ax.get_ylabel() or "relative" in ax.get_ylabel() for ax in plot.figure.axes
+    )
     for path in written:
         path.unlink()
     again = draw(name, runs, "quick", synthetic.NOT_RUN)
@@ -220,8 +252,13 @@ def test_figure_1_numbers(runs):
 def test_step_costs_are_table_5s_loss_and_the_model(tmp_path):
     assert figures.step_costs(tmp_path) == {}
     ms = {"p_loss": 0.5, "scrapl": 30.0, "jtfs": 400.0, "ms_clap": math.nan, "model": 7.0, "scrapl_official": 500.0}
-    pd.DataFrame({"method": ms.keys(), "loss": "label", "ms": ms.values()}).to_csv(tmp_path / "table_5.csv", index=False)
-    expected = dict.fromkeys(["scrapl_plain", "scrapl_padam", "scrapl_no_theta_is", "scrapl"], 37.0) | {"p_loss": 7.5, "jtfs": 407.0}
+    pd.DataFrame({"method": ms.keys(), "loss": "label", "ms": ms.values()}).to_csv(
+        tmp_path / "table_5.csv", index=False
+    )
+    expected = dict.fromkeys(["scrapl_plain", "scrapl_padam", "scrapl_no_theta_is", "scrapl"], 37.0) | {
+        "p_loss": 7.5,
+        "jtfs": 407.0,
+    }
     assert figures.step_costs(tmp_path) == expected
 
 
@@ -241,7 +278,9 @@ def test_figure_2_takes_its_time_from_the_costs(runs):
 
 
 def test_figure_3_is_relative_to_p_loss(runs):
-    data = figures.figure_3(runs, "quick", synthetic.NOT_RUN, COSTS).data.set_index(["source", "method"])["jtfs_distance"]
+    data = figures.figure_3(runs, "quick", synthetic.NOT_RUN, COSTS).data.set_index(["source", "method"])[
+        "jtfs_distance"
+    ]
     assert abs(data["ours", "p_loss"] - 1) < 1e-12 and abs(data["paper", "p_loss"] - 1) < 1e-12
     assert abs(data["ours", "scrapl_plain"] - 370 / 60) < 1e-6
     assert abs(data["paper", "mss_linear"] - 412.38 / 240.99) < 1e-9
@@ -302,12 +341,20 @@ def test_figure_2_starts_its_time_axis_after_zero(runs):
 def test_figures_without_any_run_still_draw(tmp_path):
     for name in ("figure_1", "figure_2", "figure_3", "figure_4"):
         plot = draw(name, [], "paper", {})
-        assert "no record yet" in plot.caption and "rofile" not in plot.caption and plot._repr_png_().startswith(b"\x89PNG")
+        assert (
+            "no record yet" in plot.caption
+            and "rofile" not in plot.caption
+            and plot._repr_png_().startswith(b"\x89PNG")
+        )
 
 
 def test_every_method_has_its_own_look():
     assert list(figures.STYLE) == list(paper.METHODS)
-    assert len({colour for colour, *_ in figures.STYLE.values()}) == len({marker for _, marker, _ in figures.STYLE.values()}) == 12
+    assert (
+        len({colour for colour, *_ in figures.STYLE.values()})
+        == len({marker for _, marker, _ in figures.STYLE.values()})
+        == 12
+    )
 
 
 def test_runs_of_another_profile_are_refused(runs):
@@ -333,7 +380,9 @@ def chirplets(tmp_path_factory):
     output = tmp_path_factory.mktemp("chirplets")
     for seed in range(5):
         synthetic.write_chirplet(output, SLOW, "scrapl_no_theta_is", seed, 100, 80, 500, None if seed == 1 else 400)
-        synthetic.write_chirplet(output, SLOW, "scrapl", seed, 60, 80, 300, 300, status="ok" if seed else "failed:nonfinite")
+        synthetic.write_chirplet(
+            output, SLOW, "scrapl", seed, 60, 80, 300, 300, status="ok" if seed else "failed:nonfinite"
+        )
     synthetic.write_chirplet(output, MODERATE, "scrapl_no_theta_is", 0, 90, 70, None, None)
     return synthetic.load_chirplets(output)
 
@@ -346,9 +395,17 @@ def test_table_3(chirplets):
     table = tables.table_3(chirplets, {"scrapl": "some reason"})
     assert len(table) == 4 * 2 * 2 and list(dict.fromkeys(table["task"])) == list(paper.CHIRPLETS)
     before = chirplet_cell(table, SLOW, "scrapl_no_theta_is", "theta_am_l1")
-    assert abs(before["mean"] - 100) < 1e-6 and (before["n_seeds"], before["paper_mean"], before["paper_ci95"]) == (5, 124, 10)
+    assert abs(before["mean"] - 100) < 1e-6 and (before["n_seeds"], before["paper_mean"], before["paper_ci95"]) == (
+        5,
+        124,
+        10,
+    )
     after = chirplet_cell(table, SLOW, "scrapl", "theta_am_l1")
-    assert abs(after["mean"] - 60 * 1.01) < 1e-6 and (after["n_seeds"], after["n_failed"], after["paper_mean"]) == (4, 1, 77.7)
+    assert abs(after["mean"] - 60 * 1.01) < 1e-6 and (after["n_seeds"], after["n_failed"], after["paper_mean"]) == (
+        4,
+        1,
+        77.7,
+    )
     assert after["note"] == "seed 0 failed:nonfinite"
     absent = chirplet_cell(table, MODERATE, "scrapl", "theta_fm_l1")
     assert absent["note"] == "not run: some reason" and math.isnan(absent["mean"]) and absent["paper_mean"] == 44.4
@@ -375,23 +432,52 @@ def test_theta_is_effect_is_paired_and_in_percent(chirplets):
     effect = tables.theta_is_effect(chirplets, {})
     assert len(effect) == 4 * 4
     am = chirplet_cell(effect, SLOW, "plus_theta_is", "theta_am_l1")
-    assert am["n_seeds"] == 4 and abs(am["mean"] + 40 * 1.01) < 1e-6 and abs(am["improvement"] - 40) < 1e-6 and am["p_value"] < 1e-4
-    assert abs(am["paper_improvement"] - 100 * (1 - 77.7 / 124)) < 1e-9 and "SCRAPL: seed 0 failed:nonfinite" in am["note"]
+    assert (
+        am["n_seeds"] == 4
+        and abs(am["mean"] + 40 * 1.01) < 1e-6
+        and abs(am["improvement"] - 40) < 1e-6
+        and am["p_value"] < 1e-4
+    )
+    assert (
+        abs(am["paper_improvement"] - 100 * (1 - 77.7 / 124)) < 1e-9 and "SCRAPL: seed 0 failed:nonfinite" in am["note"]
+    )
     steps = chirplet_cell(effect, SLOW, "plus_theta_is", "theta_fm_convergence_steps")
-    assert steps["n_seeds"] == 3 and steps["note"].endswith("3 of 4 pairs have FM steps to 100 ‰") and abs(steps["improvement"] - 25) < 1e-6
-    assert math.isnan(chirplet_cell(effect, "chirplet_fast_moderate", "plus_theta_is", "theta_fm_convergence_steps")["paper_improvement"])
-    said = effect[effect["metric"].isin(tables.TABLE_3_METRICS)].groupby("metric")["paper_improvement"].agg(["min", "max"]).round()
+    assert (
+        steps["n_seeds"] == 3
+        and steps["note"].endswith("3 of 4 pairs have FM steps to 100 ‰")
+        and abs(steps["improvement"] - 25) < 1e-6
+    )
+    assert math.isnan(
+        chirplet_cell(effect, "chirplet_fast_moderate", "plus_theta_is", "theta_fm_convergence_steps")[
+            "paper_improvement"
+        ]
+    )
+    said = (
+        effect[effect["metric"].isin(tables.TABLE_3_METRICS)]
+        .groupby("metric")["paper_improvement"]
+        .agg(["min", "max"])
+        .round()
+    )
     assert said.to_numpy().tolist() == [[25, 55], [14, 80]]  # as the text says
     steps = effect[effect["metric"].str.endswith("steps")]["paper_improvement"].round()
     assert (steps.min(), steps.max()) == (23, 50)
     shown = tables.show(effect).set_index("task").loc["slow AM, slow FM"]
-    assert shown["AM L1 better by (%)"] == "40" and shown["paper: AM L1"] == "37" and shown["AM L1 (‰)"].startswith("-40.4 ± 1.6 (p = ")
+    assert (
+        shown["AM L1 better by (%)"] == "40"
+        and shown["paper: AM L1"] == "37"
+        and shown["AM L1 (‰)"].startswith("-40.4 ± 1.6 (p = ")
+    )
 
 
-CENTRES = pd.DataFrame({  # sample rate 1000: AM 1, 1, 4, 2 Hz; FM 2, infinite, 4, 1.01 octaves/s
-    "path_idx": range(4), "rate": [1e-3, 1e-3, 4e-3, 2e-3], "scale": [0.5, 0.0, 1.0, 2 / 1.01], "spin": [1, 0, -1, -1],
-    "probability": [0.4, 0.3, 0.1, 0.2],
-})  # fmt: skip
+CENTRES = pd.DataFrame(
+    {  # sample rate 1000: AM 1, 1, 4, 2 Hz; FM 2, infinite, 4, 1.01 octaves/s
+        "path_idx": range(4),
+        "rate": [1e-3, 1e-3, 4e-3, 2e-3],
+        "scale": [0.5, 0.0, 1.0, 2 / 1.01],
+        "spin": [1, 0, -1, -1],
+        "probability": [0.4, 0.3, 0.1, 0.2],
+    }
+)
 PLANE = {"sample_rate_hz": 1000, "am_hz": (0.9, 1.99), "fm_oct_per_s": (1.02, 2.0)}
 
 
@@ -402,8 +488,15 @@ def test_modulation_of_paths_and_mass_in_the_range():
     assert paths["inside"].tolist() == [True, False, False, True]  # the last lies within 1 % of the border
     assert np.abs(paths["over_uniform"] - [1.6, 1.2, 0.4, 0.8]).max() < 1e-12
     table = tables.mass_in_range({SLOW: paths}, {MODERATE: "a reason"}).set_index("task")
-    assert abs(table.loc[SLOW, "mass"] - 0.6) < 1e-12 and table.loc[SLOW, "uniform"] == 0.5 and abs(table.loc[SLOW, "ratio"] - 1.2) < 1e-12
-    assert table.loc[MODERATE, "note"] == "not run: a reason" and (table.loc[SLOW, "n_inside"], table.loc[SLOW, "n_paths"]) == (2, 4)
+    assert (
+        abs(table.loc[SLOW, "mass"] - 0.6) < 1e-12
+        and table.loc[SLOW, "uniform"] == 0.5
+        and abs(table.loc[SLOW, "ratio"] - 1.2) < 1e-12
+    )
+    assert table.loc[MODERATE, "note"] == "not run: a reason" and (
+        table.loc[SLOW, "n_inside"],
+        table.loc[SLOW, "n_paths"],
+    ) == (2, 4)
     outside = tables.modulation_of_paths(CENTRES, PLANE | {"am_hz": (10, 20)})
     assert tables.mass_in_range({SLOW: outside}, {})["note"][0] == "no path has its centre in the range"
 
@@ -413,7 +506,11 @@ def test_table_11_the_code_runs_what_is_printed():
     flat = config.flat | config.derived()
     table = tables.table_10({"paper profile": flat}, paper.CHIRPLET_HYPERPARAMETERS).set_index("name")
     ranges = [name for name in paper.CHIRPLET_HYPERPARAMETERS if name.split()[0] in ("slow", "moderate", "fast")]
-    assert len(ranges) == 5 and set(table["note"]) == {""} and set(paper.CHIRPLET_HYPERPARAMETERS) - set(ranges) <= set(flat)
+    assert (
+        len(ranges) == 5
+        and set(table["note"]) == {""}
+        and set(paper.CHIRPLET_HYPERPARAMETERS) - set(ranges) <= set(flat)
+    )
     printed = [paper.CHIRPLET_HYPERPARAMETERS[name] for name in ranges]
     assert [list(ends) for ends in (SLOW_AM, FAST_AM, SLOW_FM, MODERATE_FM, FAST_FM)] == printed
 
@@ -421,29 +518,49 @@ def test_table_11_the_code_runs_what_is_printed():
 def test_figure_5(chirplets, tmp_path):
     plot = figures.figure_5(chirplets, "quick", {"scrapl": "some reason"})
     assert len(plot.figure.axes) == 8 and set(plot.data["task"]) == {SLOW, MODERATE}
-    lines = {ax.get_title() or i: [line.get_label() for line in ax.get_lines()] for i, ax in enumerate(plot.figure.axes)}
-    assert lines["slow AM, slow FM"] == ["SCRAPL (no θ-IS)", "SCRAPL", "always guessing 1/2"] and lines["fast AM, fast FM"] == []
+    lines = {
+        ax.get_title() or i: [line.get_label() for line in ax.get_lines()] for i, ax in enumerate(plot.figure.axes)
+    }
+    assert (
+        lines["slow AM, slow FM"] == ["SCRAPL (no θ-IS)", "SCRAPL", "always guessing 1/2"]
+        and lines["fast AM, fast FM"] == []
+    )
     assert [text.get_text() for text in plot.figure.axes[-1].texts] == ["not run"]
     last = plot.data.query("task == @SLOW and metric == 'theta_am_l1' and method == 'scrapl' and step == 150").iloc[0]
     assert last["n_seeds"] == 4 and abs(last["mean"] - 1.01 * (60 + 340 / 151)) < 1e-5
-    assert "Failed: SCRAPL seed 0" in plot.caption and "Fast AM, fast FM: Seeds: 0" in plot.caption and "(some reason)" in plot.caption
+    assert (
+        "Failed: SCRAPL seed 0" in plot.caption
+        and "Fast AM, fast FM: Seeds: 0" in plot.caption
+        and "(some reason)" in plot.caption
+    )
     with pytest.raises(ValueError, match="quick/granular"):
         synthetic.write(tmp_path, "jtfs", 0)
         figures.figure_5(synthetic.load(tmp_path), "quick", {})
 
 
 def test_figure_6(tmp_path):
-    paths = {SLOW: tables.modulation_of_paths(pd.concat([CENTRES, CENTRES.tail(1).assign(spin=1, probability=0.0)]), PLANE)}
+    paths = {
+        SLOW: tables.modulation_of_paths(pd.concat([CENTRES, CENTRES.tail(1).assign(spin=1, probability=0.0)]), PLANE)
+    }
     plot = figures.figure_6(paths, dict.fromkeys(paper.CHIRPLETS, PLANE), "quick", {MODERATE: "a reason"})
     ax = plot.figure.axes[0]
     (rectangle,) = ax.get_lines()
     assert (rectangle.get_xdata().min(), rectangle.get_xdata().max()) == (1.02, 2.0)
-    assert (rectangle.get_ydata().min(), rectangle.get_ydata().max()) == (0.9, 1.99) and rectangle.get_linestyle() == "--"
+    assert (rectangle.get_ydata().min(), rectangle.get_ydata().max()) == (
+        0.9,
+        1.99,
+    ) and rectangle.get_linestyle() == "--"
     (dots,) = ax.collections
-    found = {tuple(np.round(centre, 6)): value for centre, value in zip(dots.get_offsets().tolist(), dots.get_array().tolist())}
+    found = {
+        tuple(np.round(centre, 6)): value
+        for centre, value in zip(dots.get_offsets().tolist(), dots.get_array().tolist())
+    }
     expected = {(2.0, 1.0): 0.4 * 5, (4.0, 4.0): 0.1 * 5, (1.01, 2.0): 0.1 * 5}  # the two spins of a centre: their mean
     assert found.keys() == expected.keys() and all(abs(found[key] - value) < 1e-9 for key, value in expected.items())
-    assert "low-pass paths, not drawn, have 1.5 times" in plot.caption and "Slow AM, moderate FM: not run, a reason." in plot.caption
+    assert (
+        "low-pass paths, not drawn, have 1.5 times" in plot.caption
+        and "Slow AM, moderate FM: not run, a reason." in plot.caption
+    )
     assert plot.figure.axes[1].texts[0].get_text() == "not run" and len(plot.data) == 5
     assert plot._repr_png_().startswith(b"\x89PNG")
     assert figures.figure_6({}, dict.fromkeys(paper.CHIRPLETS, PLANE), "paper", {}).data.empty
@@ -467,24 +584,37 @@ def test_drum_tables_are_scaled_as_printed(drums):
     found = {name: tables.drum_table(name, drums, {}) for name in ("table_4", "table_8", "table_9")}
     assert [len(table) for table in found.values()] == [2 * 7 * 4, 2 * 7 * 3, 2 * 7 * 3]
     jtfs = chirplet_cell(found["table_4"], ALIGNED, "jtfs", "jtfs_distance")
-    assert abs(jtfs["mean"] - 1000) < 1e-6 and (jtfs["n_seeds"], jtfs["paper_mean"], jtfs["paper_ci95"], jtfs["paper_n"]) == (5, 490, 28, 4)
+    assert abs(jtfs["mean"] - 1000) < 1e-6 and (
+        jtfs["n_seeds"],
+        jtfs["paper_mean"],
+        jtfs["paper_ci95"],
+        jtfs["paper_n"],
+    ) == (5, 490, 28, 4)
     loudness = chirplet_cell(found["table_8"], MISALIGNED, "mss_linear", "transient_loudness_l1")
     assert abs(loudness["mean"] - 3000) < 1e-6 and loudness["paper_mean"] == 2510
     centroid = chirplet_cell(found["table_8"], MISALIGNED, "mss_linear", "transient_spectral_centroid_l1")
     assert abs(centroid["mean"] - 300) < 1e-6 and centroid["paper_mean"] == 2350
     assert abs(chirplet_cell(found["table_9"], ALIGNED, "jtfs", "decay_loudness_l1")["mean"] - 20) < 1e-6
-    assert chirplet_cell(found["table_9"], MISALIGNED, "scrapl", "decay_loudness_l1")["note"] == "not run: no record yet"
+    assert (
+        chirplet_cell(found["table_9"], MISALIGNED, "scrapl", "decay_loudness_l1")["note"] == "not run: no record yet"
+    )
 
 
 def test_fad_and_the_other_frechet_distance_are_not_confused(drums):
     table = tables.drum_table("table_4", drums, {})
     fad = chirplet_cell(table, ALIGNED, "jtfs", "fad_encodec")
-    assert math.isnan(fad["mean"]) and fad["paper_mean"] == 0.781 and fad["note"] == "FAD not run: EnCodec's weights unavailable"
+    assert (
+        math.isnan(fad["mean"])
+        and fad["paper_mean"] == 0.781
+        and fad["note"] == "FAD not run: EnCodec's weights unavailable"
+    )
     other = chirplet_cell(table, ALIGNED, "jtfs", "frechet_log_mel")
     assert abs(other["mean"] - 5) < 1e-6 and math.isnan(other["paper_mean"]) and other["paper_n"] == 0
     shown = tables.show(table).set_index(["task", "method"]).loc[("aligned", "JTFS")]
     assert shown["FAD, EnCodec"] == "not run" and shown["Fréchet distance, log-mel statistics"] == "5.00 ± 0.12"
-    assert shown["paper: FAD, EnCodec"] == "0.781 ± 0.069" and shown["paper: Fréchet distance, log-mel statistics"] == ""
+    assert (
+        shown["paper: FAD, EnCodec"] == "0.781 ± 0.069" and shown["paper: Fréchet distance, log-mel statistics"] == ""
+    )
 
 
 def test_table_12_the_code_runs_what_is_printed():

@@ -16,20 +16,25 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
-from scrapl_lib import paper, tables
-from scrapl_lib.records import Run
-from scrapl_lib.stats import mean_ci95, paired_comparison
-from scrapl_lib.tables import METRICS, TABLE_2_METRICS, curves, measured, number, values_by_seed
+from . import published as paper
+from . import tables
+from .records import Run
+from .stats import mean_ci95, paired_comparison
+from .tables import METRICS, TABLE_2_METRICS, curves, measured, number, values_by_seed
 
 MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
 VARIANTS = ("scrapl", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain")
-OTHERS = tuple(m for m in paper.METHODS if m != "p_loss" and m in paper.methods_in("table_1") + paper.methods_in("table_2"))
+OTHERS = tuple(
+    m for m in paper.METHODS if m != "p_loss" and m in paper.methods_in("table_1") + paper.methods_in("table_2")
+)
 LEAST_SEEDS = 3
 ALPHA = 0.01
 VERDICTS = ("holds", "holds in part", "does not hold", "too few seeds", "not run")
 STEP = "train_step_ms"
 DRUM_LOUDNESS, NEAR_SILENCE = "transient_loudness_l1", 2000.0  # 20 dB, times 100 as printed
-STILL_FALLING = 0.05  # a method that gains more than this share from the third to the last quarter has not finished learning
+STILL_FALLING = (
+    0.05  # a method that gains more than this share from the third to the last quarter has not finished learning
+)
 
 
 def chance_permille(grid_size: int) -> float:
@@ -92,14 +97,18 @@ def grows(groups: Groups) -> tuple[str, str]:
     quarter above."""
     ((a,), (b,)) = groups
     apart = a.mean + a.half_width < b.mean - b.half_width
-    return f"ratio {number(b.mean / a.mean)}: {a} → {b}", _verdict(b.mean > 1.25 * a.mean and apart, b.mean > 1.25 * a.mean)
+    return f"ratio {number(b.mean / a.mean)}: {a} → {b}", _verdict(
+        b.mean > 1.25 * a.mean and apart, b.mean > 1.25 * a.mean
+    )
 
 
 def at_chance(groups: Groups) -> tuple[str, str]:
     """Holds: every mean is at least 90 % of chance, which is what always guessing the middle costs on the run's own grid (mean
     |θ - 1/2| over its points: 242 per mille for the paper's 32, 235 for 16); in part: some are."""
     guessing = [cell.mean >= 0.9 * cell.chance for cell in groups[0]]
-    return ", ".join(map(str, groups[0])) + f" (chance {number(groups[0][0].chance)})", _verdict(all(guessing), any(guessing))
+    return ", ".join(map(str, groups[0])) + f" (chance {number(groups[0][0].chance)})", _verdict(
+        all(guessing), any(guessing)
+    )
 
 
 def _paired(groups: Groups) -> list[tuple[float, float, float]]:
@@ -171,27 +180,64 @@ def _change(step: str, metric: str, judge: Callable) -> Claim:
 
 
 CLAIMS = (
-    Claim("P-loss, the supervised bound, is the most accurate", "Table 1",
-          (("p_loss",), OTHERS), "theta_synth_l1", lower),
-    *(Claim(f"{paper.METHODS[m]} is within a factor 2 of JTFS in accuracy", "Section 1, Table 1",
-            ((m,), ("jtfs",)), "theta_synth_l1", within_factor_2) for m in VARIANTS[:2]),
-    *(Claim(f"{paper.METHODS[m]} is within a factor 2 of MSS in time per step", "Section 1, Table 5",
-            ((m,), MSS), STEP, within_factor_2) for m in VARIANTS[:2]),
+    Claim(
+        "P-loss, the supervised bound, is the most accurate", "Table 1", (("p_loss",), OTHERS), "theta_synth_l1", lower
+    ),
+    *(
+        Claim(
+            f"{paper.METHODS[m]} is within a factor 2 of JTFS in accuracy",
+            "Section 1, Table 1",
+            ((m,), ("jtfs",)),
+            "theta_synth_l1",
+            within_factor_2,
+        )
+        for m in VARIANTS[:2]
+    ),
+    *(
+        Claim(
+            f"{paper.METHODS[m]} is within a factor 2 of MSS in time per step",
+            "Section 1, Table 5",
+            ((m,), MSS),
+            STEP,
+            within_factor_2,
+        )
+        for m in VARIANTS[:2]
+    ),
     Claim("a SCRAPL step takes less time than a JTFS step", "Table 5", (VARIANTS, ("jtfs",)), STEP, lower),
     Claim("MSS losses never learn slope", "Table 1", (MSS,), "theta_slope_l1", at_chance),
-    Claim("JTFS and every SCRAPL variant learn slope better than any MSS", "Tables 1 and 2",
-          (("jtfs", *VARIANTS), MSS), "theta_slope_l1", lower),
-    Claim("JTFS and every SCRAPL variant are more accurate than any MSS", "Tables 1 and 2",
-          (("jtfs", *VARIANTS), MSS), "theta_synth_l1", lower),
-    Claim("JTFS and SCRAPL end at a lower JTFS distance than any MSS", "Figure 3",
-          (("jtfs", *VARIANTS[:2]), MSS), "jtfs_distance", lower),
-    Claim("with each technique the mean error is lower: plain, + P-Adam, + P-SAGA, + θ-IS", "Table 2",
-          tuple((m,) for m in tables.ABLATION[:4]), "theta_synth_l1", falls_in_order),
+    Claim(
+        "JTFS and every SCRAPL variant learn slope better than any MSS",
+        "Tables 1 and 2",
+        (("jtfs", *VARIANTS), MSS),
+        "theta_slope_l1",
+        lower,
+    ),
+    Claim(
+        "JTFS and every SCRAPL variant are more accurate than any MSS",
+        "Tables 1 and 2",
+        (("jtfs", *VARIANTS), MSS),
+        "theta_synth_l1",
+        lower,
+    ),
+    Claim(
+        "JTFS and SCRAPL end at a lower JTFS distance than any MSS",
+        "Figure 3",
+        (("jtfs", *VARIANTS[:2]), MSS),
+        "jtfs_distance",
+        lower,
+    ),
+    Claim(
+        "with each technique the mean error is lower: plain, + P-Adam, + P-SAGA, + θ-IS",
+        "Table 2",
+        tuple((m,) for m in tables.ABLATION[:4]),
+        "theta_synth_l1",
+        falls_in_order,
+    ),
     _change("plus_padam", "val_total_variation", raises),
     _change("plus_padam", "val_convergence_steps", lowers),
     *(_change("plus_psaga", metric, lowers) for metric in TABLE_2_METRICS),
     *(_change("plus_theta_is", metric, lowers) for metric in TABLE_2_METRICS[1:]),
-)  # fmt: skip
+)
 """What the paper claims of the granular task; of Table 6, where it prints p < 0.01."""
 
 
@@ -243,25 +289,74 @@ def drum_claims() -> tuple[Claim, ...]:
 
     labels = paper.METHODS
     return (
-        *(Claim(f"{labels[m]} loses the transient when misaligned: its loudness error grows", "Table 8",
-                (at("micro", m), at("meso", m)), DRUM_LOUDNESS, grows) for m in MSS),
-        *(Claim(f"{labels[m]} keeps the transient when misaligned", "Table 8",
-                (at("meso", m), at("micro", m)), DRUM_LOUDNESS, within_a_quarter) for m in DRUM_LOSSES),
-        *(Claim(f"misaligned, JTFS and SCRAPL are closer than any MSS in {METRICS[metric][0].removesuffix(' L1')}", "Table 8",
-                (at("meso", *DRUM_LOSSES), at("meso", *MSS)), metric, lower) for metric in (DRUM_LOUDNESS, "transient_spectral_centroid_l1")),
-        Claim("misaligned, JTFS and SCRAPL end at a lower JTFS distance than any MSS", "Table 4",
-              (at("meso", *DRUM_LOSSES[:2]), at("meso", *MSS)), "jtfs_distance", lower),
-        *(Claim(f"{name}, every MSS is closer than SCRAPL in decay loudness", "Table 9",
-                (at(condition, *MSS), at(condition, *DRUM_LOSSES[1:])), "decay_loudness_l1", lower) for condition, name in paper.TR808.values()),
-        *(Claim(f"{name}, θ-IS lowers SCRAPL's JTFS distance", "Table 4",
-                (at(condition, "scrapl_no_theta_is"), at(condition, "scrapl")), "jtfs_distance", improves) for condition, name in paper.TR808.values()),
-    )  # fmt: skip
+        *(
+            Claim(
+                f"{labels[m]} loses the transient when misaligned: its loudness error grows",
+                "Table 8",
+                (at("micro", m), at("meso", m)),
+                DRUM_LOUDNESS,
+                grows,
+            )
+            for m in MSS
+        ),
+        *(
+            Claim(
+                f"{labels[m]} keeps the transient when misaligned",
+                "Table 8",
+                (at("meso", m), at("micro", m)),
+                DRUM_LOUDNESS,
+                within_a_quarter,
+            )
+            for m in DRUM_LOSSES
+        ),
+        *(
+            Claim(
+                f"misaligned, JTFS and SCRAPL are closer than any MSS in {METRICS[metric][0].removesuffix(' L1')}",
+                "Table 8",
+                (at("meso", *DRUM_LOSSES), at("meso", *MSS)),
+                metric,
+                lower,
+            )
+            for metric in (DRUM_LOUDNESS, "transient_spectral_centroid_l1")
+        ),
+        Claim(
+            "misaligned, JTFS and SCRAPL end at a lower JTFS distance than any MSS",
+            "Table 4",
+            (at("meso", *DRUM_LOSSES[:2]), at("meso", *MSS)),
+            "jtfs_distance",
+            lower,
+        ),
+        *(
+            Claim(
+                f"{name}, every MSS is closer than SCRAPL in decay loudness",
+                "Table 9",
+                (at(condition, *MSS), at(condition, *DRUM_LOSSES[1:])),
+                "decay_loudness_l1",
+                lower,
+            )
+            for condition, name in paper.TR808.values()
+        ),
+        *(
+            Claim(
+                f"{name}, θ-IS lowers SCRAPL's JTFS distance",
+                "Table 4",
+                (at(condition, "scrapl_no_theta_is"), at(condition, "scrapl")),
+                "jtfs_distance",
+                improves,
+            )
+            for condition, name in paper.TR808.values()
+        ),
+    )
 
 
 def drum_paper_cells() -> dict[tuple[str, str], Cell]:
     """The printed numbers of Tables 4, 8 and 9 by (method and condition, metric)."""
     cells = {}
-    for table, metrics in (("table_4", tables.TABLE_4_METRICS[:2]), ("table_8", tables.TABLE_8_METRICS), ("table_9", tables.TABLE_9_METRICS)):
+    for table, metrics in (
+        ("table_4", tables.TABLE_4_METRICS[:2]),
+        ("table_8", tables.TABLE_8_METRICS),
+        ("table_9", tables.TABLE_9_METRICS),
+    ):
         for method, (condition, _), metric in itertools.product(tables.DRUM_METHODS, paper.TR808.values(), metrics):
             key = f"{method} {condition}"
             cells[key, metric] = Cell(_label(key), *paper.published(table, method, metric, condition))
@@ -321,15 +416,25 @@ def _suspected_cause(claim: Claim, used: Groups, runs: Sequence[Run], cells: dic
         gain = 1 - curve.loc[quarter > 3, "mean"].mean() / curve.loc[(quarter > 2) & (quarter <= 3), "mean"].mean()
         learning += [f"{paper.METHODS[method]} {100 * gain:.0f} %"] if gain > STILL_FALLING else []
     if learning:
-        causes.append(f"stopped while learning: the validation θ L1 fell from the third to the last quarter, {', '.join(learning)}")
+        causes.append(
+            f"stopped while learning: the validation θ L1 fell from the third to the last quarter, {', '.join(learning)}"
+        )
     for cell in filter(None, (cells.get((method, DRUM_LOUDNESS)) for method in claim.groups[0])):
         if cell.mean > NEAR_SILENCE:
-            causes.append(f"{cell.label} is next to silence: {cell.mean / 100:.0f} dB off in the loudness of the transient")
+            causes.append(
+                f"{cell.label} is next to silence: {cell.mean / 100:.0f} dB off in the loudness of the transient"
+            )
     return "; ".join(causes)
 
 
-def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, claims: Sequence[Claim] = CLAIMS,
-                theirs: dict[tuple[str, str], Cell] | None = None, costs: dict[str, float] | None = None) -> pd.DataFrame:  # fmt: skip
+def report_card(
+    runs: Sequence[Run],
+    not_run: dict[str, str],
+    profile: str,
+    claims: Sequence[Claim] = CLAIMS,
+    theirs: dict[tuple[str, str], Cell] | None = None,
+    costs: dict[str, float] | None = None,
+) -> pd.DataFrame:
     """Each of `claims` judged by the runs of one profile and task, granular by default; write it with `tables.write_table`.
 
     claims, theirs: of another task, with the paper's numbers. costs: milliseconds of a step, see `figures.step_costs`: claims on
@@ -360,7 +465,9 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
             cell, reason = ours.get((method, claim.metric)), tables.row_note(runs, method, not_run)
             if timed:
                 if cell is None:
-                    left.setdefault(f"not measured: {not_run.get(method, 'notebook 08_cost does it')}", []).append(_label(method))
+                    left.setdefault(f"not measured: {not_run.get(method, 'notebook 08_cost does it')}", []).append(
+                        _label(method)
+                    )
                 continue
             n, tried = cell.n if cell else 0, sum(run.method == method for run in runs)
             few = f"seeds with a value: {n} of {tried}" if n < LEAST_SEEDS and tried else ""
@@ -373,10 +480,37 @@ def report_card(runs: Sequence[Run], not_run: dict[str, str], profile: str, clai
         seeds = "" if timed else " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))
         left_out = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left.items())
         rule = " ".join((claim.judge.__doc__ or "").split())
-        rows.append((claim.text, claim.place, profile, METRICS[claim.metric][1], text, seeds, *claim.judge(groups_of(claim, theirs)),
-                     verdict, p_value, cause, left_out, rule))  # fmt: skip
-    columns = ["claim", "place", "profile", "unit", "ours", "seeds", "paper", "paper_verdict", "verdict", "p_value",
-               "suspected_cause", "left_out", "rule"]  # fmt: skip
+        rows.append(
+            (
+                claim.text,
+                claim.place,
+                profile,
+                METRICS[claim.metric][1],
+                text,
+                seeds,
+                *claim.judge(groups_of(claim, theirs)),
+                verdict,
+                p_value,
+                cause,
+                left_out,
+                rule,
+            )
+        )
+    columns = [
+        "claim",
+        "place",
+        "profile",
+        "unit",
+        "ours",
+        "seeds",
+        "paper",
+        "paper_verdict",
+        "verdict",
+        "p_value",
+        "suspected_cause",
+        "left_out",
+        "rule",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -390,7 +524,9 @@ def summary(card: pd.DataFrame) -> str:
         parts.append(f"**{verdict.capitalize()}** ({len(group)} of {len(card)})\n")
         for row in group.itertuples():
             cause = f" *Suspected cause:* {row.suspected_cause}." if row.suspected_cause else ""
-            numbers = f" Ours: {row.ours}; paper: {row.paper}." if row.ours else f" {row.left_out}." if row.left_out else ""
+            numbers = (
+                f" Ours: {row.ours}; paper: {row.paper}." if row.ours else f" {row.left_out}." if row.left_out else ""
+            )
             parts.append(f"- {row.claim} ({row.place}).{numbers}{cause}")
         parts.append("")
     return "\n".join(parts)

@@ -12,8 +12,10 @@ from scipy.signal import lfilter
 from scipy.signal.windows import flattop, hann
 from torch import Tensor, nn
 
-from .jtfs import check_audio
-from .losses import JTFSLoss, MSSLoss, WeightsUnavailable, check_pair, resample
+from scrapl_lib.checks import check_audio, check_pair
+from scrapl_lib.losses import JTFSLoss
+
+from .baselines import MSSLoss, WeightsUnavailable, resample
 
 PERMILLE = 1000.0
 AUDIO_DISTANCES = ("jtfs", "mss_linear", "mss_log_linear", "mss_revisited")

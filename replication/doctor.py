@@ -1,4 +1,4 @@
-"""What this machine has, and what is wrong with a fix for each: python -m scrapl_lib doctor."""
+"""What this machine has, and what is wrong with a fix for each: python -m replication doctor."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from .experiments import importance_config, make_config
-from .losses import panns_weights
+from .baselines import panns_weights
 from .records import IMPORTANCE, PACKAGES, ROOT, BrokenRecord, config_hash, n_cores, read_record
+from .tasks import importance_config, make_config
 
 Finding = tuple[str, str, str]  # "ok", "note" or "WRONG"; what was found; how to mend it, "" where nothing has to be
 GB = 1e9
@@ -30,7 +30,11 @@ def _versions() -> Iterator[Finding]:
     project, found = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"], {}
     allowed = Requirement(f"python{project['requires-python']}").specifier
     state = "ok" if allowed.contains(platform.python_version()) else "WRONG"
-    yield state, f"Python {platform.python_version()}", "" if state == "ok" else f"make PYTHON=... with a Python {allowed}"
+    yield (
+        state,
+        f"Python {platform.python_version()}",
+        "" if state == "ok" else f"make PYTHON=... with a Python {allowed}",
+    )
     for requirement in map(Requirement, project["dependencies"]):
         name = requirement.name.lower().replace("_", "-")
         if name not in locked:
@@ -50,13 +54,19 @@ def _versions() -> Iterator[Finding]:
 
 
 def _machine(output: Path) -> Iterator[Finding]:
-    cuda = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    words = f"{n_cores()} cores, {torch.get_num_threads()} threads for PyTorch, CUDA devices: {', '.join(cuda) or 'none'}"
+    cuda = (
+        [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    words = (
+        f"{n_cores()} cores, {torch.get_num_threads()} threads for PyTorch, CUDA devices: {', '.join(cuda) or 'none'}"
+    )
     mend = "" if cuda else "the paper profile needs a CUDA device and a PyTorch built for it; quick and smoke do not"
     yield "note" if mend else "ok", words, mend
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
-        mend = "" if memory >= 1.5 * n_cores() else "run --workers with fewer than there are cores: one takes up to 1.5 GB"
+        mend = (
+            "" if memory >= 1.5 * n_cores() else "run --workers with fewer than there are cores: one takes up to 1.5 GB"
+        )
         yield "note" if mend else "ok", f"{memory:.0f} GB of memory", mend
     place = next(folder for folder in (output, *output.parents) if folder.exists())
     free = shutil.disk_usage(place).free / GB
@@ -65,9 +75,15 @@ def _machine(output: Path) -> Iterator[Finding]:
     elif not os.access(place, os.W_OK):
         yield "WRONG", f"{output} cannot be written to", "give another folder as --output"
     elif free < 1:
-        yield "WRONG", f"{free:.1f} GB free on the disk of {output}", "make room, or give a folder of another disk as --output"
+        yield (
+            "WRONG",
+            f"{free:.1f} GB free on the disk of {output}",
+            "make room, or give a folder of another disk as --output",
+        )
     else:
-        mend = "paper checkpoints of P-SAGA take 2.3 GB each, two per run under way: mind --workers" if free < 20 else ""
+        mend = (
+            "paper checkpoints of P-SAGA take 2.3 GB each, two per run under way: mind --workers" if free < 20 else ""
+        )
         yield "note" if mend else "ok", f"{free:.0f} GB free on the disk of {output}", mend
 
 
@@ -83,7 +99,9 @@ def _optional() -> Iterator[Finding]:
         installed, there = importlib.util.find_spec(package) is not None, any(files)
         mend = "" if installed else "pip install '.[embeddings]' in an environment of its own; "
         mend += "" if there else "weights are downloaded at first use"
-        words = f"optional {name}: package {'found' if installed else 'missing'}, weights {'found' if there else 'missing'}"
+        words = (
+            f"optional {name}: package {'found' if installed else 'missing'}, weights {'found' if there else 'missing'}"
+        )
         yield "note" if mend else "ok", words, mend.removesuffix("; ")
     mend = "" if (ROOT / ".venv-peers/.installed").exists() else "make peers"
     yield "note" if mend else "ok", f"the authors' package, for make bench: {'missing' if mend else 'found'}", mend
@@ -103,7 +121,11 @@ def _records(output: Path) -> Iterator[Finding]:
                 state = "whole" if info["config_hash"] == config_hash(config.flat) else "stale"
             except BrokenRecord as error:
                 state = "broken"
-                yield "WRONG", str(error.args[0]).partition(". To mend it")[0], error.args[0].partition("To mend it, ")[2]
+                yield (
+                    "WRONG",
+                    str(error.args[0]).partition(". To mend it")[0],
+                    error.args[0].partition("To mend it, ")[2],
+                )
             except ValueError as error:  # a task, method or profile that is no more
                 state = "stale"
                 yield "note", f"{folder}: {error}", "delete the folder if nothing needs it"

@@ -34,8 +34,8 @@ from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
-from .experiments import PROFILES, check_name
 from .records import ROOT, n_cores, utc_now, write_text_atomic
+from .tasks import PROFILES, check_name
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 ALONE = ("08_cost",)  # its times, which 05_granular draws, want the whole machine
@@ -215,9 +215,11 @@ def _run_side_by_side(paths: Sequence[Path], flags: Sequence[str]) -> None:
             while waiting or running:
                 while waiting and len(running) < n_cores():
                     path = waiting.pop(0)
-                    command = [sys.executable, "-m", "scrapl_lib", "notebook", str(path), *flags]
+                    command = [sys.executable, "-m", "replication", "notebook", str(path), *flags]
                     with open(Path(folder) / f"{path.stem}.log", "wb") as said:
-                        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, cwd=ROOT, env=one_thread)
+                        process = subprocess.Popen(
+                            command, stdout=subprocess.DEVNULL, stderr=said, cwd=ROOT, env=one_thread
+                        )
                     running[path.stem] = process, Path(said.name)
                 bar.set_postfix_str(", ".join(running), refresh=False)
                 bar.update(0)

@@ -1,8 +1,8 @@
 """The grid of experiments: task x method x seed, at the size of a profile; one flat, frozen config per run.
 
-    smoke  toy size, everything in minutes on two cores; its numbers mean nothing
-    quick  a reduced problem for a laptop, on which the paper's ordering shows
-    paper  the hyperparameters of the paper (section 7, Tables 10 to 12), for a CUDA GPU
+smoke  toy size, everything in minutes on two cores; its numbers mean nothing
+quick  a reduced problem for a laptop, on which the paper's ordering shows
+paper  the hyperparameters of the paper (section 7, Tables 10 to 12), for a CUDA GPU
 """
 
 import difflib
@@ -16,15 +16,21 @@ from pathlib import Path
 from types import UnionType
 from typing import get_origin
 
+from scrapl_lib.losses import SCRAPLLoss
+from scrapl_lib.synths import ChirpletSynth, GranularSynth, SnareSynth
+
 from . import circuit_808
+from .baselines import EmbeddingLoss, WeightsUnavailable
 from .data import COUNTS, OneShots, ThetaGrid, audio_files
 from .encoder import Encoder
-from .losses import EmbeddingLoss, SCRAPLLoss, WeightsUnavailable
 from .records import IMPORTANCE, ROOT
-from .synths import ChirpletSynth, GranularSynth, SnareSynth
 
 SLOW_AM, FAST_AM = (0.9899, 1.9799), (3.9598, 7.9196)  # Hz, as run; the paper's text has 2.8 to 8.4 for the fast one
-SLOW_FM, MODERATE_FM, FAST_FM = (0.5, 1.0), (2.0, 4.0), (8.0, 16.0)  # octaves per second; the text has 4 to 12 for the last
+SLOW_FM, MODERATE_FM, FAST_FM = (
+    (0.5, 1.0),
+    (2.0, 4.0),
+    (8.0, 16.0),
+)  # octaves per second; the text has 4 to 12 for the last
 CHIRPLETS = {  # task: ranges of AM and FM rate
     "chirplet_slow_slow": (SLOW_AM, SLOW_FM),
     "chirplet_slow_moderate": (SLOW_AM, MODERATE_FM),
@@ -57,7 +63,19 @@ NOT_RUN = {  # unless asked for by name: their losses need a package and weights
 }
 SCATTERING = ("jtfs", "scrapl")
 # what the path probabilities of theta-importance sampling do not depend on
-_TRAINING = ("optimizer", "epochs", "accumulate", "lr", "lr_end", "beta1", "beta2", "eps", "weight_decay", "gradient_scale", "n_audio_test")
+_TRAINING = (
+    "optimizer",
+    "epochs",
+    "accumulate",
+    "lr",
+    "lr_end",
+    "beta1",
+    "beta2",
+    "eps",
+    "weight_decay",
+    "gradient_scale",
+    "n_audio_test",
+)
 SAMPLERS = ("scrapl_no_theta_is", "scrapl")  # the methods that the paper runs on the chirplet tasks
 
 
@@ -122,18 +140,29 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, kinds = getattr(self, field.name), field.type.__args__ if isinstance(field.type, UnionType) else (field.type,)
+            value, kinds = (
+                getattr(self, field.name),
+                field.type.__args__ if isinstance(field.type, UnionType) else (field.type,),
+            )
             kinds = tuple(get_origin(kind) or kind for kind in kinds)
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise TypeError(f"{field.name} must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
-            if isinstance(value, int) and value < (least := int(field.name not in ("seed", "max_shift", "common_delay"))):
+            if isinstance(value, int) and value < (
+                least := int(field.name not in ("seed", "max_shift", "common_delay"))
+            ):
                 raise ValueError(f"{field.name} must be at least {least}, got {value}")
         check_name("loss", self.loss, dict.fromkeys(loss for loss, _ in METHODS.values()))
         check_name("optimizer", self.optimizer, dict.fromkeys(optimizer for _, optimizer in METHODS.values()))
-        if self.importance_examples is not None and (self.importance_examples < 1 or self.importance_examples % self.batch_size):
-            raise ValueError(f"importance_examples must be a multiple of batch_size = {self.batch_size}, got {self.importance_examples}")
+        if self.importance_examples is not None and (
+            self.importance_examples < 1 or self.importance_examples % self.batch_size
+        ):
+            raise ValueError(
+                f"importance_examples must be a multiple of batch_size = {self.batch_size}, got {self.importance_examples}"
+            )
         if self.accumulate > 1 and self.optimizer != "adamw":
-            raise ValueError(f"accumulate must be 1 with {self.optimizer}: every part of a step would draw a path of its own")
+            raise ValueError(
+                f"accumulate must be 1 with {self.optimizer}: every part of a step would draw a path of its own"
+            )
 
     @property
     def flat(self) -> dict[str, object]:
@@ -147,8 +176,15 @@ class RunConfig:
         if self.task in TR808:
             return SnareSynth(self.sample_rate_hz, self.n_samples, self.common_delay, self.max_shift)
         if self.task in CHIRPLETS:
-            return ChirpletSynth(self.am_hz, self.fm_oct_per_s, self.sample_rate_hz, self.n_samples, self.f0_hz,
-                                 self.bandwidth_oct, self.max_shift)  # fmt: skip
+            return ChirpletSynth(
+                self.am_hz,
+                self.fm_oct_per_s,
+                self.sample_rate_hz,
+                self.n_samples,
+                self.f0_hz,
+                self.bandwidth_oct,
+                self.max_shift,
+            )
         return GranularSynth(self.sample_rate_hz, self.n_samples, self.n_grains, self.grain_samples, self.slope_hop)
 
     def data(self) -> ThetaGrid | OneShots:
@@ -158,7 +194,9 @@ class RunConfig:
             n_samples = self.n_samples - self.common_delay
             if self.sounds != CIRCUIT:
                 return OneShots.from_folder(None, self.sample_rate_hz, n_samples, self.seed, file_rate_hz=RECORDINGS_HZ)
-            return OneShots.from_circuit(self._counts(), self.sample_rate_hz, n_samples, self.seed, cache=ROOT / "cache")
+            return OneShots.from_circuit(
+                self._counts(), self.sample_rate_hz, n_samples, self.seed, cache=ROOT / "cache"
+            )
         return ThetaGrid(self.grid_size, self.synth().n_params, self.n_synth_seeds)
 
     def _counts(self) -> dict[str, int]:
@@ -167,9 +205,16 @@ class RunConfig:
     def encoder(self) -> Encoder:
         """A new encoder; its weights come from torch's global generator."""
         return Encoder(
-            self.sample_rate_hz, self.n_samples, self.synth().n_params, self.cqt_octaves, self.cqt_hop,
-            self.channels, self.pools, self.dense, self.dropout,
-        )  # fmt: skip
+            self.sample_rate_hz,
+            self.n_samples,
+            self.synth().n_params,
+            self.cqt_octaves,
+            self.cqt_hop,
+            self.channels,
+            self.pools,
+            self.dense,
+            self.dropout,
+        )
 
     def derived(self) -> dict[str, int]:
         """What follows from the config and is worth knowing beside it: sizes of the transform, of the encoder, of the run."""
@@ -178,12 +223,25 @@ class RunConfig:
         steps = self.epochs * (n_train // (self.batch_size * self.accumulate))
         n_weights = sum(weight.numel() for weight in self.encoder().parameters())
         n_paths = SCRAPLLoss(**self.transform()).n_paths
-        return {"T": self.T or 2**self.J, "F": self.F or 2**self.J_fr, "n_paths": n_paths, "n_weights": n_weights, "n_steps": steps,
-                "n_seeds": len(seeds_of(self.method, self.profile, self.task))}  # fmt: skip
+        return {
+            "T": self.T or 2**self.J,
+            "F": self.F or 2**self.J_fr,
+            "n_paths": n_paths,
+            "n_weights": n_weights,
+            "n_steps": steps,
+            "n_seeds": len(seeds_of(self.method, self.profile, self.task)),
+        }
 
     def transform(self) -> dict[str, int | bool]:
         """Arguments of SCRAPLLoss and JTFSLoss; those that are theirs by default are left out."""
-        arguments = {"shape": self.n_samples, "J": self.J, "Q1": self.Q1, "Q2": self.Q2, "J_fr": self.J_fr, "Q_fr": self.Q_fr}
+        arguments = {
+            "shape": self.n_samples,
+            "J": self.J,
+            "Q1": self.Q1,
+            "Q2": self.Q2,
+            "J_fr": self.J_fr,
+            "Q_fr": self.Q_fr,
+        }
         arguments |= {name: getattr(self, name) for name in ("T", "F") if getattr(self, name) is not None}
         return arguments | ({"log1p": True} if self.rho == "log1p" else {})
 
@@ -191,36 +249,111 @@ class RunConfig:
 # Time is four times shorter and everything that has a duration with it, so that the slope (its unit is
 # sample_rate / (12 slope_hop) / 4 octaves per second) stays as audible; fewer wavelets, weights and steps.
 _QUICK = {
-    "n_samples": 8192, "n_grains": 16, "grain_samples": 1024, "slope_hop": 64,
-    "grid_size": 16, "n_synth_seeds": 3,
-    "J": 10, "Q2": 1, "Q_fr": 1,
-    "cqt_octaves": 4, "cqt_hop": 64, "channels": 32, "pools": ((2, 2),) * 4, "dense": 32, "dropout": 0.0,
-    "epochs": 8, "batch_size": 8, "lr": 1e-3, "n_audio_test": 64,
-}  # fmt: skip
+    "n_samples": 8192,
+    "n_grains": 16,
+    "grain_samples": 1024,
+    "slope_hop": 64,
+    "grid_size": 16,
+    "n_synth_seeds": 3,
+    "J": 10,
+    "Q2": 1,
+    "Q_fr": 1,
+    "cqt_octaves": 4,
+    "cqt_hop": 64,
+    "channels": 32,
+    "pools": ((2, 2),) * 4,
+    "dense": 32,
+    "dropout": 0.0,
+    "epochs": 8,
+    "batch_size": 8,
+    "lr": 1e-3,
+    "n_audio_test": 64,
+}
 _SMOKE = {
-    "n_samples": 2560, "n_grains": 4, "grain_samples": 512, "slope_hop": 32,
-    "grid_size": 5, "n_synth_seeds": 1,
-    "J": 7, "Q1": 4, "Q2": 1, "J_fr": 2, "Q_fr": 1,
-    "cqt_octaves": 2, "cqt_hop": 64, "channels": 4, "pools": ((2, 2),) * 3, "dense": 8, "dropout": 0.0,
-    "epochs": 3, "batch_size": 4, "lr": 1e-3, "n_audio_test": 4,
-}  # fmt: skip
+    "n_samples": 2560,
+    "n_grains": 4,
+    "grain_samples": 512,
+    "slope_hop": 32,
+    "grid_size": 5,
+    "n_synth_seeds": 1,
+    "J": 7,
+    "Q1": 4,
+    "Q2": 1,
+    "J_fr": 2,
+    "Q_fr": 1,
+    "cqt_octaves": 2,
+    "cqt_hop": 64,
+    "channels": 4,
+    "pools": ((2, 2),) * 3,
+    "dense": 8,
+    "dropout": 0.0,
+    "epochs": 3,
+    "batch_size": 4,
+    "lr": 1e-3,
+    "n_audio_test": 4,
+}
 # What sets the chirplet tasks apart. Rates and seconds are the paper's: the sample rate is eight times lower. The chirp lies an
 # octave lower than the paper's, below the new Nyquist frequency; half the wavelets per octave are then as long as there.
 _CHIRPLET = {
     "smoke": {"sample_rate_hz": 1024, "f0_hz": 256.0, "max_shift": 160, "J": 5},
-    "quick": {"sample_rate_hz": 1024, "n_samples": 4096, "f0_hz": 256.0, "max_shift": 256, "J": 9, "Q1": 4, "J_fr": 2,
-              "cqt_octaves": 2, "epochs": 12, "lr": 5e-4},
+    "quick": {
+        "sample_rate_hz": 1024,
+        "n_samples": 4096,
+        "f0_hz": 256.0,
+        "max_shift": 256,
+        "J": 9,
+        "Q1": 4,
+        "J_fr": 2,
+        "cqt_octaves": 2,
+        "epochs": 12,
+        "lr": 5e-4,
+    },
     "paper": {"f0_hz": 512.0, "max_shift": 2048, "epochs": 50, "lr": 1e-4},
-}  # fmt: skip
+}
 # What sets the TR-808 tasks apart. Quick: a quarter of the sample rate, 0.37 s; delays and averaging as long as the paper's.
 _TR808 = {
-    "smoke": {"sample_rate_hz": 8820, "n_samples": 4096, "common_delay": 320, "J": 5, "T": 64, "F": 1, "n_sounds": 20, "cqt_octaves": 3},
-    "quick": {"sample_rate_hz": 11025, "n_samples": 4096, "common_delay": 512, "J": 9, "T": 512, "F": 1, "n_sounds": 120, "cqt_octaves": 6,
-              "pools": ((2, 2), (2, 2), (2, 2), (3, 3)), "epochs": 33, "batch_size": 4, "lr_end": 1e-4},
-    "paper": {"sample_rate_hz": 44100, "n_samples": 44100, "common_delay": 2048, "J_fr": 5, "T": 2048, "F": 1, "n_sounds": 681,
-              "cqt_octaves": 9, "pools": ((2, 2), (2, 2), (2, 3), (3, 3), (3, 3)), "dense": 128, "dropout": 0.25,
-              "epochs": 50, "batch_size": 8, "lr": 1e-4, "lr_end": 1e-5},
-}  # fmt: skip
+    "smoke": {
+        "sample_rate_hz": 8820,
+        "n_samples": 4096,
+        "common_delay": 320,
+        "J": 5,
+        "T": 64,
+        "F": 1,
+        "n_sounds": 20,
+        "cqt_octaves": 3,
+    },
+    "quick": {
+        "sample_rate_hz": 11025,
+        "n_samples": 4096,
+        "common_delay": 512,
+        "J": 9,
+        "T": 512,
+        "F": 1,
+        "n_sounds": 120,
+        "cqt_octaves": 6,
+        "pools": ((2, 2), (2, 2), (2, 2), (3, 3)),
+        "epochs": 33,
+        "batch_size": 4,
+        "lr_end": 1e-4,
+    },
+    "paper": {
+        "sample_rate_hz": 44100,
+        "n_samples": 44100,
+        "common_delay": 2048,
+        "J_fr": 5,
+        "T": 2048,
+        "F": 1,
+        "n_sounds": 681,
+        "cqt_octaves": 9,
+        "pools": ((2, 2), (2, 2), (2, 3), (3, 3), (3, 3)),
+        "dense": 128,
+        "dropout": 0.25,
+        "epochs": 50,
+        "batch_size": 8,
+        "lr": 1e-4,
+        "lr_end": 1e-5,
+    },
+}
 _SIZES = {"smoke": _SMOKE, "quick": _QUICK, "paper": {}}
 # examples from which theta-importance sampling takes its probabilities, in batches: granular, chirplet, TR-808
 _IMPORTANCE_EXAMPLES = {"smoke": (8, 4, 4), "quick": (16, 8, 4), "paper": (320, 32, 16)}
@@ -304,7 +437,9 @@ def importance_config(task: str, profile: str, **changes: object) -> RunConfig:
 def methods_of(task: str) -> tuple[str, ...]:
     """The methods that the paper runs on a task, in display order; `grid` takes others when they are asked for."""
     if check_name("task", task, TASKS) in TR808:
-        return tuple(method for method, (loss, _) in METHODS.items() if loss.startswith("mss_") or method in ("jtfs", *SAMPLERS))
+        return tuple(
+            method for method, (loss, _) in METHODS.items() if loss.startswith("mss_") or method in ("jtfs", *SAMPLERS)
+        )
     return SAMPLERS[::-1] if task in CHIRPLETS else tuple(METHODS)
 
 
@@ -318,7 +453,9 @@ def _profile_seeds(method: str, profile: str, task: str) -> list[int]:
     return list(range(jtfs if METHODS[method][0] == "jtfs" else others))
 
 
-def grid(task: str, profile: str, methods: Iterable[str] | None = None, seeds: Iterable[int] | None = None) -> list[RunConfig]:
+def grid(
+    task: str, profile: str, methods: Iterable[str] | None = None, seeds: Iterable[int] | None = None
+) -> list[RunConfig]:
     """The configs of a task's runs, by method and seed: all of the profile, or those asked for.
 
     A method of NOT_RUN must be asked for by name; its pretrained model is then loaded here, and its weights downloaded if
@@ -333,8 +470,13 @@ def grid(task: str, profile: str, methods: Iterable[str] | None = None, seeds: I
     for method in [name for name in methods_of(task) if name not in NOT_RUN] if methods is None else methods:
         check_name("method", method, METHODS)
         if task in TR808 and METHODS[method][0] == "p_loss":
-            raise ValueError(f"method {method!r} needs to know theta, which sounds of drums do not tell: {task} takes {', '.join(methods_of(task))}")
-        wanted = [make_config(task, method, seed, profile) for seed in (_profile_seeds(method, profile, task) if seeds is None else seeds)]
+            raise ValueError(
+                f"method {method!r} needs to know theta, which sounds of drums do not tell: {task} takes {', '.join(methods_of(task))}"
+            )
+        wanted = [
+            make_config(task, method, seed, profile)
+            for seed in (_profile_seeds(method, profile, task) if seeds is None else seeds)
+        ]
         if method in NOT_RUN and wanted:
             try:
                 EmbeddingLoss(wanted[0].loss, wanted[0].sample_rate_hz)
@@ -356,7 +498,11 @@ def step_cost(method: str) -> float:
 
 def run_cost(config: RunConfig) -> float:
     """Rough cost of a run: samples heard times `step_cost`. Recordings count as many as the paper's."""
-    n_items = (config.n_sounds or sum(COUNTS.values())) if config.task in TR808 else config.grid_size**2 * config.n_synth_seeds
+    n_items = (
+        (config.n_sounds or sum(COUNTS.values()))
+        if config.task in TR808
+        else config.grid_size**2 * config.n_synth_seeds
+    )
     return config.epochs * n_items * config.n_samples * step_cost(config.method)
 
 
@@ -369,7 +515,10 @@ def by_worth(found: dict[RunConfig, str]) -> list[RunConfig]:
     seeds, worth = Counter((c.task, c.method) for c, state in found.items() if state == "done"), {}
     missing = [c for c, state in found.items() if state == "missing" and c.method != IMPORTANCE]
     for c in sorted(missing, key=lambda c: c.seed):
-        worth[c] = (seeds[c.task, c.method], sum(run_cost(each) for each in (needs(c), c) if found.get(each) == "missing"))
+        worth[c] = (
+            seeds[c.task, c.method],
+            sum(run_cost(each) for each in (needs(c), c) if found.get(each) == "missing"),
+        )
         seeds[c.task, c.method] += 1
     ordered = sorted(worth, key=worth.get)
     return list(dict.fromkeys(each for c in ordered for each in (needs(c), c) if found.get(each) == "missing"))

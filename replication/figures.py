@@ -22,11 +22,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from scrapl_lib.claims import chance_permille, drum_paper_cells, paper_cells
-from scrapl_lib.paper import CHIRPLETS, METHODS, TIMED_AS, TR808
-from scrapl_lib.records import ROOT, Run, write_bytes_atomic, write_csv
-from scrapl_lib.stats import mean_ci95
-from scrapl_lib.tables import (
+from .claims import chance_permille, drum_paper_cells, paper_cells
+from .published import CHIRPLETS, METHODS, TIMED_AS, TR808
+from .records import ROOT, Run, write_bytes_atomic, write_csv
+from .stats import mean_ci95
+from .tables import (
     ABLATION,
     DRUM_METHODS,
     DRUM_SCALES,
@@ -91,8 +91,9 @@ def save_figure(
     return paths
 
 
-def _start(runs: Sequence[Run], profile: str, width: float, panels: int, tasks: Collection[str] = ("granular",),
-           rows: int = 1) -> tuple[Figure, np.ndarray]:  # fmt: skip
+def _start(
+    runs: Sequence[Run], profile: str, width: float, panels: int, tasks: Collection[str] = ("granular",), rows: int = 1
+) -> tuple[Figure, np.ndarray]:
     wanted = [f"{profile}/{task}" for task in tasks]
     other = sorted({f"{run.profile}/{run.task}" for run in runs}.difference(wanted))
     if other:
@@ -105,7 +106,9 @@ def _start(runs: Sequence[Run], profile: str, width: float, panels: int, tasks: 
     return figure, axes
 
 
-def _finish(figure: Figure, axes: Sequence[Axes], data: pd.DataFrame, title: str, notes: Iterable[str], profile: str) -> Plot:
+def _finish(
+    figure: Figure, axes: Sequence[Axes], data: pd.DataFrame, title: str, notes: Iterable[str], profile: str
+) -> Plot:
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8, frameon=False)
     caption = " ".join([f"{title}.", *filter(None, [profile_note(profile), *notes])])
@@ -149,7 +152,9 @@ def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str, rel
             rows.append((method, "ours", len(seeds), costs[method], *mean_ci95(seeds)))
         if (method, metric) in cells and (method, "train_step_ms") in cells:
             cell = cells[method, metric]
-            rows.append((method, "paper", cell.n, cells[method, "train_step_ms"].mean, cell.mean, cell.half_width or math.nan))
+            rows.append(
+                (method, "paper", cell.n, cells[method, "train_step_ms"].mean, cell.mean, cell.half_width or math.nan)
+            )
     data = pd.DataFrame(rows, columns=["method", "source", "n_seeds", "train_step_ms", "value", "ci95"])
     data.insert(4, "cost", np.nan)
     for _, group in data.groupby("source"):
@@ -161,16 +166,34 @@ def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str, rel
     return data.dropna(subset="cost").reset_index(drop=True)
 
 
-def _scatter(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float], metric: str, title: str,
-             ylabel: str, relative: bool = False) -> Plot:  # fmt: skip
+def _scatter(
+    runs: Sequence[Run],
+    profile: str,
+    not_run: dict[str, str],
+    costs: dict[str, float],
+    metric: str,
+    title: str,
+    ylabel: str,
+    relative: bool = False,
+) -> Plot:
     data = _against_cost(runs, costs, metric, relative)
     figure, axes = _start(runs, profile, 7.2, 1)
     for row in data.itertuples():
         colour, marker, _ = STYLE[row.method]
         ours = row.source == "ours"
         error = None if math.isnan(row.ci95) else row.ci95
-        axes[0].errorbar(row.cost, row.value, error, fmt=marker, color=colour, markersize=9 if marker == "*" else 7,
-                         markerfacecolor=colour if ours else "white", elinewidth=1, capsize=2, zorder=3 if ours else 2)  # fmt: skip
+        axes[0].errorbar(
+            row.cost,
+            row.value,
+            error,
+            fmt=marker,
+            color=colour,
+            markersize=9 if marker == "*" else 7,
+            markerfacecolor=colour if ours else "white",
+            elinewidth=1,
+            capsize=2,
+            zorder=3 if ours else 2,
+        )
     for method in data["method"].unique():
         colour, marker, _ = STYLE[method]
         face = colour if "ours" in set(data.loc[data["method"] == method, "source"]) else "white"
@@ -180,8 +203,11 @@ def _scatter(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: 
     _plain_log("y", axes[0])
     axes[0].set_xlabel("time of one training step, relative to P-loss")
     axes[0].set_ylabel(ylabel)
-    notes = [f"Filled: ours, hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run),
-             f"Cost: {OURS_COST}; the paper's: Table 5 plus 54.7 ms for the model."]  # fmt: skip
+    notes = [
+        f"Filled: ours, hollow: the paper's. Bars: {BAND}.",
+        seeds_note(runs, METHODS, not_run),
+        f"Cost: {OURS_COST}; the paper's: Table 5 plus 54.7 ms for the model.",
+    ]
     if not costs:
         notes.append(f"Cost: {NO_COSTS}.")
     elif "ours" not in set(data["source"]):
@@ -196,8 +222,15 @@ def figure_1(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: 
     them. not_run: method -> why it has no runs. costs: see `step_costs`. data: method, source, n_seeds, train_step_ms, cost,
     the metric, ci95.
     """
-    return _scatter(runs, profile, not_run, costs, "theta_synth_l1", "Figure 1: error against cost, granular synthesizer",
-                    "test L1 of θ (‰)")  # fmt: skip
+    return _scatter(
+        runs,
+        profile,
+        not_run,
+        costs,
+        "theta_synth_l1",
+        "Figure 1: error against cost, granular synthesizer",
+        "test L1 of θ (‰)",
+    )
 
 
 def figure_3(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float]) -> Plot:
@@ -205,8 +238,16 @@ def figure_3(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: 
 
     Arguments and data as in `figure_1`.
     """
-    return _scatter(runs, profile, not_run, costs, "jtfs_distance", "Figure 3: JTFS distance against cost, granular synthesizer",
-                    "JTFS distance on test, relative to P-loss", relative=True)  # fmt: skip
+    return _scatter(
+        runs,
+        profile,
+        not_run,
+        costs,
+        "jtfs_distance",
+        "Figure 3: JTFS distance against cost, granular synthesizer",
+        "JTFS distance on test, relative to P-loss",
+        relative=True,
+    )
 
 
 def _draw_curves(ax: Axes, data: pd.DataFrame, x: str, metric: str = "theta_synth_l1") -> None:
@@ -231,12 +272,19 @@ def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: 
     _draw_curves(axes[0], data[data["wall_s"] > 0], "wall_s")
     _plain_log("x", axes[0])
     _draw_curves(axes[1], data, "step")
-    notes = [f"Lines and bands: {BAND}.", f"Time of a step: {OURS_COST if costs else NO_COSTS}.", seeds_note(runs, METHODS, not_run)]
-    return _finish(figure, axes, data, "Figure 2: convergence in time and in steps, granular synthesizer", notes, profile)
+    notes = [
+        f"Lines and bands: {BAND}.",
+        f"Time of a step: {OURS_COST if costs else NO_COSTS}.",
+        seeds_note(runs, METHODS, not_run),
+    ]
+    return _finish(
+        figure, axes, data, "Figure 2: convergence in time and in steps, granular synthesizer", notes, profile
+    )
 
 
-def learning_curves(runs: Sequence[Run], methods: Sequence[str], metric: str, profile: str, not_run: dict[str, str],
-                    title: str = "") -> Plot:  # fmt: skip
+def learning_curves(
+    runs: Sequence[Run], methods: Sequence[str], metric: str, profile: str, not_run: dict[str, str], title: str = ""
+) -> Plot:
     """Validation error per step of some methods, with what always guessing the middle of the range costs.
 
     metric: theta_synth_l1, theta_density_l1 or theta_slope_l1. Other arguments as in `figure_1`, data as in `tables.curves`.
@@ -245,7 +293,9 @@ def learning_curves(runs: Sequence[Run], methods: Sequence[str], metric: str, pr
     figure, axes = _start(runs, profile, 7.2, 1)
     _draw_curves(axes[0], data, "step", metric)
     for grid_size in {run.config["grid_size"] for run in runs}:
-        axes[0].axhline(chance_permille(grid_size), color="0.3", linewidth=1.2, linestyle=(0, (1, 3)), label="always guessing 1/2")
+        axes[0].axhline(
+            chance_permille(grid_size), color="0.3", linewidth=1.2, linestyle=(0, (1, 3)), label="always guessing 1/2"
+        )
     notes = [f"Lines and bands: {BAND}.", seeds_note(runs, methods, not_run)]
     title = title or f"Validation {METRICS[metric][0]} while training, granular synthesizer"
     return _finish(figure, axes, data, title, notes, profile)
@@ -272,11 +322,28 @@ def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, s
             rows += [(method, "ours", seed, 1, value, math.nan) for seed, value in seeds.items()]
             rows.append((method, "ours", None, len(seeds), mean, half_width))
             axes[0].plot(seeds, [height - 0.16] * len(seeds), "|", color=colour, markersize=9)
-            axes[0].errorbar(mean, height - 0.16, xerr=0 if math.isnan(half_width) else half_width, fmt=marker, color=colour, capsize=2)
+            axes[0].errorbar(
+                mean,
+                height - 0.16,
+                xerr=0 if math.isnan(half_width) else half_width,
+                fmt=marker,
+                color=colour,
+                capsize=2,
+            )
         if cell := printed.get((method, metric)):
             rows.append((method, "paper", None, cell.n, cell.mean, cell.half_width or math.nan))
-            axes[0].errorbar(cell.mean, height + 0.16, xerr=cell.half_width, fmt=marker, color=colour, markerfacecolor="white", capsize=2)
-    data = pd.DataFrame(rows, columns=["method", "source", "seed", "n_seeds", "value", "ci95"]).astype({"seed": "Int64"})
+            axes[0].errorbar(
+                cell.mean,
+                height + 0.16,
+                xerr=cell.half_width,
+                fmt=marker,
+                color=colour,
+                markerfacecolor="white",
+                capsize=2,
+            )
+    data = pd.DataFrame(rows, columns=["method", "source", "seed", "n_seeds", "value", "ci95"]).astype(
+        {"seed": "Int64"}
+    )
     label, unit = METRICS[metric]
     axes[0].set_yticks(range(len(METHODS)), METHODS.values(), fontsize=8)
     axes[0].invert_yaxis()
@@ -324,14 +391,35 @@ def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: s
     for ax, (task, (_, name)) in zip(axes, CHIRPLETS.items()):
         ax.set_title(name, fontsize=9)
         (am_low, am_high), (fm_low, fm_high) = ranges[task]["am_hz"], ranges[task]["fm_oct_per_s"]
-        ax.plot([fm_low, fm_high, fm_high, fm_low, fm_low], [am_low, am_low, am_high, am_high, am_low], "--", color="black",
-                zorder=4, label="range of the synthesizer")  # fmt: skip
+        ax.plot(
+            [fm_low, fm_high, fm_high, fm_low, fm_low],
+            [am_low, am_low, am_high, am_high, am_low],
+            "--",
+            color="black",
+            zorder=4,
+            label="range of the synthesizer",
+        )
         if task in paths:
-            centres = paths[task][paths[task]["spin"] != 0].groupby(["fm_oct_per_s", "am_hz"], as_index=False)["over_uniform"].mean()
-            dots = ax.scatter(centres["fm_oct_per_s"], centres["am_hz"], c=centres["over_uniform"], s=min(60, 3000 / len(centres)),
-                              cmap="viridis", norm=LogNorm(0.1, 10), edgecolors="0.4", linewidths=0.5, zorder=3)  # fmt: skip
+            centres = (
+                paths[task][paths[task]["spin"] != 0]
+                .groupby(["fm_oct_per_s", "am_hz"], as_index=False)["over_uniform"]
+                .mean()
+            )
+            dots = ax.scatter(
+                centres["fm_oct_per_s"],
+                centres["am_hz"],
+                c=centres["over_uniform"],
+                s=min(60, 3000 / len(centres)),
+                cmap="viridis",
+                norm=LogNorm(0.1, 10),
+                edgecolors="0.4",
+                linewidths=0.5,
+                zorder=3,
+            )
             low_pass = paths[task].loc[paths[task]["spin"] == 0, "over_uniform"].mean()
-            notes.append(f"{name[0].upper()}{name[1:]}: low-pass paths, not drawn, have {low_pass:.2g} times the uniform probability.")
+            notes.append(
+                f"{name[0].upper()}{name[1:]}: low-pass paths, not drawn, have {low_pass:.2g} times the uniform probability."
+            )
         else:
             ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
             notes.append(f"{name[0].upper()}{name[1:]}: not run, {not_run.get(task, 'no record yet')}.")
@@ -339,8 +427,20 @@ def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: s
     for axis in ("x", "y"):
         _plain_log(axis, axes[0])
     if dots is not None:
-        figure.colorbar(dots, ax=list(axes), label="probability over uniform", location="bottom", shrink=0.3, format="{x:g}", extend="both")
-    data = pd.concat([table.assign(task=task) for task, table in paths.items()]) if paths else pd.DataFrame(columns=["task"])
+        figure.colorbar(
+            dots,
+            ax=list(axes),
+            label="probability over uniform",
+            location="bottom",
+            shrink=0.3,
+            format="{x:g}",
+            extend="both",
+        )
+    data = (
+        pd.concat([table.assign(task=task) for task, table in paths.items()])
+        if paths
+        else pd.DataFrame(columns=["task"])
+    )
     return _finish(figure, axes, data, "Figure 6: path probabilities of theta-importance sampling", notes, profile)
 
 
@@ -380,6 +480,11 @@ def drum_features(runs: Sequence[Run], metrics: Sequence[str], profile: str, not
         ax.set_title(f"{METRICS[metric][0]}, {source}", fontsize=9)
     axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="aligned")
     axes[0].plot([], [], "o", color="0.4", label="misaligned")
-    notes = [f"Hollow: aligned, filled: misaligned. Bars: {BAND}; one that reaches the left edge goes on below. {DRUM_SCALES}"]
-    notes += [f"{name.capitalize()}: {seeds_note([run for run in runs if run.task == task], DRUM_METHODS, not_run)}" for task, (_, name) in TR808.items()]
+    notes = [
+        f"Hollow: aligned, filled: misaligned. Bars: {BAND}; one that reaches the left edge goes on below. {DRUM_SCALES}"
+    ]
+    notes += [
+        f"{name.capitalize()}: {seeds_note([run for run in runs if run.task == task], DRUM_METHODS, not_run)}"
+        for task, (_, name) in TR808.items()
+    ]
     return _finish(figure, axes, data, "Drum sounds, aligned and misaligned", notes, profile)

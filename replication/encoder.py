@@ -7,7 +7,7 @@ from nnAudio.features import CQT1992v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .jtfs import check_audio
+from scrapl_lib.checks import check_audio
 
 _LOG_FLOOR = 1e-3
 

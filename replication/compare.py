@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from scrapl_lib import paper, tables
-from scrapl_lib.claims import LEAST_SEEDS, chirplet_card, drum_card, report_card
-from scrapl_lib.figures import step_costs
-from scrapl_lib.records import Run
-from scrapl_lib.stats import equivalence, holm, share_ci95, standard_error
+from . import published as paper
+from . import tables
+from .claims import LEAST_SEEDS, chirplet_card, drum_card, report_card
+from .figures import step_costs
+from .records import Run
+from .stats import equivalence, holm, share_ci95, standard_error
 
 MARGIN, LEVEL = 0.2, 0.05
 RULE = (
@@ -32,9 +33,29 @@ CARDS = (
     "corrects over all its tests, claimed or not. The correction changes no verdict: the rules ask for p < 0.01 uncorrected."
 )
 COSTS = {"median_time": "ms", "iqr": "iqr_ms", "max_memory": "mib"}  # metric as printed: column of table_5.csv
-COLUMNS = ["table", "task", "method", "metric", "unit", "n_seeds", "mean", "ci95", "paper_mean", "paper_ci95", "paper_n",
-           "difference", "percent", "equivalence_p", "verdict", "p_value", "p_holm", "paper_p", "paper_p_holm", "note",
-           "records"]  # fmt: skip
+COLUMNS = [
+    "table",
+    "task",
+    "method",
+    "metric",
+    "unit",
+    "n_seeds",
+    "mean",
+    "ci95",
+    "paper_mean",
+    "paper_ci95",
+    "paper_n",
+    "difference",
+    "percent",
+    "equivalence_p",
+    "verdict",
+    "p_value",
+    "p_holm",
+    "paper_p",
+    "paper_p_holm",
+    "note",
+    "records",
+]
 
 
 def compared(profile: str) -> list[str]:
@@ -44,7 +65,10 @@ def compared(profile: str) -> list[str]:
 
 def _costs(folder: Path) -> pd.DataFrame:
     """Table 5 in the columns of `tables.table_1`, from what notebook 08_cost measured; n_seeds counts the calls timed."""
-    measured, rows = tables.read_table(folder / "table_5.csv", ["method", "n", *COSTS.values(), "note"]).set_index("method"), []
+    measured, rows = (
+        tables.read_table(folder / "table_5.csv", ["method", "n", *COSTS.values(), "note"]).set_index("method"),
+        [],
+    )
     for method in paper.methods_in("table_5"):
         known = method in measured.index
         row = measured.loc[method] if known else {"n": 0, "note": "not run: notebook 08_cost measures it"}
@@ -68,7 +92,10 @@ def _verdict(cell: Any, profile: str) -> tuple[float, str]:
     if cell.n_seeds < LEAST_SEEDS:
         return math.nan, "too few seeds"
     if cell.metric.endswith("_rate"):
-        (low, high), (paper_low, paper_high) = share_ci95(cell.mean, cell.n_seeds), share_ci95(cell.paper_mean, cell.paper_n)
+        (low, high), (paper_low, paper_high) = (
+            share_ci95(cell.mean, cell.n_seeds),
+            share_ci95(cell.paper_mean, cell.paper_n),
+        )
         return math.nan, "intervals overlap" if low <= paper_high and paper_low <= high else "different"
     both = ((cell.ci95, cell.n_seeds), (cell.paper_ci95, cell.paper_n))
     sides = [(half_width, n) for half_width, n in both if not math.isnan(half_width)]
@@ -101,13 +128,15 @@ def cells(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Pa
     table_6 = tables.table_6(tables.seed_values(granular), not_run)
     theirs = tables.table_6(paper.authors_seeds(), {})
     every = {
-        "table_1": tables.table_1(granular, not_run), "table_2": tables.table_2(granular, not_run),
-        "table_3": tables.table_3(chirplets, not_run), "table_4": tables.drum_table("table_4", drums, not_run),
+        "table_1": tables.table_1(granular, not_run),
+        "table_2": tables.table_2(granular, not_run),
+        "table_3": tables.table_3(chirplets, not_run),
+        "table_4": tables.drum_table("table_4", drums, not_run),
         "table_5": _costs(folder),
         "table_6": table_6.assign(p_holm=holm(table_6["p_value"]), paper_p_holm=holm(theirs["p_value"])),
         "table_7": tables.table_7(chirplets, not_run),
         **{name: tables.drum_table(name, drums, not_run) for name in ("table_8", "table_9")},
-    }  # fmt: skip
+    }
     table = pd.concat(every, names=["table"]).reset_index("table").fillna({"task": "granular"})
     table = table[table["paper_n"] > 0].reset_index(drop=True)  # a measure of our own is not
     table["difference"] = table["mean"] - table["paper_mean"]
@@ -144,12 +173,16 @@ def claims(by_profile: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return table.fillna({name: "not run" for name in table if name.endswith("verdict")}).reset_index()
 
 
-def comparison(runs: dict[str, Sequence[Run]], not_run: dict[str, str], profile: str,
-               output: Path) -> dict[str, tuple[pd.DataFrame, str]]:  # fmt: skip
+def comparison(
+    runs: dict[str, Sequence[Run]], not_run: dict[str, str], profile: str, output: Path
+) -> dict[str, tuple[pd.DataFrame, str]]:
     """The tables "cells" (of `profile`) and "claims" (of all), each with its caption. runs: by profile, of `compared`."""
     folders = {name: Path(output) / "results" / name / "tables" for name in runs}
     table = cells(runs[profile], not_run, profile, folders[profile])
     counts = ", ".join(f"{verdict} {n}" for verdict, n in table["verdict"].value_counts().items())
     others = [tables.profile_note(name) for name in runs if name != profile]
     by_profile = {name: cards(runs[name], not_run, name, folders[name]) for name in runs}
-    return {"cells": (table, f"{RULE} Here: {counts}."), "claims": (claims(by_profile), " ".join(filter(None, [CARDS, *others])))}
+    return {
+        "cells": (table, f"{RULE} Here: {counts}."),
+        "claims": (claims(by_profile), " ".join(filter(None, [CARDS, *others]))),
+    }

@@ -79,6 +79,9 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     """p-values (n,) corrected for all of them together (Holm 1979): the i-th smallest of m times m - i + 1, at least the one before
     it, at most 1. NaN, a test not made, stays and does not count."""
     p_values = np.asarray(p_values, dtype=np.float64)
-    corrected, order = np.full_like(p_values, np.nan), np.argsort(p_values)[: np.isfinite(p_values).sum()]  # NaN sort last
+    corrected, order = (
+        np.full_like(p_values, np.nan),
+        np.argsort(p_values)[: np.isfinite(p_values).sum()],
+    )  # NaN sort last
     corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1)
     return corrected

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .experiments import RunConfig, needs
-from .losses import SCRAPLLoss
+from scrapl_lib.losses import SCRAPLLoss
+
 from .records import IMPORTANCE
-from .training import STOP_S, Worker, check_device, default_workers
+from .tasks import RunConfig, needs
+from .trainer import STOP_S, Worker, check_device, default_workers
 
 EXECUTORS = ("local", "slurm")
 SLURM = {"job_name": "scrapl", "time": 240, "cpus_per_task": 2, "mem": "16GB", "signal_delay_s": 120}  # time in minutes
@@ -74,8 +75,17 @@ class Jobs:
         ValueError: no submitit, no SLURM, no such device, fewer than 1 of something, an unknown option; it says what to do.
     """
 
-    def __init__(self, executor: str, profile: str, output: Path, device: str, workers: int | None = None,
-                 deterministic: bool = False, parts: int = 1, slurm: Mapping[str, object] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        executor: str,
+        profile: str,
+        output: Path,
+        device: str,
+        workers: int | None = None,
+        deterministic: bool = False,
+        parts: int = 1,
+        slurm: Mapping[str, object] | None = None,
+    ) -> None:
         try:
             import submitit
         except ImportError as error:
@@ -86,12 +96,16 @@ class Jobs:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if executor == "slurm" and not (shutil.which("srun") and shutil.which("sbatch")):
-            raise ValueError("slurm needs SLURM's sbatch and srun, which are not here: call it on a login node, or use local")
+            raise ValueError(
+                "slurm needs SLURM's sbatch and srun, which are not here: call it on a login node, or use local"
+            )
         self.kind, self.at_once = submitit.SlurmExecutor, sys.maxsize
         own = {"gpus_per_node": 1} if device == "cuda" else {}
         self.parameters = SLURM | own | {"array_parallelism": workers or 256} | dict(slurm or {})
         if unknown := set(self.parameters) - (known := submitit.SlurmExecutor._valid_parameters()):
-            raise ValueError(f"submitit knows no option {', '.join(sorted(unknown))} of sbatch; it knows {', '.join(sorted(known))}")
+            raise ValueError(
+                f"submitit knows no option {', '.join(sorted(unknown))} of sbatch; it knows {', '.join(sorted(known))}"
+            )
         if not isinstance(self.parameters["time"], int) or self.parameters["time"] < 1:
             raise ValueError(f"time must be a whole number of minutes, at least 1, got {self.parameters['time']!r}")
         if executor == "local":
@@ -105,7 +119,11 @@ class Jobs:
         if config.method != IMPORTANCE or self.parts == 1:
             return [Job(config, *self.arguments)]
         paths = np.arange(SCRAPLLoss(**config.transform()).n_paths)
-        return [Job(config, *self.arguments, f"{part[0]}-{part[-1]}") for part in np.array_split(paths, self.parts) if len(part)]
+        return [
+            Job(config, *self.arguments, f"{part[0]}-{part[-1]}")
+            for part in np.array_split(paths, self.parts)
+            if len(part)
+        ]
 
     def __call__(self, missing: list[RunConfig]) -> None:
         """Submit the jobs of all, in this order, a run's once the path probabilities it needs are there; return when all have
@@ -133,7 +151,9 @@ class Jobs:
                     if (error := submitted.exception()) is not None:
                         n_crashed += 1
                         said = re.findall("^RuntimeError: (.*)", str(error), re.MULTILINE)
-                        _say(f"job {submitted.job_id}: {said[-1] if said else f'killed; log: {submitted.paths.stderr}'}")
+                        _say(
+                            f"job {submitted.job_id}: {said[-1] if said else f'killed; log: {submitted.paths.stderr}'}"
+                        )
                         if any(needs(other.config) == job.config for other in waiting):
                             _say(f"{job.config.task}: no scrapl runs, the path probabilities are missing")
                             waiting = [other for other in waiting if needs(other.config) != job.config]

@@ -53,10 +53,14 @@ def bass_drum(rng: np.random.Generator, sample_rate_hz: int, n_samples: int) -> 
     """
     t_s, settings = _strike(rng, sample_rate_hz, n_samples)
     settings |= {
-        "f_hz": rng.uniform(49, 56), "decay_s": _log_uniform(rng, 0.05, 0.8), "tone_hz": _log_uniform(rng, 500, 7000),
-        "attack_ratio": rng.uniform(2, 2.6), "attack_s": float(_part(rng, 6e-3)), "sigh": rng.uniform(0.02, 0.08),
+        "f_hz": rng.uniform(49, 56),
+        "decay_s": _log_uniform(rng, 0.05, 0.8),
+        "tone_hz": _log_uniform(rng, 500, 7000),
+        "attack_ratio": rng.uniform(2, 2.6),
+        "attack_s": float(_part(rng, 6e-3)),
+        "sigh": rng.uniform(0.02, 0.08),
         "click": rng.uniform(0.1, 0.4),
-    }  # fmt: skip
+    }
     high = special.expit((settings["attack_s"] - t_s) / 0.5e-3)
     sharp = np.exp(-np.maximum(t_s, 0) / 0.06)
     f_hz = settings["f_hz"] * (1 + (settings["attack_ratio"] - 1) * high + settings["sigh"] * sharp)
@@ -72,10 +76,15 @@ def snare_drum(rng: np.random.Generator, sample_rate_hz: int, n_samples: int) ->
     """
     t_s, settings = _strike(rng, sample_rate_hz, n_samples)
     settings |= {
-        "low_hz": float(_part(rng, 180)), "high_hz": float(_part(rng, 330)), "low_decay_s": float(_part(rng, 0.12)),
-        "high_decay_s": float(_part(rng, 0.08)), "tone": rng.random(), "snappy": rng.random(),
-        "noise_decay_s": _log_uniform(rng, 0.1, 0.25), "noise_hz": float(_part(rng, 2000)),
-    }  # fmt: skip
+        "low_hz": float(_part(rng, 180)),
+        "high_hz": float(_part(rng, 330)),
+        "low_decay_s": float(_part(rng, 0.12)),
+        "high_decay_s": float(_part(rng, 0.08)),
+        "tone": rng.random(),
+        "snappy": rng.random(),
+        "noise_decay_s": _log_uniform(rng, 0.1, 0.25),
+        "noise_hz": float(_part(rng, 2000)),
+    }
     trigger = _trigger(t_s, settings["accent"])
     low = _resonate(trigger, settings["low_hz"], settings["low_decay_s"])
     high = _resonate(trigger, settings["high_hz"], settings["high_decay_s"])
@@ -94,10 +103,14 @@ def tom(rng: np.random.Generator, sample_rate_hz: int, n_samples: int) -> Drum:
     which = int(rng.integers(len(TOMS)))
     lowest_hz, highest_hz, decay_s = TOMS[which]
     settings |= {
-        "tom": which, "f_hz": _log_uniform(rng, lowest_hz, highest_hz), "decay_s": float(_part(rng, decay_s)),
-        "drop": rng.uniform(0.05, 0.2), "noise": rng.uniform(0.02, 0.12), "noise_decay_s": _log_uniform(rng, 0.1, 0.3),
+        "tom": which,
+        "f_hz": _log_uniform(rng, lowest_hz, highest_hz),
+        "decay_s": float(_part(rng, decay_s)),
+        "drop": rng.uniform(0.05, 0.2),
+        "noise": rng.uniform(0.02, 0.12),
+        "noise_decay_s": _log_uniform(rng, 0.1, 0.3),
         "click": rng.uniform(0.02, 0.15),
-    }  # fmt: skip
+    }
     f_hz = settings["f_hz"] * (1 + settings["drop"] * np.exp(-np.maximum(t_s, 0) / 0.02))
     trigger = _trigger(t_s, settings["accent"])
     noise = _filter(rng.standard_normal(len(t_s)), 1, 700, "lowpass") * _fall(t_s, settings["noise_decay_s"])
@@ -115,9 +128,11 @@ def hat(rng: np.random.Generator, sample_rate_hz: int, n_samples: int, is_open: 
     t_s, settings = _strike(rng, sample_rate_hz, n_samples)
     settings |= {
         "decay_s": _log_uniform(rng, 0.09, 0.6) if is_open else float(_part(rng, 0.05)),
-        "band_hz": float(_part(rng, 7100)), "low_band_hz": float(_part(rng, 3440)), "low_band": rng.uniform(0, 0.3),
+        "band_hz": float(_part(rng, 7100)),
+        "low_band_hz": float(_part(rng, 3440)),
+        "low_band": rng.uniform(0, 0.3),
         "highpass_hz": float(_part(rng, 6000)),
-    }  # fmt: skip
+    }
     f_hz, start = _part(rng, np.array(OSCILLATORS_HZ))[:, None], rng.random((len(OSCILLATORS_HZ), 1))
     # a sample is the mean of the square over its own time, the difference of a triangle: its aliases are weak
     triangle = 0.5 - np.abs((f_hz * np.arange(len(t_s) + 1) / INTERNAL_HZ + start) % 1 - 0.5)

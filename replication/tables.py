@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from scrapl_lib import paper
-from scrapl_lib.records import ROOT, Run, write_csv, write_text_atomic
-from scrapl_lib.stats import mean_ci95, paired_comparison
+from . import published as paper
+from .records import ROOT, Run, write_csv, write_text_atomic
+from .stats import mean_ci95, paired_comparison
 
 METRICS = {  # metric: label, unit
     "theta_synth_l1": ("θ L1", "‰"),
@@ -38,13 +38,24 @@ METRICS = {  # metric: label, unit
     "median_time": ("time of the loss", "ms"),
     "iqr": ("interquartile range of the time", "ms"),
     "max_memory": ("memory of tensors (MiB, paper: MB of the process)", "MiB, paper: MB"),
-    **{f"{part}_{name}_l1": (f"{part} {name.replace('_', ' ')} L1", unit) for part in ("transient", "decay")
-       for name, unit in {"loudness": "0.01 dB", "spectral_centroid": "0.1 dB", "spectral_flatness": "dB²"}.items()},
+    **{
+        f"{part}_{name}_l1": (f"{part} {name.replace('_', ' ')} L1", unit)
+        for part in ("transient", "decay")
+        for name, unit in {"loudness": "0.01 dB", "spectral_centroid": "0.1 dB", "spectral_flatness": "dB²"}.items()
+    },
 }
-_DRUM_SCALE = {"jtfs_distance": 1000, "mss_log_linear_distance": 1000, "transient_loudness_l1": 100, "decay_loudness_l1": 100,
-               "transient_spectral_centroid_l1": 10, "decay_spectral_centroid_l1": 10}  # fmt: skip
-DRUM_SCALES = ("MSS and JTFS distances times 1000, loudness times 100, centroid times 10, as printed; centroid and flatness are weighted by "
-               "the decibels above silence.")  # fmt: skip
+_DRUM_SCALE = {
+    "jtfs_distance": 1000,
+    "mss_log_linear_distance": 1000,
+    "transient_loudness_l1": 100,
+    "decay_loudness_l1": 100,
+    "transient_spectral_centroid_l1": 10,
+    "decay_spectral_centroid_l1": 10,
+}
+DRUM_SCALES = (
+    "MSS and JTFS distances times 1000, loudness times 100, centroid times 10, as printed; centroid and flatness are weighted by "
+    "the decibels above silence."
+)
 STEPS = {  # Table 6: technique: label, before, after
     "plus_padam": ("+ P-Adam", "scrapl_plain", "scrapl_padam"),
     "plus_psaga": ("+ P-SAGA", "scrapl_padam", "scrapl_no_theta_is"),
@@ -69,7 +80,9 @@ def seed_values(runs: Iterable[Run]) -> pd.DataFrame:
     rows = []
     for run in (run for run in runs if run.ok):
         scale = _DRUM_SCALE if run.task in paper.TR808 else {}
-        rows += [(run.method, run.seed, row.metric, scale.get(row.metric, 1) * row.value) for row in run.test.itertuples()]
+        rows += [
+            (run.method, run.seed, row.metric, scale.get(row.metric, 1) * row.value) for row in run.test.itertuples()
+        ]
         rows += [(run.method, run.seed, "train_step_ms", (run.info["train_step_ms"] or {}).get("median"))]
     return pd.DataFrame(rows, columns=["method", "seed", "metric", "value"]).astype({"value": float})
 
@@ -105,12 +118,14 @@ def curves(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_syn
 
 
 def seeds_note(runs: Sequence[Run], methods: Iterable[str], not_run: dict[str, str]) -> str:
-    """"Seeds: 5 (JTFS 3). Failed: none. Not run: MS-CLAP (weights unavailable)." for a caption."""
+    """ "Seeds: 5 (JTFS 3). Failed: none. Not run: MS-CLAP (weights unavailable)." for a caption."""
     methods = list(methods)
     counts = {m: n for m in methods if (n := sum(run.ok for run in runs if run.method == m))}
     usual = max(set(counts.values()), key=list(counts.values()).count, default=0)
     others = ", ".join(f"{paper.METHODS[m]} {n}" for m, n in counts.items() if n != usual)
-    failed = ", ".join(f"{paper.METHODS[run.method]} seed {run.seed}" for run in runs if run.method in methods and not run.ok)
+    failed = ", ".join(
+        f"{paper.METHODS[run.method]} seed {run.seed}" for run in runs if run.method in methods and not run.ok
+    )
     absent: dict[str, list[str]] = {}
     for method in methods:
         if not any(run.method == method for run in runs):
@@ -128,8 +143,15 @@ def row_note(runs: Sequence[Run], method: str, not_run: dict[str, str]) -> str:
     return "; ".join(f"seed {run.seed} {run.status}" for run in mine if not run.ok)
 
 
-def _table(runs: Sequence[Run], methods: Sequence[str], metrics: Sequence[str], not_run: dict[str, str],
-           table: str, prefix: dict[str, str], condition: str | None = None) -> pd.DataFrame:  # fmt: skip
+def _table(
+    runs: Sequence[Run],
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    not_run: dict[str, str],
+    table: str,
+    prefix: dict[str, str],
+    condition: str | None = None,
+) -> pd.DataFrame:
     values, rows = seed_values(runs), []
     for method in methods:
         finished = sum(run.ok for run in runs if run.method == method)
@@ -149,7 +171,19 @@ def _table(runs: Sequence[Run], methods: Sequence[str], metrics: Sequence[str], 
             printed = paper.published(table, method, name, condition) if there else (math.nan, math.nan, 0)
             note = "; ".join(filter(None, [row_note(runs, method, not_run), lack]))
             rows.append((method, metric, METRICS[metric][1], n, failed, mean, half_width, *printed, note))
-    columns = ["method", "metric", "unit", "n_seeds", "n_failed", "mean", "ci95", "paper_mean", "paper_ci95", "paper_n", "note"]
+    columns = [
+        "method",
+        "metric",
+        "unit",
+        "n_seeds",
+        "n_failed",
+        "mean",
+        "ci95",
+        "paper_mean",
+        "paper_ci95",
+        "paper_n",
+        "note",
+    ]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -171,8 +205,14 @@ def table_2(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
     return _table(runs, ABLATION, TABLE_2_METRICS, not_run, "table_2", {"theta_synth_l1": "test_"})
 
 
-def _by_task(tasks: dict[str, tuple[str, str]], runs: Sequence[Run], methods: Sequence[str], metrics: Sequence[str],
-             not_run: dict[str, str], table: str) -> pd.DataFrame:  # fmt: skip
+def _by_task(
+    tasks: dict[str, tuple[str, str]],
+    runs: Sequence[Run],
+    methods: Sequence[str],
+    metrics: Sequence[str],
+    not_run: dict[str, str],
+    table: str,
+) -> pd.DataFrame:
     parts = []
     for task, (condition, _) in tasks.items():
         part = _table([run for run in runs if run.task == task], methods, metrics, not_run, table, {}, condition)
@@ -227,10 +267,35 @@ def theta_is_effect(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFram
             finished = [sum(run.method == method and run.ok for run in mine) for method in SAMPLERS]
             reasons = [f"{paper.METHODS[m]}: {note}" for m in SAMPLERS if (note := row_note(mine, m, not_run))]
             note = f"{len(a)} of {min(finished)} pairs have {METRICS[metric][0]}" if len(a) < min(finished) else ""
-            rows.append((task, "plus_theta_is", metric, METRICS[metric][1], len(a), *result, improvement,
-                         100 * (1 - after / before), "; ".join(filter(None, [*reasons, note]))))  # fmt: skip
-    return pd.DataFrame(rows, columns=["task", "method", "metric", "unit", "n_seeds", "mean", "ci95", "p_value", "improvement",
-                                       "paper_improvement", "note"])  # fmt: skip
+            rows.append(
+                (
+                    task,
+                    "plus_theta_is",
+                    metric,
+                    METRICS[metric][1],
+                    len(a),
+                    *result,
+                    improvement,
+                    100 * (1 - after / before),
+                    "; ".join(filter(None, [*reasons, note])),
+                )
+            )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "task",
+            "method",
+            "metric",
+            "unit",
+            "n_seeds",
+            "mean",
+            "ci95",
+            "p_value",
+            "improvement",
+            "paper_improvement",
+            "note",
+        ],
+    )
 
 
 def modulation_of_paths(probabilities: pd.DataFrame, config: dict[str, Any]) -> pd.DataFrame:
@@ -245,8 +310,12 @@ def modulation_of_paths(probabilities: pd.DataFrame, config: dict[str, Any]) -> 
     inside = True
     for rate, (low, high) in ((rate_hz, config["am_hz"]), (fm_oct_per_s, config["fm_oct_per_s"])):
         inside &= (rate > low / 1.01) & (rate < high * 1.01)
-    return probabilities.assign(am_hz=rate_hz, fm_oct_per_s=fm_oct_per_s, inside=inside,
-                                over_uniform=probabilities["probability"] * len(probabilities))  # fmt: skip
+    return probabilities.assign(
+        am_hz=rate_hz,
+        fm_oct_per_s=fm_oct_per_s,
+        inside=inside,
+        over_uniform=probabilities["probability"] * len(probabilities),
+    )
 
 
 def mass_in_range(paths: dict[str, pd.DataFrame], not_run: dict[str, str]) -> pd.DataFrame:
@@ -289,8 +358,23 @@ def table_6(values: pd.DataFrame, not_run: dict[str, str]) -> pd.DataFrame:
             name = f"delta_{'test_' if metric == 'theta_synth_l1' else ''}{metric}"
             printed, p_value = (paper.published("table_6", step, name + suffix) for suffix in ("", "_p_value"))
             rows.append((step, metric, METRICS[metric][1], len(a), *result, *printed, p_value.value, note))
-    return pd.DataFrame(rows, columns=["method", "metric", "unit", "n_seeds", "mean", "ci95", "p_value", "paper_mean",
-                                       "paper_ci95", "paper_n", "paper_p", "note"])  # fmt: skip
+    return pd.DataFrame(
+        rows,
+        columns=[
+            "method",
+            "metric",
+            "unit",
+            "n_seeds",
+            "mean",
+            "ci95",
+            "p_value",
+            "paper_mean",
+            "paper_ci95",
+            "paper_n",
+            "paper_p",
+            "note",
+        ],
+    )
 
 
 def table_10(configs: dict[str, dict[str, Any]], printed: dict[str, Any] = paper.HYPERPARAMETERS) -> pd.DataFrame:
@@ -318,7 +402,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def measured(mean: float, half_width: float, p_value: float | str = math.nan) -> str:
-    """"73.8 ± 13 (p = 0.15)", the p-value also as printed ("<0.01"); what is NaN is left out."""
+    """ "73.8 ± 13 (p = 0.15)", the p-value also as printed ("<0.01"); what is NaN is left out."""
     text = number(mean) + ("" if math.isnan(half_width) else f" ± {number(half_width, 2)}")
     if isinstance(p_value, str):
         return f"{text} (p {p_value[0]} {p_value[1:]})"
@@ -331,14 +415,24 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
     labels, rows = {**paper.METHODS, **{step: label for step, (label, *_) in STEPS.items()}}, []
     if "equivalence_p" in table:
         for cell in table.itertuples():
-            rows.append({
-                "table": cell.table.removeprefix("table_"), "task": paper.NAMES.get(cell.task, cell.task),
-                "method": labels[cell.method], "metric": _with_unit(cell.metric), "seeds": cell.n_seeds,
-                "ours": measured(cell.mean, cell.ci95, cell.p_value), "Holm": _p_text(cell.p_holm),
-                "paper": measured(cell.paper_mean, cell.paper_ci95, cell.paper_p), "paper: Holm": _p_text(cell.paper_p_holm),
-                "difference": number(cell.difference), "in %": number(cell.percent, 2),
-                "verdict": cell.verdict, "note": cell.note, "records": cell.records,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "table": cell.table.removeprefix("table_"),
+                    "task": paper.NAMES.get(cell.task, cell.task),
+                    "method": labels[cell.method],
+                    "metric": _with_unit(cell.metric),
+                    "seeds": cell.n_seeds,
+                    "ours": measured(cell.mean, cell.ci95, cell.p_value),
+                    "Holm": _p_text(cell.p_holm),
+                    "paper": measured(cell.paper_mean, cell.paper_ci95, cell.paper_p),
+                    "paper: Holm": _p_text(cell.paper_p_holm),
+                    "difference": number(cell.difference),
+                    "in %": number(cell.percent, 2),
+                    "verdict": cell.verdict,
+                    "note": cell.note,
+                    "records": cell.records,
+                }
+            )
         return pd.DataFrame(rows)
     if "verdict" in table:
         return table.drop(columns=["profile", "paper_verdict", "p_value", "rule"], errors="ignore")
@@ -348,13 +442,19 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
         return table.assign(**numbers, **_named_tasks(table))
     for place, group in table.groupby(["task", "method"] if "task" in table else ["method"], sort=False):
         method, failed = place[-1], group["n_failed"].max() if "n_failed" in group else 0
-        row = {name: values.iloc[0] for name, values in _named_tasks(group).items()} | {"method": labels[method], "seeds": str(group["n_seeds"].max()) + (f" ({failed} failed)" if failed else "")}
+        row = {name: values.iloc[0] for name, values in _named_tasks(group).items()} | {
+            "method": labels[method],
+            "seeds": str(group["n_seeds"].max()) + (f" ({failed} failed)" if failed else ""),
+        }
         for cell in group.itertuples():
             label, name = METRICS[cell.metric][0], _with_unit(cell.metric)
             p_value, paper_p = getattr(cell, "p_value", math.nan), getattr(cell, "paper_p", math.nan)
             row[name] = measured(cell.mean, cell.ci95, p_value) or ("not run" if "not run" in cell.note else "none")
             if "improvement" in group:
-                row[f"{label} better by (%)"], row["paper: " + label] = number(cell.improvement, 2), number(cell.paper_improvement, 2)
+                row[f"{label} better by (%)"], row["paper: " + label] = (
+                    number(cell.improvement, 2),
+                    number(cell.paper_improvement, 2),
+                )
             else:
                 row[f"paper: {name}"] = measured(cell.paper_mean, cell.paper_ci95, paper_p)
         row["note"] = "; ".join(dict.fromkeys(filter(None, group["note"])))
@@ -381,10 +481,16 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     colours = {"holds": green, "holds in part": yellow, "does not hold": red}
     colours |= {"equivalent": green, "intervals overlap": yellow, "different": red}
     shown = show(table)
-    style = shown.style.hide(axis="index").format(escape="html").set_properties(**{"text-align": "left", "vertical-align": "top"})
+    style = (
+        shown.style.hide(axis="index")
+        .format(escape="html")
+        .set_properties(**{"text-align": "left", "vertical-align": "top"})
+    )
     style.set_caption(caption).set_table_styles([{"selector": "th, caption", "props": "text-align: left"}])
     verdicts = [name for name in shown if name.endswith("verdict")]
-    return style.map(lambda verdict: f"background-color: {colours.get(verdict, '#eeeeee')}; color: black", subset=verdicts)
+    return style.map(
+        lambda verdict: f"background-color: {colours.get(verdict, '#eeeeee')}; color: black", subset=verdicts
+    )
 
 
 def write_table(table: pd.DataFrame, name: str, profile: str, output: Path = ROOT, caption: str = "") -> list[Path]:
@@ -401,7 +507,16 @@ def as_markdown(table: pd.DataFrame, name: str, profile: str, caption: str = "")
     """What `write_table` writes for people to read."""
     shown = show(table).astype(str).apply(lambda column: column.str.replace("|", "\\|"))
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-    heading = " ".join(filter(None, [f"**{name.replace('_', ' ').capitalize().replace('Theta is', 'Theta-IS')}.**", caption, profile_note(profile)]))
+    heading = " ".join(
+        filter(
+            None,
+            [
+                f"**{name.replace('_', ' ').capitalize().replace('Theta is', 'Theta-IS')}.**",
+                caption,
+                profile_note(profile),
+            ],
+        )
+    )
     return heading + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -414,7 +529,9 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     try:
         return pd.read_csv(path, usecols=columns, dtype={"note": "str"}).fillna({"note": ""})
     except ValueError as error:
-        raise ValueError(f"broken table {path}: {error}. Delete it and execute the notebook that writes it again") from error
+        raise ValueError(
+            f"broken table {path}: {error}. Delete it and execute the notebook that writes it again"
+        ) from error
 
 
 def profile_note(profile: str) -> str:

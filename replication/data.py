@@ -151,9 +151,14 @@ class OneShots(Split):
 
     @classmethod
     def from_folder(
-        cls, folder: Path | str | None = None, sample_rate_hz: int = 44100, n_samples: int = 44100, seed: int = 0,
-        min_files: int = 40, file_rate_hz: int | None = None,
-    ) -> OneShots:  # fmt: skip
+        cls,
+        folder: Path | str | None = None,
+        sample_rate_hz: int = 44100,
+        n_samples: int = 44100,
+        seed: int = 0,
+        min_files: int = 40,
+        file_rate_hz: int | None = None,
+    ) -> OneShots:
         """Recordings: every WAV, FLAC and AIFF file in a folder and its sub-folders, in the order of their names.
 
         The paper's are "Samples From Mars TR-808", a commercial product. Channels are averaged; what is longer than
@@ -174,7 +179,9 @@ class OneShots(Split):
             if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
                 raise ValueError(f"{name} must be an integer of at least {least[name]}, got {value!r}")
         if file_rate_hz % sample_rate_hz:
-            raise ValueError(f"file_rate_hz must be a multiple of sample_rate_hz = {sample_rate_hz}, got {file_rate_hz}")
+            raise ValueError(
+                f"file_rate_hz must be a multiple of sample_rate_hz = {sample_rate_hz}, got {file_rate_hz}"
+            )
         factor = file_rate_hz // sample_rate_hz
         folder = folder or os.environ.get("TR808_DIR")
         if not folder:
@@ -199,24 +206,34 @@ class OneShots(Split):
             row[: len(mono)] = torch.from_numpy(mono)
             if not row.isfinite().all() or row.abs().max() < _SILENCE:
                 what = "is silent (-80 dB)" if row.isfinite().all() else "holds NaN or infinite values"
-                raise ValueError(f"{path} {what} in its first {n_samples} samples, averaged: replace it or move it away")
+                raise ValueError(
+                    f"{path} {what} in its first {n_samples} samples, averaged: replace it or move it away"
+                )
         source = f"recordings in {folder.name}"
         said = []
         if factor > 1:
             said = [f"resampled from {file_rate_hz} to {sample_rate_hz} Hz"]
             source += f", {said[0]}"
         if n_averaged or n_cut or n_padded:
-            said += [f"{n_averaged} of several channels, averaged", f"{n_cut} longer than {n_samples} samples, cut",
-                     f"{n_padded} shorter, padded"]  # fmt: skip
+            said += [
+                f"{n_averaged} of several channels, averaged",
+                f"{n_cut} longer than {n_samples} samples, cut",
+                f"{n_padded} shorter, padded",
+            ]
         if said:
             print(f"recordings in {folder.name}: {len(x)} files; {'; '.join(said)}", file=sys.stderr, flush=True)
         return cls(x, list(paths), source, sample_rate_hz, seed)
 
     @classmethod
     def from_circuit(
-        cls, counts: Mapping[str, int] = COUNTS, sample_rate_hz: int = 44100, n_samples: int = 44100, seed: int = 0,
-        corpus_seed: int = 0, cache: Path | str | None = None,
-    ) -> OneShots:  # fmt: skip
+        cls,
+        counts: Mapping[str, int] = COUNTS,
+        sample_rate_hz: int = 44100,
+        n_samples: int = 44100,
+        seed: int = 0,
+        corpus_seed: int = 0,
+        cache: Path | str | None = None,
+    ) -> OneShots:
         """The circuit-model corpus of `circuit_808`, which stands in for recordings that cannot be shipped.
 
         Args:

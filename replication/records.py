@@ -47,8 +47,8 @@ def command_for(folder: Path) -> str:
     output = Path(*folder.parts[:-5])
     where = f" --profile {profile}" + ("" if output.absolute() == ROOT else f" --output {output}")
     if method == IMPORTANCE:
-        return f"python -m scrapl_lib importance --task {task}{where}"
-    return f"python -m scrapl_lib run --task {task} --method {method} --seeds {seed.removeprefix('seed_')}{where}"
+        return f"python -m replication importance --task {task}{where}"
+    return f"python -m replication run --task {task} --method {method} --seeds {seed.removeprefix('seed_')}{where}"
 
 
 class BrokenRecord(ValueError):
@@ -113,7 +113,9 @@ def _json(data: Any, **layout: Any) -> str:
     try:
         return json.dumps(data, sort_keys=True, allow_nan=False, default=lambda x: x.item(), **layout)
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"a record's JSON holds str, bool, None, finite numbers and lists of them: {error}; {data}") from error
+        raise ValueError(
+            f"a record's JSON holds str, bool, None, finite numbers and lists of them: {error}; {data}"
+        ) from error
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -129,19 +131,21 @@ def config_hash(config: dict[str, Any]) -> str:
 @functools.cache
 def _code_version() -> str:
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return "unknown"
-        dirty = git("status", "--porcelain", "--", str(Path(__file__).parent))
+        dirty = git("status", "--porcelain", "--", str(ROOT / "scrapl_lib"), str(ROOT / "replication"))
         return git("rev-parse", "--verify", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def provenance(device: Any) -> dict[str, Any]:
-    """What makes a result: code_version (git commit, "-dirty" when scrapl_lib/ differs from it, or "unknown"), versions,
+    """What makes a result: code_version (git commit, "-dirty" when scrapl_lib/ or replication/ differs from it, or "unknown"), versions,
     device, device_name, peak_memory_mb (MiB: allocated on a CUDA device, else this process's largest resident size)."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -156,8 +160,13 @@ def provenance(device: Any) -> dict[str, Any]:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     peak = peak and round(peak, 1)
-    return {"code_version": _code_version(), "versions": versions, "device": device, "device_name": name,
-            "peak_memory_mb": peak}  # fmt: skip
+    return {
+        "code_version": _code_version(),
+        "versions": versions,
+        "device": device,
+        "device_name": name,
+        "peak_memory_mb": peak,
+    }
 
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
@@ -217,8 +226,19 @@ def _place(folder: Path) -> dict[str, Any]:
     return dict(zip(PLACE, [*names, int(digits) if digits.isdecimal() and f"seed_{int(digits)}" == seed else seed]))
 
 
-def write_run(folder: Path, *, status: str, config: dict[str, Any], history: pd.DataFrame, test: pd.DataFrame,
-              start_utc: str, device: Any, threads: int, train_step_ms: dict[str, float] | None, **more: Any) -> None:  # fmt: skip
+def write_run(
+    folder: Path,
+    *,
+    status: str,
+    config: dict[str, Any],
+    history: pd.DataFrame,
+    test: pd.DataFrame,
+    start_utc: str,
+    device: Any,
+    threads: int,
+    train_step_ms: dict[str, float] | None,
+    **more: Any,
+) -> None:
     """Write the record of one run, replacing the one there; run.json goes first and comes last, so that a run killed in
     between counts as missing.
 
@@ -231,12 +251,30 @@ def write_run(folder: Path, *, status: str, config: dict[str, Any], history: pd.
     for name, table in tables.items():
         if list(table.columns) != COLUMNS[name]:
             raise ValueError(f"{name} needs the columns {COLUMNS[name]}, got {list(table.columns)}")
-    write_record(folder, tables, status=status, config=config, start_utc=start_utc, device=device, threads=threads,
-                 train_step_ms=train_step_ms, **more)  # fmt: skip
+    write_record(
+        folder,
+        tables,
+        status=status,
+        config=config,
+        start_utc=start_utc,
+        device=device,
+        threads=threads,
+        train_step_ms=train_step_ms,
+        **more,
+    )
 
 
-def write_record(folder: Path, tables: dict[str, pd.DataFrame], *, status: str, config: dict[str, Any], start_utc: str,
-                 device: Any, threads: int, **more: Any) -> None:  # fmt: skip
+def write_record(
+    folder: Path,
+    tables: dict[str, pd.DataFrame],
+    *,
+    status: str,
+    config: dict[str, Any],
+    start_utc: str,
+    device: Any,
+    threads: int,
+    **more: Any,
+) -> None:
     """`write_run` for CSV files of any names and columns."""
     folder = Path(folder).absolute()
     place = _place(folder)
@@ -273,7 +311,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
             info = json.loads(path.read_bytes())
             claimed, actual = info.pop("record_sha256"), config_hash(info)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BrokenRecord(path, "a JSON object with a record_sha256", f"{type(error).__name__}: {error}") from error
+            raise BrokenRecord(
+                path, "a JSON object with a record_sha256", f"{type(error).__name__}: {error}"
+            ) from error
         if claimed != actual:
             raise BrokenRecord(path, f"fields with SHA-256 {claimed}", f"SHA-256 {actual} (edited by hand?)")
         if (there := {key: info.get(key) for key in PLACE}) != _place(folder):
@@ -283,7 +323,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
             hours_of(info)
             dict(**info["config"]), info["status"] + info["config_hash"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BrokenRecord(path, "files, config, its hash, status and times", f"{type(error).__name__}: {error}") from error
+            raise BrokenRecord(
+                path, "files, config, its hash, status and times", f"{type(error).__name__}: {error}"
+            ) from error
         for name, (rows, digest) in wanted.items():
             path, expected = folder / name, f"{rows} rows with SHA-256 {digest}"
             if not path.is_file():
@@ -311,7 +353,9 @@ def read_run(folder: Path) -> Run:
         kind = {column: kinds.get(column, "str") for column in columns}
         empty = {column: [""] for column in columns if kind[column] == "float64"}
         try:
-            frames[name] = pd.read_csv(io.BytesIO(data[name]), dtype=kind, keep_default_na=False, na_values=empty)[columns]
+            frames[name] = pd.read_csv(io.BytesIO(data[name]), dtype=kind, keep_default_na=False, na_values=empty)[
+                columns
+            ]
         except (ValueError, KeyError, OverflowError) as error:
             found = f"{type(error).__name__}: {error}"
             raise BrokenRecord(Path(folder).absolute() / name, f"a table of {columns}", found) from error
@@ -320,7 +364,7 @@ def read_run(folder: Path) -> Run:
 
 
 def run_state(folder: Path, config_hash: str) -> str:
-    """"missing" (no run.json), "stale" (its config has another hash than `config_hash`), "done" or "failed".
+    """ "missing" (no run.json), "stale" (its config has another hash than `config_hash`), "done" or "failed".
 
     Takes well under a millisecond: files are hashed, not parsed. Raises `BrokenRecord` when one is not as it was written.
     """
@@ -332,8 +376,9 @@ def run_state(folder: Path, config_hash: str) -> str:
     return "done" if info["status"] == "ok" else "failed"
 
 
-def load_runs(profile: str, task: str, expected: dict[tuple[str, int], str] | None = None,
-              output: Path = ROOT) -> list[Run]:  # fmt: skip
+def load_runs(
+    profile: str, task: str, expected: dict[tuple[str, int], str] | None = None, output: Path = ROOT
+) -> list[Run]:
     """The finished and failed runs of a task, sorted by method and seed.
 
     expected: today's config hash by (method, seed). Only those runs are taken; one made with another config is stale: left
@@ -348,5 +393,7 @@ def load_runs(profile: str, task: str, expected: dict[tuple[str, int], str] | No
             (runs if current else stale).append(run)
     if stale:
         listed = ", ".join(sorted(f"{run.method} seed {run.seed}" for run in stale))
-        warnings.warn(f"left out as stale, made with another config than today's: {task} {listed} ({profile})", stacklevel=2)
+        warnings.warn(
+            f"left out as stale, made with another config than today's: {task} {listed} ({profile})", stacklevel=2
+        )
     return sorted(runs, key=lambda run: (run.method, run.seed))

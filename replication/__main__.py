@@ -1,4 +1,4 @@
-"""Command line: python -m scrapl_lib run | importance | status | compare | notebook | doctor (see --help of each)."""
+"""Command line: python -m replication run | importance | status | compare | notebook | doctor (see --help of each)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from statistics import mean
 import pandas as pd
 
 from . import __started_s__, doctor
-from .cluster import EXECUTORS, SLURM, Jobs
-from .execute import NotebookFailed, notebook_names, run_notebook, run_notebooks
-from .experiments import (
+from .jobs import EXECUTORS, SLURM, Jobs
+from .notebooks import NotebookFailed, notebook_names, run_notebook, run_notebooks
+from .records import IMPORTANCE, ROOT, BrokenRecord, hours_of, read_record, read_run, run_folder
+from .tasks import (
     METHODS,
     NOT_RUN,
     PROFILES,
@@ -29,8 +30,7 @@ from .experiments import (
     needs,
     step_cost,
 )
-from .records import IMPORTANCE, ROOT, BrokenRecord, hours_of, read_record, read_run, run_folder
-from .training import (
+from .trainer import (
     PER_GPU,
     RUN_GIB,
     STOP_S,
@@ -50,7 +50,7 @@ from .training import (
 
 
 def _seeds(text: str, what: str = "seeds") -> list[int]:
-    """"0-4" or "0,3,7" or both -> list of seeds."""
+    """ "0-4" or "0,3,7" or both -> list of seeds."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
@@ -59,7 +59,9 @@ def _seeds(text: str, what: str = "seeds") -> list[int]:
             if found.stop - found.start > 10**6:
                 raise argparse.ArgumentTypeError(f"{part!r} is more than a million {what}")
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{what} are numbers and ranges such as 0-4 or 0,2,5; got {text!r}") from None
+            raise argparse.ArgumentTypeError(
+                f"{what} are numbers and ranges such as 0-4 or 0,2,5; got {text!r}"
+            ) from None
         if not found:
             raise argparse.ArgumentTypeError(f"the range {part!r} is empty; write the smaller number first")
         seeds += found
@@ -77,7 +79,7 @@ def _minutes(text: str) -> float:
 
 
 def _option(text: str) -> tuple[str, int | str]:
-    """"NAME=VALUE", numbers as numbers."""
+    """ "NAME=VALUE", numbers as numbers."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"an option of sbatch is NAME=VALUE such as partition=gpu; got {text!r}")
@@ -90,8 +92,16 @@ def _jobs(args: argparse.Namespace, workers: int | None = None) -> Jobs | None:
         if args.parts is not None or args.slurm:
             raise ValueError("--parts and --slurm are for jobs: add --executor slurm")
         return None
-    return Jobs(args.executor, args.profile, args.output, args.device, workers, args.deterministic,
-                1 if args.parts is None else args.parts, dict(args.slurm))  # fmt: skip
+    return Jobs(
+        args.executor,
+        args.profile,
+        args.output,
+        args.device,
+        workers,
+        args.deterministic,
+        1 if args.parts is None else args.parts,
+        dict(args.slurm),
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -109,13 +119,27 @@ def _run(args: argparse.Namespace) -> int:
     jobs, budget, before = _jobs(args, args.workers), None, None
     if args.budget_minutes is not None:
         if jobs:
-            raise ValueError("--budget-minutes is for workers of this machine; what limits a job is --slurm time=MINUTES")
+            raise ValueError(
+                "--budget-minutes is for workers of this machine; what limits a job is --slurm time=MINUTES"
+            )
         budget = Budget(args.started_s + 60 * args.budget_minutes, STOP_S[args.profile])
         before = states(wanted, args.output)
-    runs = ensure_runs(tasks, methods, args.seeds, args.profile, args.output, args.device, args.workers, budget,
-                       args.deterministic, jobs)  # fmt: skip
+    runs = ensure_runs(
+        tasks,
+        methods,
+        args.seeds,
+        args.profile,
+        args.output,
+        args.device,
+        args.workers,
+        budget,
+        args.deterministic,
+        jobs,
+    )
     failed = [run for run in runs if not run.ok]
-    print(f"{len(runs) - len(failed)} of {len(wanted)} runs finished, {len(failed)} failed, in {args.output / 'results'}")
+    print(
+        f"{len(runs) - len(failed)} of {len(wanted)} runs finished, {len(failed)} failed, in {args.output / 'results'}"
+    )
     for run in failed:
         print(f"  {run.task}/{run.method}/seed {run.seed}: {run.status}")
     left = {} if budget is None else wanted.keys() & budget.left
@@ -124,7 +148,9 @@ def _run(args: argparse.Namespace) -> int:
     return 0 if len(runs) + len(left) == len(wanted) else 1
 
 
-def _balance(args: argparse.Namespace, before: dict[RunConfig, str], after: dict[RunConfig, str], budget: Budget) -> str:
+def _balance(
+    args: argparse.Namespace, before: dict[RunConfig, str], after: dict[RunConfig, str], budget: Budget
+) -> str:
     """What was done within the budget, what is under way and what is missing, in a line."""
     missing = [config for config, state in after.items() if state == "missing"]
     kept = {c: kept_of(c, args.output) for c in dict.fromkeys([*missing, *filter(None, map(needs, missing))])}
@@ -132,8 +158,10 @@ def _balance(args: argparse.Namespace, before: dict[RunConfig, str], after: dict
     n_done = list(before.values()).count("missing") - len(missing)
     too_short = 60 * args.budget_minutes <= 3 * budget.stop_s
     what_next = f"; none is started in the last {3 * budget.stop_s:g} s" if too_short else "; the same command goes on"
-    return (f"budget of {args.budget_minutes:g} minutes: {n_done} runs done; under way: {under_way or 'none'}; "
-            f"{sum(not kept[c] for c in missing)} missing{what_next if missing else ''}")  # fmt: skip
+    return (
+        f"budget of {args.budget_minutes:g} minutes: {n_done} runs done; under way: {under_way or 'none'}; "
+        f"{sum(not kept[c] for c in missing)} missing{what_next if missing else ''}"
+    )
 
 
 def _importance(args: argparse.Namespace) -> int:
@@ -202,17 +230,21 @@ def _status(args: argparse.Namespace) -> int:
     whole = pd.concat(tallies)
     n, unknown = whole.sum(), whole.loc[whole["to_go"].isna(), "missing"].sum()
     besides = f" and {unknown:.0f} times ?" if unknown else ""
-    print(f"\nin all {n['done']:.0f} done, {n['failed']:.0f} failed, {n['stale']:.0f} stale, {n['missing']:.0f} missing; "
-          f"{_hours(n['spent'])} hours spent, {_hours(n['to_go'])} to go{besides}")  # fmt: skip
-    print("Hours are one worker's. Spent: by the records, which know of an interrupted run its training steps or its last part.\n"
-          "To go: by the finished runs of the task and method, else roughly by those of its other methods; ?: there are none.")
+    print(
+        f"\nin all {n['done']:.0f} done, {n['failed']:.0f} failed, {n['stale']:.0f} stale, {n['missing']:.0f} missing; "
+        f"{_hours(n['spent'])} hours spent, {_hours(n['to_go'])} to go{besides}"
+    )
+    print(
+        "Hours are one worker's. Spent: by the records, which know of an interrupted run its training steps or its last part.\n"
+        "To go: by the finished runs of the task and method, else roughly by those of its other methods; ?: there are none."
+    )
     for method, why in NOT_RUN.items():
         print(f"{method} not run: {why}")
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from . import compare, tables  # with matplotlib, which workers go without
+    from . import compare, tables
 
     profiles = compare.compared(check_name("profile", args.profile, PROFILES))
     runs = {name: [run for task in TASKS for run in runs_on_disk(task, name, args.output)] for name in profiles}
@@ -246,63 +278,114 @@ def _notebook(args: argparse.Namespace) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    whole = argparse.ArgumentParser(prog="python -m scrapl_lib", description="Train, look at and show the experiments.")
+    whole = argparse.ArgumentParser(
+        prog="python -m replication", description="Train, look at and show the experiments."
+    )
     commands = whole.add_subparsers(dest="command", required=True)
     where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("--output", type=lambda text: Path(text).absolute(), default=ROOT,
-                       help="folder that holds results/, figures/ and checkpoints/ (default: the project)")  # fmt: skip
+    where.add_argument(
+        "--output",
+        type=lambda text: Path(text).absolute(),
+        default=ROOT,
+        help="folder that holds results/, figures/ and checkpoints/ (default: the project)",
+    )
     common = argparse.ArgumentParser(add_help=False, parents=[where])
     common.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default quick)")
 
     computing = argparse.ArgumentParser(add_help=False, parents=[common])
     computing.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
-    computing.add_argument("--deterministic", action="store_true", help="the same bits again on one type of device and one version "
-                           "of PyTorch (on a CPU they are so anyway); run.json says so")  # fmt: skip
-    computing.add_argument("--executor", choices=EXECUTORS, help="submit jobs through submitit, one per run, and wait for them, "
-                           "rather than start workers (local: in processes of this machine, to try it out)")  # fmt: skip
-    computing.add_argument("--parts", type=int, metavar="N", help="with --executor: jobs for a task's path probabilities (1)")
+    computing.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="the same bits again on one type of device and one version "
+        "of PyTorch (on a CPU they are so anyway); run.json says so",
+    )
+    computing.add_argument(
+        "--executor",
+        choices=EXECUTORS,
+        help="submit jobs through submitit, one per run, and wait for them, "
+        "rather than start workers (local: in processes of this machine, to try it out)",
+    )
+    computing.add_argument(
+        "--parts", type=int, metavar="N", help="with --executor: jobs for a task's path probabilities (1)"
+    )
     known = " ".join(f"{name}={value}" for name, value in SLURM.items())
-    computing.add_argument("--slurm", type=_option, action="append", default=[], metavar="NAME=VALUE", help="with --executor: an "
-                           f"option of sbatch, such as partition=gpu; several times. Default {known} (time: minutes)")  # fmt: skip
+    computing.add_argument(
+        "--slurm",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --executor: an "
+        f"option of sbatch, such as partition=gpu; several times. Default {known} (time: minutes)",
+    )
     computing.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
 
     run = commands.add_parser("run", parents=[computing], help="train what is missing of a grid; again to resume")
     run.add_argument("--task", help=f"comma-separated; default those whose tables have the methods. {', '.join(TASKS)}")
     run.add_argument("--method", help=f"comma-separated; default all. {', '.join(METHODS)}")
     run.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the profile")
-    run.add_argument("--workers", type=int, metavar="N", help="runs at once, which share the device (default: one per core on a "
-                     f"CPU; on CUDA one per {RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs at once "
-                     "(256)")  # fmt: skip
+    run.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="runs at once, which share the device (default: one per core on a "
+        f"CPU; on CUDA one per {RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs at once "
+        "(256)",
+    )
     stop_s = ", ".join(f"{profile}: {stop_s:g} s" for profile, stop_s in STOP_S.items())
-    run.add_argument("--budget-minutes", type=_minutes, metavar="MINUTES", help="stop after so long, start-up included, with exit "
-                     "status 0 (1: a run crashed or is stale). One seed of every task and method comes first, then a second one, "
-                     "and so on, in each round the cheap before the dear. Shortly before the end the runs under way are asked to "
-                     f"write checkpoints, from which the same command goes on ({stop_s}); so that a run comes to its first, none "
-                     "is started in the last three times as long")  # fmt: skip
+    run.add_argument(
+        "--budget-minutes",
+        type=_minutes,
+        metavar="MINUTES",
+        help="stop after so long, start-up included, with exit "
+        "status 0 (1: a run crashed or is stale). One seed of every task and method comes first, then a second one, "
+        "and so on, in each round the cheap before the dear. Shortly before the end the runs under way are asked to "
+        f"write checkpoints, from which the same command goes on ({stop_s}); so that a run comes to its first, none "
+        "is started in the last three times as long",
+    )
     run.set_defaults(function=_run)
 
-    importance = commands.add_parser("importance", parents=[computing], help="path probabilities of theta-importance sampling "
-                                     "(run computes what it needs of them); again to resume")  # fmt: skip
+    importance = commands.add_parser(
+        "importance",
+        parents=[computing],
+        help="path probabilities of theta-importance sampling (run computes what it needs of them); again to resume",
+    )
     importance.add_argument("--task", default=",".join(TASKS), help=f"comma-separated; default all. {', '.join(TASKS)}")
-    importance.add_argument("--paths", type=lambda text: _seeds(text, "paths"),
-                            help="0-99 or 0,7: only these. Whoever finds all parts in checkpoints/ puts them together")  # fmt: skip
+    importance.add_argument(
+        "--paths",
+        type=lambda text: _seeds(text, "paths"),
+        help="0-99 or 0,7: only these. Whoever finds all parts in checkpoints/ puts them together",
+    )
     importance.set_defaults(function=_importance)
 
-    status = commands.add_parser("status", parents=[common], help="task by method: how many runs are done, failed, stale and "
-                                 "missing, hours spent on them and to go")  # fmt: skip
+    status = commands.add_parser(
+        "status",
+        parents=[common],
+        help="task by method: how many runs are done, failed, stale and missing, hours spent on them and to go",
+    )
     status.set_defaults(function=_status)
 
-    compare = commands.add_parser("compare", parents=[common], help="every cell of Tables 1 to 9 and every claim: ours, "
-                                  "the paper's, verdict, as 09_report_card writes them")  # fmt: skip
+    compare = commands.add_parser(
+        "compare",
+        parents=[common],
+        help="every cell of Tables 1 to 9 and every claim: ours, the paper's, verdict, as 09_report_card writes them",
+    )
     compare.set_defaults(function=_compare)
 
     notebook = commands.add_parser("notebook", parents=[common], help="execute notebooks strictly through papermill")
     notebook.add_argument("names", nargs="*", help="such as 05_granular; default all, in order")
-    notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook's parameter")
+    notebook.add_argument(
+        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook's parameter"
+    )
     notebook.set_defaults(function=_notebook)
 
-    check = commands.add_parser("doctor", parents=[where], help="versions, devices, disk, weights and records, and what is wrong "
-                                "with a fix for each; exit status 1 if something needed is")  # fmt: skip
+    check = commands.add_parser(
+        "doctor",
+        parents=[where],
+        help="versions, devices, disk, weights and records, and what is wrong "
+        "with a fix for each; exit status 1 if something needed is",
+    )
     check.set_defaults(function=lambda args: doctor.report(args.output))
     return whole
 

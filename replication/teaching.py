@@ -22,20 +22,36 @@ from matplotlib.collections import PathCollection
 from scipy.signal import resample_poly
 from torch import Tensor
 
-from .experiments import PROFILES, RunConfig, check_name, make_config
-from .jtfs import JTFS
-from .losses import SCRAPLLoss
-from .optim import PSAGA, PAdam
-from .training import Training
+from scrapl_lib.jtfs import JTFS
+from scrapl_lib.losses import SCRAPLLoss
+from scrapl_lib.optim import PSAGA, PAdam
+
+from .tasks import PROFILES, RunConfig, check_name, make_config
+from .trainer import Training
 
 LEAST_PLAYED_HZ = 8000  # browsers refuse sounds of some lower rates
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: safe for colour-blind eyes
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # Okabe and Ito: safe for colour-blind eyes
 
 # The quick problem made smaller once more: half a second of sound, fewer paths, small batches, a narrower encoder.
 _DEMO = {
-    "n_samples": 4096, "grid_size": 8, "n_synth_seeds": 2, "J": 8, "J_fr": 2, "channels": 24, "dense": 24,
-    "batch_size": 4, "lr": 2e-3, "epochs": 12,
-}  # fmt: skip
+    "n_samples": 4096,
+    "grid_size": 8,
+    "n_synth_seeds": 2,
+    "J": 8,
+    "J_fr": 2,
+    "channels": 24,
+    "dense": 24,
+    "batch_size": 4,
+    "lr": 2e-3,
+    "epochs": 12,
+}
 
 
 def demo_config(profile: str, method: str, seed: int, **changes: object) -> RunConfig:
@@ -85,7 +101,9 @@ def reconstruct(training: Training, items: Tensor, seeds: Tensor) -> Tensor:
     return training.synth(training.encoder(training.features[items]), seeds)
 
 
-def path_slopes(loss: SCRAPLLoss, synthesize: Callable[[Tensor], Tensor], theta: Tensor, x: Tensor, step: float = 1e-6) -> Tensor:
+def path_slopes(
+    loss: SCRAPLLoss, synthesize: Callable[[Tensor], Tensor], theta: Tensor, x: Tensor, step: float = 1e-6
+) -> Tensor:
     """Derivative of every path's loss of every pair in the pair's own parameters: (P, batch, U), in float64.
 
     Central differences along the derivatives of the audio: 2 U times all paths' losses instead of a backward pass per path.
@@ -208,7 +226,9 @@ def dense_m(
 
     def estimate(flat: Tensor) -> Tensor:
         parts = flat.split([w.numel() for w in weights])
-        return torch.func.functional_call(encoder, {n: v.view_as(w) for n, v, w in zip(names, parts, weights)}, (features,))
+        return torch.func.functional_call(
+            encoder, {n: v.view_as(w) for n, v, w in zip(names, parts, weights)}, (features,)
+        )
 
     flat = _flat(weights)
     J, bent = torch.func.jacrev(estimate)(flat), torch.func.hessian(estimate)(flat)  # (N, U, W), (N, U, W, W)
@@ -245,7 +265,9 @@ def show_sound(x: Tensor, jtfs: JTFS, sample_rate_hz: float, title: str = "", wi
     energy = jtfs(x.detach().view(1, 1, -1))[0, jtfs.first_order_paths :].square().sum(dim=(1, 2)).numpy()
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.3), layout="constrained")
     draw_spectrogram(axes[0], x, sample_rate_hz, window)
-    dots = draw_paths(axes[1], jtfs, 10 * np.log10(energy / energy.max() + 1e-12), sample_rate_hz, vmin=-40, vmax=0, s=50)
+    dots = draw_paths(
+        axes[1], jtfs, 10 * np.log10(energy / energy.max() + 1e-12), sample_rate_hz, vmin=-40, vmax=0, s=50
+    )
     figure.colorbar(dots, label="energy of the path (dB)")
     figure.suptitle(title, fontsize=10)
     plt.show()
@@ -268,8 +290,9 @@ def draw_landscape(ax: Axes, first: np.ndarray, second: np.ndarray, loss: np.nda
     return float((downhill[1] * to_truth > 0)[away].mean())
 
 
-def draw_paths(ax: Axes, jtfs: JTFS, values: np.ndarray, sample_rate_hz: float, cmap: str = "cividis",
-               **options: object) -> PathCollection:  # fmt: skip
+def draw_paths(
+    ax: Axes, jtfs: JTFS, values: np.ndarray, sample_rate_hz: float, cmap: str = "cividis", **options: object
+) -> PathCollection:
     """Every path as a dot at (rate in Hz, spin x scale in cycles per octave), coloured by `values` (P,).
 
     Returns the dots, for a colour bar. Low-pass paths (spin 0) lie on the middle line.

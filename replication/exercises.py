@@ -38,8 +38,11 @@ def check(answer: object, expected: object, *arguments: object, tol: float = 1e-
     if given.shape != expected.shape:
         return Markdown(f"**Not yet**: expected {_said(expected)}, got {_said(given)}. {hint}")
     if not (given - expected).abs().max() <= tol * expected.abs().max():
-        return Markdown(f"**Not yet**: got {given.item():.4g}. {hint}" if given.ndim == 0 else
-                        f"**Not yet**: the shape is right, the numbers are not. {hint}")  # fmt: skip
+        return Markdown(
+            f"**Not yet**: got {given.item():.4g}. {hint}"
+            if given.ndim == 0
+            else f"**Not yet**: the shape is right, the numbers are not. {hint}"
+        )
     return Markdown("**Right.**")
 
 

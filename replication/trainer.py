@@ -33,10 +33,12 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from scrapl_lib.importance import Importance, forget, merge, paths_in, theta_importance
+from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
+from scrapl_lib.optim import PSAGA, PAdam
+
+from .baselines import EmbeddingLoss, MSSLoss, WeightsUnavailable
 from .data import ThetaGrid, meso_seeds
-from .experiments import RunConfig, by_worth, grid, importance_config, needs, run_cost
-from .importance import Importance, forget, merge, paths_in, theta_importance
-from .losses import EmbeddingLoss, JTFSLoss, MSSLoss, SCRAPLLoss, WeightsUnavailable, p_loss
 from .measures import (
     audio_distances,
     convergence_step,
@@ -47,7 +49,6 @@ from .measures import (
     theta_l1,
     total_variation,
 )
-from .optim import PSAGA, PAdam
 from .records import (
     COLUMNS,
     IMPORTANCE,
@@ -67,13 +68,20 @@ from .records import (
     write_run,
     write_text_atomic,
 )
+from .tasks import RunConfig, by_worth, grid, importance_config, needs, run_cost
 
 CHECKPOINT_EVERY_S = 120.0
 STOP_S = {"smoke": 10.0, "quick": 60.0, "paper": 60.0}  # what a profile's runs need to come to a stop: see Budget
 STOPPED = (os.EX_TEMPFAIL, -signal.SIGUSR1, -signal.SIGTERM)  # exit statuses of a worker that was stopped
-PER_GPU, RUN_GIB = 4, 8  # runs at once on a CUDA device: at most so many, each with so much of its memory; see default_workers
+PER_GPU, RUN_GIB = (
+    4,
+    8,
+)  # runs at once on a CUDA device: at most so many, each with so much of its memory; see default_workers
 CUDA_CHECK_EVERY = 20  # steps between looks at the loss on CUDA, where each look waits for the device
-IMPORTANCE_TOL, IMPORTANCE_N_ITER = 1e-3, 40  # of the curvatures: probabilities need no more; the slowest paths need more than 20
+IMPORTANCE_TOL, IMPORTANCE_N_ITER = (
+    1e-3,
+    40,
+)  # of the curvatures: probabilities need no more; the slowest paths need more than 20
 CHUNK = 64  # items at a time where no gradient is needed
 # glibc gives large blocks back to the kernel after every use; fetching them again costs more than computing in them
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
@@ -98,7 +106,9 @@ def check_device(device: str) -> torch.device:
         raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:<n>")
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type == "cuda" and (found.index or 0) >= n:
-        raise ValueError(f"device {device!r} asked for, but this PyTorch sees {n} CUDA devices; use --device cpu, which is slow")
+        raise ValueError(
+            f"device {device!r} asked for, but this PyTorch sees {n} CUDA devices; use --device cpu, which is slow"
+        )
     return found
 
 
@@ -125,7 +135,9 @@ def make_deterministic(device: str) -> None:
 
 def checkpoint_folder(config: RunConfig, output: Path = ROOT) -> Path:
     """Where a run's checkpoints, log and progress are while it is under way."""
-    return Path(output).absolute() / "checkpoints" / config.profile / config.task / config.method / f"seed_{config.seed}"
+    return (
+        Path(output).absolute() / "checkpoints" / config.profile / config.task / config.method / f"seed_{config.seed}"
+    )
 
 
 class Training:
@@ -141,7 +153,9 @@ class Training:
         self.encoder = config.encoder().to(device)
         self.synth = config.synth()
         self.data = config.data()
-        self.theta = self.data.theta.to(device) if isinstance(self.data, ThetaGrid) else None  # of sounds nobody knows it
+        self.theta = (
+            self.data.theta.to(device) if isinstance(self.data, ThetaGrid) else None
+        )  # of sounds nobody knows it
         self.loss = self._make_loss()
         if probs is not None:
             self.loss.probs = probs
@@ -208,7 +222,9 @@ class Training:
         return {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
 
     def _batch_loss(self, items: Tensor, seeds: Tensor, **options: object) -> Tensor:
-        items = items.to(self.device, non_blocking=True)  # indexing with a CPU tensor would wait for the device, each time
+        items = items.to(
+            self.device, non_blocking=True
+        )  # indexing with a CPU tensor would wait for the device, each time
         theta_hat = self.encoder(self.features[items])
         if self.config.loss == "p_loss":
             return p_loss(theta_hat, self.theta[items])
@@ -224,7 +240,9 @@ class Training:
             self._validate()
         while self.step < self.n_steps:
             epoch, position = divmod(self.step, self.steps_per_epoch)
-            batches = self.data.batches("train", self.config.batch_size * self.config.accumulate, epoch, self.config.seed)
+            batches = self.data.batches(
+                "train", self.config.batch_size * self.config.accumulate, epoch, self.config.seed
+            )
             for items in batches[position:]:
                 self._train_step(items)
                 if self.step % self.steps_per_epoch == 0:
@@ -264,7 +282,9 @@ class Training:
             self.untimed_steps = 0
 
     def _check_finite(self, loss: Tensor) -> None:
-        largest = torch.nn.utils.get_total_norm([w.grad for w in self.encoder.parameters() if w.grad is not None], math.inf)
+        largest = torch.nn.utils.get_total_norm(
+            [w.grad for w in self.encoder.parameters() if w.grad is not None], math.inf
+        )
         if not (torch.isfinite(loss) and torch.isfinite(largest)):
             path = getattr(self.loss, "path_idx", None)
             where = f"step {self.step}" + ("" if path is None else f", path {path}")
@@ -311,7 +331,9 @@ class Training:
             if c.loss == "scrapl":
                 generator = torch.Generator().manual_seed(c.seed)
                 paths = torch.multinomial(self.loss.probs, len(batches), replacement=True, generator=generator).tolist()
-                self.validation = [{"path_idx": p, "S": self.loss.jtfs.path(self.x[items], p)} for p, items in zip(paths, batches)]
+                self.validation = [
+                    {"path_idx": p, "S": self.loss.jtfs.path(self.x[items], p)} for p, items in zip(paths, batches)
+                ]
         numpy_state = np.random.get_state()
         np.random.seed(c.seed)
         total = 0.0
@@ -361,12 +383,16 @@ class Training:
             x_hat = torch.cat([self.synth.render(theta, torch.zeros(len(theta), dtype=torch.long)) for theta in parts])
         x = self.x[items]
         jtfs = self.loss if c.loss == "jtfs" else JTFSLoss(**c.transform())
-        values = {f"{name}_distance": value for name, value in
-                  audio_distances(x_hat, x, ["jtfs", "mss_log_linear"], jtfs=jtfs, batch_size=8).items()}  # fmt: skip
+        values = {
+            f"{name}_distance": value
+            for name, value in audio_distances(x_hat, x, ["jtfs", "mss_log_linear"], jtfs=jtfs, batch_size=8).items()
+        }
         x_hat, x = (audio[..., c.common_delay :] for audio in (x_hat, x))
         features = drum_feature_distances(x_hat, x, c.sample_rate_hz)
         values |= {f"{name}_l1": value for name, value in features.items()}
-        values["frechet_log_mel"] = frechet_distance(*(log_mel_statistics(audio, c.sample_rate_hz) for audio in (x_hat, x)))
+        values["frechet_log_mel"] = frechet_distance(
+            *(log_mel_statistics(audio, c.sample_rate_hz) for audio in (x_hat, x))
+        )
         with contextlib.suppress(WeightsUnavailable):
             values["fad_encodec"] = frechet_distance(*(encodec_frames(audio, c.sample_rate_hz) for audio in (x_hat, x)))
         first = {self.data.kinds[item]: row for row, item in reversed(list(enumerate(items.tolist())))}
@@ -390,13 +416,20 @@ class Training:
         """Everything a resumed run needs, in types that `torch.load(weights_only=True)` reads."""
         name, keys, *rest = np.random.get_state()
         state = {
-            "config_hash": config_hash(self.config.flat), "encoder": self.encoder.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step, "step_s": self.step_s, "history": self.history,
-            "epoch_losses": self.epoch_losses, "val_theta_l1": self.val_theta_l1,
-            "best_loss": self.best_loss, "best_weights": self.best_weights,
-            "torch": torch.get_rng_state(), "numpy": (name, keys.tolist(), *rest),
+            "config_hash": config_hash(self.config.flat),
+            "encoder": self.encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "step_s": self.step_s,
+            "history": self.history,
+            "epoch_losses": self.epoch_losses,
+            "val_theta_l1": self.val_theta_l1,
+            "best_loss": self.best_loss,
+            "best_weights": self.best_weights,
+            "torch": torch.get_rng_state(),
+            "numpy": (name, keys.tolist(), *rest),
             "paths": self.loss.get_extra_state() if self.config.loss == "scrapl" else None,
-        }  # fmt: skip
+        }
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
         return state
@@ -467,8 +500,13 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def train(config: RunConfig, output: Path = ROOT, device: str = "cpu", report: Report | None = None,
-          checkpoint_every_s: float = CHECKPOINT_EVERY_S) -> Run:  # fmt: skip
+def train(
+    config: RunConfig,
+    output: Path = ROOT,
+    device: str = "cpu",
+    report: Report | None = None,
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+) -> Run:
     """Train one run to its end, from its newest checkpoint if there is one, and write its record.
 
     A finished or failed run is returned as it is. `report` is called after every step; where it sets `stopping`, a checkpoint
@@ -490,8 +528,15 @@ def train(config: RunConfig, output: Path = ROOT, device: str = "cpu", report: R
     return read_run(folder)
 
 
-def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.device, report: Report | None,
-           checkpoint_every_s: float, output: Path) -> None:  # fmt: skip
+def _train(
+    config: RunConfig,
+    folder: Path,
+    checkpoints: Path,
+    device: torch.device,
+    report: Report | None,
+    checkpoint_every_s: float,
+    output: Path,
+) -> None:
     start_utc, status, saved_s = utc_now(), "ok", time.monotonic()
     probs, drawn_from = None, {}
     if config.method == "scrapl":
@@ -521,10 +566,19 @@ def _train(config: RunConfig, folder: Path, checkpoints: Path, device: torch.dev
         status = f"failed:out of memory: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
     history = training.history_table() if training else pd.DataFrame([], columns=COLUMNS["history.csv"])
     write_run(
-        folder, status=status, config=config.flat, history=history, test=test, start_utc=start_utc,
-        device=device, threads=torch.get_num_threads(), train_step_ms=training.step_ms() if training else None,
-        deterministic=torch.are_deterministic_algorithms_enabled(), **drawn_from, **heard,
-    )  # fmt: skip
+        folder,
+        status=status,
+        config=config.flat,
+        history=history,
+        test=test,
+        start_utc=start_utc,
+        device=device,
+        threads=torch.get_num_threads(),
+        train_step_ms=training.step_ms() if training else None,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        **drawn_from,
+        **heard,
+    )
 
 
 # ---- path probabilities ---------------------------------------------------------------------------------------------
@@ -536,7 +590,9 @@ def importance_folder(config: RunConfig, output: Path = ROOT) -> Path:
     folder = run_folder(wanted.profile, wanted.task, IMPORTANCE, 0, output)
     if (state := run_state(folder, config_hash(wanted.flat))) != "done":
         remedy = f"delete {folder}, then run" if state == "stale" else "run"
-        raise ValueError(f"{state} path probabilities of theta-importance sampling in {folder}: {remedy} {command_for(folder)}")
+        raise ValueError(
+            f"{state} path probabilities of theta-importance sampling in {folder}: {remedy} {command_for(folder)}"
+        )
     return folder
 
 
@@ -563,8 +619,15 @@ def path_probabilities(config: RunConfig, output: Path = ROOT) -> Tensor:
     return probs / probs.sum()
 
 
-def compute_importance(task: str, profile: str, output: Path = ROOT, device: str = "cpu", paths: list[int] | None = None,
-                       watch: Callable[[], None] | None = None, **changes: object) -> str:  # fmt: skip
+def compute_importance(
+    task: str,
+    profile: str,
+    output: Path = ROOT,
+    device: str = "cpu",
+    paths: list[int] | None = None,
+    watch: Callable[[], None] | None = None,
+    **changes: object,
+) -> str:
     """Compute and record the path probabilities of a task, as `importance_table` reads them; go on where a stopped call was.
 
     The encoder has the initial weights of seed 0; batches and synthesizer seeds are those of that run's first steps.
@@ -580,20 +643,31 @@ def compute_importance(task: str, profile: str, output: Path = ROOT, device: str
     n_paths, fingerprint = SCRAPLLoss(**config.transform()).n_paths, config_hash(config.flat)
     if paths is not None and not set(paths) <= set(range(n_paths)):
         wrong = sorted(set(paths) - set(range(n_paths)))
-        raise ValueError(f"paths must be numbers from 0 to {n_paths - 1}, got {', '.join(map(str, wrong[:5]))}{', ...' if wrong[5:] else ''}")
+        raise ValueError(
+            f"paths must be numbers from 0 to {n_paths - 1}, got {', '.join(map(str, wrong[:5]))}{', ...' if wrong[5:] else ''}"
+        )
     name = "all" if paths is None else f"{min(paths)}-{max(paths)}"
     with _alone(parts / name):
         state = run_state(folder, fingerprint)
         if state == "stale":
-            raise ValueError(f"{folder} holds a record of another configuration: delete that folder to compute it again")
+            raise ValueError(
+                f"{folder} holds a record of another configuration: delete that folder to compute it again"
+            )
         own = parts / name / "curvature.json"
         elsewhere = [path for file in _curvatures(parts) if file != own for path in paths_in(file, fingerprint)]
         todo = [path for path in (range(n_paths) if paths is None else paths) if path not in elsewhere]
         if state == "missing" and todo:
             importance_of(
-                Training(config, place), config.importance_examples // config.batch_size, watch, paths=todo, save=own,
-                fingerprint=fingerprint, progress=watch is None, tol=IMPORTANCE_TOL, n_iter=IMPORTANCE_N_ITER,
-            )  # fmt: skip
+                Training(config, place),
+                config.importance_examples // config.batch_size,
+                watch,
+                paths=todo,
+                save=own,
+                fingerprint=fingerprint,
+                progress=watch is None,
+                tol=IMPORTANCE_TOL,
+                n_iter=IMPORTANCE_N_ITER,
+            )
     with _alone(parts):
         if run_state(folder, fingerprint) == "missing":
             files, there = _curvatures(parts), set()
@@ -624,18 +698,33 @@ def importance_of(
         return lambda theta: synth.render(theta, *draws)
 
     return theta_importance(
-        training.loss, lambda x: encoder(encoder.features(x)), [synthesize(step + 1) for step in range(len(batches))],
-        [training.x[items] for items in batches], encoder.parameters(), watch=watch, **options,
-    )  # fmt: skip
+        training.loss,
+        lambda x: encoder(encoder.features(x)),
+        [synthesize(step + 1) for step in range(len(batches))],
+        [training.x[items] for items in batches],
+        encoder.parameters(),
+        watch=watch,
+        **options,
+    )
 
 
 def _write_importance(folder: Path, config: RunConfig, found: Importance, start_utc: str, device: torch.device) -> None:
-    table = pd.DataFrame([asdict(path) for path in SCRAPLLoss(**config.transform()).jtfs.paths]).rename(columns={"index": "path_idx"})
+    table = pd.DataFrame([asdict(path) for path in SCRAPLLoss(**config.transform()).jtfs.paths]).rename(
+        columns={"index": "path_idx"}
+    )
     for parameter, values in zip(config.synth().parameters, found.curvature.tolist()):
         table[f"curvature_{parameter.name}"] = values
     table["probability"] = found.probs.tolist()
-    write_record(folder, {"probabilities.csv": table}, status="ok", config=config.flat, start_utc=start_utc, device=device,
-                 threads=torch.get_num_threads(), deterministic=torch.are_deterministic_algorithms_enabled())  # fmt: skip
+    write_record(
+        folder,
+        {"probabilities.csv": table},
+        status="ok",
+        config=config.flat,
+        start_utc=start_utc,
+        device=device,
+        threads=torch.get_num_threads(),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
 
 
 # ---- many runs --------------------------------------------------------------------------------------------------------
@@ -677,22 +766,48 @@ class Worker:
     apart: in a process group of its own, so that signals to that of the caller do not reach it.
     """
 
-    def __init__(self, config: RunConfig, output: Path, device: str, deterministic: bool = False, paths: str = "",
-                 apart: bool = False) -> None:  # fmt: skip
+    def __init__(
+        self,
+        config: RunConfig,
+        output: Path,
+        device: str,
+        deterministic: bool = False,
+        paths: str = "",
+        apart: bool = False,
+    ) -> None:
         self.config, self.folder = config, checkpoint_folder(config, output)
         self.name = f"{config.task}/{config.method}/" + (f"paths {paths}" if paths else f"seed {config.seed}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder.with_name(f"{self.folder.name}{paths and '_' + paths}.log")
         of_run = ["run", "--method", config.method, "--seeds", str(config.seed)]
-        command = [sys.executable, "-m", "scrapl_lib", *(["importance"] if config.method == IMPORTANCE else of_run), "--worker",
-                   "--task", config.task, "--profile", config.profile, "--device", device, "--output", str(output),
-                   *(["--deterministic"] if deterministic else []), *(["--paths", paths] if paths else [])]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "replication",
+            *(["importance"] if config.method == IMPORTANCE else of_run),
+            "--worker",
+            "--task",
+            config.task,
+            "--profile",
+            config.profile,
+            "--device",
+            device,
+            "--output",
+            str(output),
+            *(["--deterministic"] if deterministic else []),
+            *(["--paths", paths] if paths else []),
+        ]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT,
-                env=os.environ | KEEP_MEMORY | threads, process_group=0 if apart else None,
-            )  # fmt: skip
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
+                env=os.environ | KEEP_MEMORY | threads,
+                process_group=0 if apart else None,
+            )
 
     def progress(self) -> dict:
         try:
@@ -752,10 +867,17 @@ def runs_on_disk(task: str, profile: str = "quick", output: Path = ROOT) -> list
 
 
 def ensure_runs(
-    tasks: Iterable[str], methods: Iterable[str] | None = None, seeds: Iterable[int] | None = None,
-    profile: str = "quick", output: Path = ROOT, device: str | None = None, workers: int | None = None,
-    budget: Budget | None = None, deterministic: bool = False, jobs: Callable[[list[RunConfig]], None] | None = None,
-) -> list[Run]:  # fmt: skip
+    tasks: Iterable[str],
+    methods: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+    profile: str = "quick",
+    output: Path = ROOT,
+    device: str | None = None,
+    workers: int | None = None,
+    budget: Budget | None = None,
+    deterministic: bool = False,
+    jobs: Callable[[list[RunConfig]], None] | None = None,
+) -> list[Run]:
     """Compute what is missing of a grid, each run in a worker process of one thread, and return what is then on disk.
 
     Runs with theta-IS wait for their path probabilities, which are computed beside the other runs. A worker that crashes
@@ -787,7 +909,9 @@ def ensure_runs(
     found = states(configs, output)
     for config in (c for c, state in found.items() if state == "stale"):
         folder = run_folder(config.profile, config.task, config.method, config.seed, output)
-        print(f"stale, not used: {folder} was made with another configuration; delete it to run it again", file=sys.stderr)
+        print(
+            f"stale, not used: {folder} was made with another configuration; delete it to run it again", file=sys.stderr
+        )
     missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-run_cost(c), c.seed))
     if missing:
         if jobs is None:
@@ -795,14 +919,25 @@ def ensure_runs(
             check_device(device)
         needed = states(dict.fromkeys(needs(c) for c in missing if c.method == "scrapl"), output)
         if stale := [c for c, state in needed.items() if state not in ("done", "missing")]:
-            print(*(f"{c.task}: no scrapl runs, the path probabilities are {needed[c]}" for c in stale), sep="\n", file=sys.stderr)
+            print(
+                *(f"{c.task}: no scrapl runs, the path probabilities are {needed[c]}" for c in stale),
+                sep="\n",
+                file=sys.stderr,
+            )
             missing = [c for c in missing if needs(c) not in stale]
         order = [c for c, state in needed.items() if state == "missing"] + missing
         if budget is not None:
             done = {c: state for c, state in found.items() if state == "done"}
             order = by_worth(done | dict.fromkeys(order, "missing"))
         if jobs is None:
-            _run_all(order, output, device, workers or default_workers(device), budget or Budget(math.inf, 0.0), deterministic)
+            _run_all(
+                order,
+                output,
+                device,
+                workers or default_workers(device),
+                budget or Budget(math.inf, 0.0),
+                deterministic,
+            )
         else:
             jobs(order)
     runs = []
@@ -812,13 +947,17 @@ def ensure_runs(
     return runs
 
 
-def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int, budget: Budget, deterministic: bool) -> None:
+def _run_all(
+    missing: list[RunConfig], output: Path, device: str, n_workers: int, budget: Budget, deterministic: bool
+) -> None:
     """Run all in workers, in the order given, except that a run waits for the path probabilities it needs."""
     waiting, running, crashed = list(missing), [], []
     finished, asked = 0.0, False
     bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     interval_s = 0.5 if sys.stderr.isatty() else 10
-    bar = tqdm(total=sum(map(run_cost, missing)), desc=f"{len(missing)} runs", bar_format=bar_format, mininterval=interval_s)
+    bar = tqdm(
+        total=sum(map(run_cost, missing)), desc=f"{len(missing)} runs", bar_format=bar_format, mininterval=interval_s
+    )
     try:
         while waiting or running:
             left_s = budget.end_s - time.monotonic()
@@ -848,7 +987,9 @@ def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int
                     crashed.append(worker)
                     bar.write(worker.crash(), file=sys.stderr)
                     if any(needs(c) == worker.config for c in waiting):
-                        bar.write(f"{worker.config.task}: no scrapl runs, the path probabilities are missing", file=sys.stderr)
+                        bar.write(
+                            f"{worker.config.task}: no scrapl runs, the path probabilities are missing", file=sys.stderr
+                        )
                         waiting = [c for c in waiting if needs(c) != worker.config]
                 else:
                     if words := worker.words():
@@ -858,8 +999,9 @@ def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int
             bar.n = min(bar.total, finished + sum(run_cost(w.config) * p["step"] / p["of"] for w, p in progress))
             now = "; ".join(
                 f"{w.config.method} {w.config.seed}: loss {p['loss']:.3g}, val {p['val']}"
-                for w, p in progress if p["loss"] is not None
-            )  # fmt: skip
+                for w, p in progress
+                if p["loss"] is not None
+            )
             n_done = len(missing) - len(waiting) - len(running) - len(budget.left)
             bar.set_postfix_str(f"{n_done} done; {now}", refresh=False)
             bar.update(0)
@@ -871,4 +1013,7 @@ def _run_all(missing: list[RunConfig], output: Path, device: str, n_workers: int
         bar.close()
     if crashed:
         names = ", ".join(worker.name for worker in crashed)
-        print(f"{len(crashed)} of {len(missing)} runs crashed: {names}; the same command tries them again", file=sys.stderr)
+        print(
+            f"{len(crashed)} of {len(missing)} runs crashed: {names}; the same command tries them again",
+            file=sys.stderr,
+        )

@@ -53,13 +53,38 @@ _SEED_METRICS = {  # stored name -> ours, factor to its unit
 }
 
 HYPERPARAMETERS = {
-    "sample_rate_hz": 8192, "n_samples": 32768, "n_grains": 64, "grain_samples": 4096, "slope_hop": 256,
-    "grid_size": 32, "n_synth_seeds": 5,
-    "J": 12, "Q1": 8, "Q2": 2, "J_fr": 3, "Q_fr": 2, "T": 4096, "F": 8, "n_paths": 315,
-    "cqt_octaves": 5, "cqt_hop": 256, "channels": 128, "pools": [[2, 2]] * 5, "dense": 64, "dropout": 0.5, "n_weights": 604106,
-    "epochs": 200, "n_steps": 19200, "batch_size": 32, "lr": 1e-5, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.01,
-    "gradient_scale": 1e8, "n_seeds": 20,
-}  # fmt: skip
+    "sample_rate_hz": 8192,
+    "n_samples": 32768,
+    "n_grains": 64,
+    "grain_samples": 4096,
+    "slope_hop": 256,
+    "grid_size": 32,
+    "n_synth_seeds": 5,
+    "J": 12,
+    "Q1": 8,
+    "Q2": 2,
+    "J_fr": 3,
+    "Q_fr": 2,
+    "T": 4096,
+    "F": 8,
+    "n_paths": 315,
+    "cqt_octaves": 5,
+    "cqt_hop": 256,
+    "channels": 128,
+    "pools": [[2, 2]] * 5,
+    "dense": 64,
+    "dropout": 0.5,
+    "n_weights": 604106,
+    "epochs": 200,
+    "n_steps": 19200,
+    "batch_size": 32,
+    "lr": 1e-5,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "weight_decay": 0.01,
+    "gradient_scale": 1e8,
+    "n_seeds": 20,
+}
 """The granular task as the authors ran SCRAPL (Table 10 and the configurations of their runs), by the names of a run's config;
 JTFS ran one seed, with batches of 6, 5 of them accumulated."""
 
@@ -73,10 +98,19 @@ CHIRPLETS = {  # task: its condition in Tables 3 and 7, its name
 
 _GRANULAR_ONLY = ("n_grains", "grain_samples", "slope_hop")
 CHIRPLET_HYPERPARAMETERS = {name: value for name, value in HYPERPARAMETERS.items() if name not in _GRANULAR_ONLY} | {
-    "f0_hz": 512.0, "bandwidth_oct": 2.0, "max_shift": 2048, "epochs": 50, "n_steps": 4800, "lr": 1e-4, "importance_examples": 32,
-    "slow AM (Hz)": [0.9899, 1.9799], "fast AM (Hz)": [3.9598, 7.9196],
-    "slow FM (octaves/s)": [0.5, 1.0], "moderate FM (octaves/s)": [2.0, 4.0], "fast FM (octaves/s)": [8.0, 16.0],
-}  # fmt: skip
+    "f0_hz": 512.0,
+    "bandwidth_oct": 2.0,
+    "max_shift": 2048,
+    "epochs": 50,
+    "n_steps": 4800,
+    "lr": 1e-4,
+    "importance_examples": 32,
+    "slow AM (Hz)": [0.9899, 1.9799],
+    "fast AM (Hz)": [3.9598, 7.9196],
+    "slow FM (octaves/s)": [0.5, 1.0],
+    "moderate FM (octaves/s)": [2.0, 4.0],
+    "fast FM (octaves/s)": [8.0, 16.0],
+}
 """The chirplet tasks as the authors ran SCRAPL (Table 11 and the configurations of their runs)."""
 
 
@@ -87,11 +121,28 @@ TR808 = {  # task: its condition in Tables 4, 8 and 9, its name
 
 _COMMON = ("J", "Q1", "Q2", "Q_fr", "cqt_hop", "channels", "beta1", "beta2", "weight_decay")
 TR808_HYPERPARAMETERS = {name: HYPERPARAMETERS[name] for name in _COMMON} | {
-    "sample_rate_hz": 44100, "n_samples": 44100, "common_delay": 2048, "max_shift": 2048, "n_sounds": 681,
-    "J_fr": 5, "T": 2048, "F": 1, "rho": "log1p", "n_paths": 483,
-    "cqt_octaves": 9, "pools": [[2, 2], [2, 2], [2, 3], [3, 3], [3, 3]], "dense": 128, "dropout": 0.25,
-    "epochs": 50, "n_steps": 2650, "batch_size": 8, "lr": 1e-4, "lr_end": 1e-5, "importance_examples": 16, "n_seeds": 40,
-}  # fmt: skip
+    "sample_rate_hz": 44100,
+    "n_samples": 44100,
+    "common_delay": 2048,
+    "max_shift": 2048,
+    "n_sounds": 681,
+    "J_fr": 5,
+    "T": 2048,
+    "F": 1,
+    "rho": "log1p",
+    "n_paths": 483,
+    "cqt_octaves": 9,
+    "pools": [[2, 2], [2, 2], [2, 3], [3, 3], [3, 3]],
+    "dense": 128,
+    "dropout": 0.25,
+    "epochs": 50,
+    "n_steps": 2650,
+    "batch_size": 8,
+    "lr": 1e-4,
+    "lr_end": 1e-5,
+    "importance_examples": 16,
+    "n_seeds": 40,
+}
 """The misaligned TR-808 task as the authors ran SCRAPL (Table 12 and section 7); JTFS ran 4 seeds."""
 
 NAMES = {task: name for task, (_, name) in (CHIRPLETS | TR808).items()}
@@ -121,7 +172,9 @@ def _only(table: pd.DataFrame, column: str, wanted: str) -> pd.DataFrame:
     names = list(dict.fromkeys(table[column]))
     if wanted not in names:
         near = difflib.get_close_matches(wanted, names, n=1)
-        raise ValueError(f"no published {column} {wanted!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"{names}")
+        raise ValueError(
+            f"no published {column} {wanted!r}; " + (f"did you mean {near[0]!r}? " if near else "") + f"{names}"
+        )
     return table[table[column] == wanted]
 
 
