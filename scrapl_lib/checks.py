@@ -51,6 +51,67 @@ def check_pair(x_hat: Tensor, x: Tensor, n_samples: int | None = None) -> None:
         raise TypeError(f"x_hat and x must have one dtype, got {x_hat.dtype} and {x.dtype}: convert one with x.to(...)")
 
 
+def check_theta(theta: Tensor, n_params: int) -> None:
+    """Raise unless theta is float32 or float64, of shape (batch, n_params) and in [0, 1], ends included.
+
+    Raises TypeError for what is no tensor, ValueError for the rest. Values are looked at where that is free.
+    """
+    if not isinstance(theta, Tensor):
+        raise TypeError(
+            f"theta must be a float32 or float64 tensor of shape (batch, {n_params}), got {type(theta).__name__}: "
+            "write torch.as_tensor(theta, dtype=torch.float32)"
+        )
+    if theta.shape[1:] != (n_params,) or not len(theta) or theta.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"theta must be float32 or float64 of shape (batch, {n_params}) with a batch of at least 1, "
+            f"got {theta.dtype} of shape {tuple(theta.shape)}"
+        )
+    if values_are_free(theta) and not ((theta >= 0) & (theta <= 1)).all():
+        if n_bad := int((~theta.isfinite()).sum()):
+            raise ValueError(
+                f"theta must be finite, got {n_bad} NaN or infinite values: look for them where theta is computed"
+            )
+        raise ValueError(
+            f"theta must lie in [0, 1], got values in [{theta.min():g}, {theta.max():g}]: "
+            "Parameter.theta maps values in their units to [0, 1]"
+        )
+
+
+def check_seeds(seeds: Tensor, batch: int | None = None) -> None:
+    """Raise unless seeds are int64 from 0, of shape (batch,). Errors as of `check_theta`."""
+    if not isinstance(seeds, Tensor):
+        raise TypeError(
+            f"seeds must be an int64 tensor of shape (batch,), got {type(seeds).__name__}: write "
+            "torch.as_tensor(seeds, dtype=torch.int64)"
+        )
+    if seeds.dtype != torch.int64 or seeds.ndim != 1:
+        raise ValueError(
+            f"seeds must be int64 of shape (batch,), got {seeds.dtype} of shape {tuple(seeds.shape)}: "
+            "seeds.long().flatten() makes them"
+        )
+    if batch is not None and len(seeds) != batch:
+        raise ValueError(f"one seed per item is needed, got {len(seeds)} seeds for a theta of {batch} items")
+    if values_are_free(seeds) and (seeds < 0).any():
+        raise ValueError(f"seeds must be from 0 to 2^63 - 1, got {int(seeds.min())}: take another, such as seeds.abs()")
+
+
+def check_draw(name: str, draw: Tensor, shape: tuple[int, ...], limits: tuple[int, int] | None = None) -> None:
+    """Raise unless random numbers have this shape and are float or, with limits, int64 in them. Errors as above."""
+    kind = "a float" if limits is None else "an int64"
+    if not isinstance(draw, Tensor):
+        raise TypeError(f"{name} must be {kind} tensor of shape {shape}, got {type(draw).__name__}")
+    if draw.shape != shape or (draw.dtype != torch.int64 if limits else not draw.is_floating_point()):
+        got = f"{draw.dtype} of shape {tuple(draw.shape)}"
+        raise ValueError(f"{name} must be {kind} tensor of shape {shape}, got {got}")
+    if limits and values_are_free(draw) and (draw.min() < limits[0] or draw.max() > limits[1]):
+        raise ValueError(f"{name} must lie in {list(limits)}, got values in {[int(draw.min()), int(draw.max())]}")
+
+
+def values_are_free(x: Tensor) -> bool:
+    """Whether nobody waits for a look at x's values: plain tensors on the CPU, not those that only stand for data."""
+    return x.device.type == "cpu" and type(x) in (Tensor, torch.nn.Parameter)
+
+
 def positive_int(name: str, value: object, or_else: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer{or_else}, got {value!r}")
