@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
-import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import auraloss
 import numpy as np
@@ -17,17 +18,13 @@ from torch import Tensor, nn
 
 from scrapl_lib.checks import check_pair
 
+from .surroundings import own_surroundings
+
 MSS_NAMES = ("mss_linear", "mss_log_linear", "mss_random", "mss_revisited")
-
-_OCTAVE_FFT_SIZES = (64, 128, 256, 512, 1024, 2048)
-
-_REVISITED_WINDOWS = (67, 127, 257, 509, 1021, 2053)
-
-_REVISITED_HOPS = (33, 63, 128, 254, 510, 1026)
-
+_OCTAVES = (64, 128, 256, 512, 1024, 2048)  # FFT sizes
+_REVISITED = {67: 33, 127: 63, 257: 128, 509: 254, 1021: 510, 2053: 1026}  # window: hop
 _RANDOM_MAX_FFT_SIZE = 32767
-
-_MIN_SAMPLES = max(_REVISITED_WINDOWS) // 2 + 1  # the audio is reflected half a window beyond its ends
+_MIN_SAMPLES = max(_REVISITED) // 2 + 1  # the audio is reflected half a window beyond its ends
 
 
 class MSSLoss(nn.Module):
@@ -38,54 +35,60 @@ class MSSLoss(nn.Module):
             "mss_linear": mean absolute difference of magnitudes, mean over the FFT sizes 64, 128, ..., 2048, with Hann
             windows of that size and a quarter of it as hop (auraloss).
             "mss_log_linear": the same plus that of log magnitudes.
-            "mss_random": auraloss's RandomResolutionSTFTLoss: three resolutions drawn anew at every call from NumPy's global
-            generator; save and restore np.random.get_state() to repeat or resume. FFT sizes stay below the audio's length.
-            "mss_revisited": Schwaer and Mueller 2023: flat-top windows, log(1 + magnitude), L2 norm at each resolution,
-            summed; mean over the batch.
+            "mss_random": auraloss's RandomResolutionSTFTLoss: three resolutions drawn anew at every call from NumPy's
+            global generator; save and restore np.random.get_state() to repeat or resume. FFT sizes stay below the
+            audio's length.
+            "mss_revisited": see `RevisitedLoss`.
 
     `loss(x_hat, x)` -> scalar. Only mss_random is not symmetric: it divides by the norm of x's spectrogram.
     """
 
+    @own_surroundings()
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
         if name in ("mss_linear", "mss_log_linear"):
-            self._auraloss = auraloss.freq.MultiResolutionSTFTLoss(
-                fft_sizes=_OCTAVE_FFT_SIZES,
-                hop_sizes=tuple(n // 4 for n in _OCTAVE_FFT_SIZES),
-                win_lengths=_OCTAVE_FFT_SIZES,
-                w_sc=0.0,
-                w_log_mag=float(name == "mss_log_linear"),
-                w_lin_mag=1.0,
+            hops, w_log_mag = [n // 4 for n in _OCTAVES], float(name == "mss_log_linear")
+            self.distance = auraloss.freq.MultiResolutionSTFTLoss(
+                _OCTAVES, hops, _OCTAVES, w_sc=0.0, w_log_mag=w_log_mag, w_lin_mag=1.0
             )
         elif name == "mss_random":
-            self._auraloss = auraloss.freq.RandomResolutionSTFTLoss(max_fft_size=_RANDOM_MAX_FFT_SIZE)
+            self.distance = auraloss.freq.RandomResolutionSTFTLoss(max_fft_size=_RANDOM_MAX_FFT_SIZE)
         elif name == "mss_revisited":
-            for n in _REVISITED_WINDOWS:
-                self.register_buffer(f"window_{n}", torch.from_numpy(flattop(n, sym=False)).float(), persistent=False)
+            self.distance = RevisitedLoss()
         else:
             near = difflib.get_close_matches(str(name), MSS_NAMES, n=1)
             hint = f": did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"name must be one of {', '.join(MSS_NAMES)}, got {name!r}{hint}")
 
+    @own_surroundings()
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """x_hat, x (batch, 1, samples), at least 1027 samples -> scalar. Raises as `check_pair` does."""
         check_pair(x_hat, x)
         if x.shape[2] < _MIN_SAMPLES:
             raise ValueError(f"{self.name} needs at least {_MIN_SAMPLES} samples, got {x.shape[2]}: use longer audio")
-        if self.name == "mss_revisited":
-            return self._revisited(x_hat, x)
         if self.name == "mss_random":
-            self._auraloss.max_fft_size = min(_RANDOM_MAX_FFT_SIZE, x.shape[2] - 1)
-        return self._auraloss(x_hat, x)
+            self.distance.max_fft_size = min(_RANDOM_MAX_FFT_SIZE, x.shape[2] - 1)
+        return self.distance(x_hat, x)
 
-    def _revisited(self, x_hat: Tensor, x: Tensor) -> Tensor:
+
+class RevisitedLoss(nn.Module):
+    """Schwaer and Mueller 2023: flat-top windows, log(1 + magnitude), L2 norm at each of six resolutions, summed.
+
+    x_hat, x (batch, 1, samples) -> scalar, the mean over the batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        for n in _REVISITED:
+            self.register_buffer(f"window_{n}", torch.from_numpy(flattop(n, sym=False)).float(), persistent=False)
+
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         distance = x.new_zeros(len(x))
-        for n, hop in zip(_REVISITED_WINDOWS, _REVISITED_HOPS):
+        for n, hop in _REVISITED.items():
             window = getattr(self, f"window_{n}").to(x)
-            log_hat, log_ref = (
-                torch.log1p(torch.stft(y[:, 0], n, hop, window=window, return_complex=True).abs()) for y in (x_hat, x)
-            )
+            spectra = (torch.stft(y[:, 0], n, hop, window=window, return_complex=True) for y in (x_hat, x))
+            log_hat, log_ref = (torch.log1p(spectrum.abs()) for spectrum in spectra)
             distance = distance + torch.linalg.vector_norm(log_hat - log_ref, dim=(1, 2))
         return distance.mean()
 
@@ -94,50 +97,39 @@ class WeightsUnavailable(RuntimeError):
     """A pretrained model cannot be loaded; the message says how to get it."""
 
 
-_MS_CLAP_SOURCE = "Hugging Face microsoft/msclap (CLAP_weights_2023.pth) and gpt2"
+@contextmanager
+def pretrained(name: str, source: str) -> Iterator[None]:
+    """Says where weights come from; turns what fails in loading (import, network, file) into WeightsUnavailable."""
+    print(f"{name}: weights are downloaded at first use from {source}", file=sys.stderr, flush=True)
+    try:
+        yield
+    except Exception as error:
+        raise WeightsUnavailable(
+            f"{name} needs a pretrained model that could not be loaded ({type(error).__name__}: {error}). "
+            "In an environment of its own, with network access: pip install '.[embeddings]'; the weights are then "
+            f"downloaded once from {source}"
+        ) from error
 
 
 def _load_ms_clap() -> nn.Module:
     from msclap import CLAP
 
-    print(f"MS-CLAP: weights are downloaded at first use from {_MS_CLAP_SOURCE}", file=sys.stderr, flush=True)
-
-    class AudioEncoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = CLAP(version="2023", use_cuda=False).clap.audio_encoder
-
-        def forward(self, audio: Tensor) -> Tensor:
-            return self.encoder(audio)[0]  # (batch, 1024); [1] would be class scores
-
-    return AudioEncoder()
+    return CLAP(version="2023", use_cuda=False).clap.audio_encoder  # -> (batch, 1024), and class scores
 
 
 def _load_panns_wavegram_logmel() -> nn.Module:
     from panns_AT_inference.models import Wavegram_Logmel_Cnn14
 
-    class AudioEncoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = Wavegram_Logmel_Cnn14(
-                sample_rate=32000, window_size=1024, hop_size=320, mel_bins=64, fmin=50, fmax=14000, classes_num=527
-            )
-            self.model.load_state_dict(_panns_checkpoint()["model"])
-
-        def forward(self, audio: Tensor) -> Tensor:
-            return self.model(audio)["embedding"]  # (batch, 2048)
-
-    return AudioEncoder()
+    model = Wavegram_Logmel_Cnn14(
+        sample_rate=32000, window_size=1024, hop_size=320, mel_bins=64, fmin=50, fmax=14000, classes_num=527
+    )
+    model.load_state_dict(_panns_checkpoint()["model"])
+    return model  # -> {"embedding": (batch, 2048), ...}
 
 
-_PANNS_URL = "https://zenodo.org/records/3987831/files/Wavegram_Logmel_Cnn14_mAP%3D0.439.pth?download=1"
-
-_PANNS_MD5 = "17fa9ab65af3c0eb5ffbc5f65552c4e1"  # as Zenodo publishes it
-
-
-def panns_weights() -> pathlib.Path:
+def panns_weights() -> Path:
     """Where PANNs' weights are, or will be."""
-    return pathlib.Path(torch.hub.get_dir()) / "checkpoints" / "Wavegram_Logmel_Cnn14_mAP=0.439.pth"
+    return Path(torch.hub.get_dir(), "checkpoints", "Wavegram_Logmel_Cnn14_mAP=0.439.pth").absolute()
 
 
 def _panns_checkpoint() -> dict:
@@ -146,12 +138,9 @@ def _panns_checkpoint() -> dict:
         print(f"downloading PANNs' weights (MD5 {_PANNS_MD5}) from {_PANNS_URL} to {path}", file=sys.stderr, flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(_PANNS_URL, str(path))
-    md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    if md5 != _PANNS_MD5:
-        raise ValueError(
-            f"{path} has MD5 {md5}, expected {_PANNS_MD5}: delete it and download it again from {_PANNS_URL}"
-        )
-    # beside the weights it holds the sampler's state, arrays of integers; NumPy 1 and 2 have other names for what makes them
+    if (md5 := hashlib.md5(path.read_bytes()).hexdigest()) != _PANNS_MD5:
+        raise ValueError(f"{path} has MD5 {md5}, expected {_PANNS_MD5}: delete it, then it is downloaded again")
+    # beside the weights it holds the sampler's arrays; NumPy 1 and 2 have other names for what makes them
     make = np.zeros(0).__reduce__()[0]
     makers: list = [(make, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
     kinds = [type(np.dtype(kind)) for kind in (np.int32, np.int64, np.float32)]
@@ -159,6 +148,9 @@ def _panns_checkpoint() -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+_MS_CLAP_SOURCE = "Hugging Face microsoft/msclap (CLAP_weights_2023.pth) and gpt2"
+_PANNS_URL = "https://zenodo.org/records/3987831/files/Wavegram_Logmel_Cnn14_mAP%3D0.439.pth?download=1"
+_PANNS_MD5 = "17fa9ab65af3c0eb5ffbc5f65552c4e1"  # as Zenodo publishes it
 # name: (sample rate in Hz, samples, loader, where the weights come from)
 _EMBEDDINGS: dict[str, tuple[int, int, Callable[[], nn.Module], str]] = {
     "ms_clap": (44100, 7 * 44100, _load_ms_clap, _MS_CLAP_SOURCE),
@@ -186,18 +178,11 @@ class EmbeddingLoss(nn.Module):
         super().__init__()
         if name not in _EMBEDDINGS:
             raise ValueError(f"name must be one of {', '.join(_EMBEDDINGS)}, got {name!r}")
-        self.name = name
-        self.sample_rate_hz = sample_rate_hz
+        self.name, self.sample_rate_hz = name, sample_rate_hz
         self.model_rate_hz, self.model_samples, load, source = _EMBEDDINGS[name]
         if embed is None:
-            try:
+            with pretrained(name, source), own_surroundings():
                 embed = load()
-            except Exception as error:  # third-party loaders fail in many ways: import, network, unpickling
-                raise WeightsUnavailable(
-                    f"{name} needs a pretrained model that could not be loaded ({type(error).__name__}: {error}). "
-                    f"In an environment of its own, with network access: pip install '.[embeddings]'; the weights are then "
-                    f"downloaded once from {source}"
-                ) from error
         self.embed = embed.requires_grad_(False)
         self.eval()
 
@@ -205,6 +190,7 @@ class EmbeddingLoss(nn.Module):
         """Stays in eval mode: a random embedding would be no distance."""
         return super().train(False)
 
+    @own_surroundings()
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """x_hat, x (batch, 1, samples) -> scalar. Raises as `check_pair` does."""
         check_pair(x_hat, x)
@@ -214,6 +200,8 @@ class EmbeddingLoss(nn.Module):
         audio = resample(x[:, 0], self.sample_rate_hz, self.model_rate_hz)
         audio = audio.repeat(1, math.ceil(self.model_samples / audio.shape[1]))[:, : self.model_samples]
         embedding = self.embed(audio)
+        if not isinstance(embedding, Tensor):  # the pretrained models return class scores, too
+            embedding = embedding["embedding"] if isinstance(embedding, dict) else embedding[0]
         return embedding.mean(dim=1) if embedding.ndim == 3 else embedding
 
 

@@ -1,8 +1,8 @@
 """One-shots of a Roland TR-808 from a model of its circuits: what the TR-808 task uses without the paper's recordings.
 
 The model shares no code and no parameter with the synthesizer that is fitted: resonators struck by a trigger pulse,
-one-transistor amplifiers and free-running oscillators instead of sines, envelopes and tanh. (A struck resonator rings as a
-decaying sine, though, so that bass drums and toms are of a kin.) Where its numbers come from:
+one-transistor amplifiers and free-running oscillators instead of sines, envelopes and tanh. (A struck resonator rings
+as a decaying sine, though, so that bass drums and toms are of a kin.) Where its numbers come from:
 
 - [N] TR-808 Service Notes (Roland, 1981): bridged-T networks as drums; the bass drum starts at twice its frequency for
   half a cycle; frequencies and decay times. Snare drums from June 1981 on (180 and 330 Hz, as here) are lower than
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import partial
 
@@ -40,112 +40,99 @@ LATEST_ONSET_S = 0.9e-3
 
 Audio = NDArray[np.float64]
 Settings = dict[str, float]
-Drum = tuple[Audio, Settings]
 
 
-def bass_drum(rng: np.random.Generator, sample_rate_hz: int, n_samples: int) -> Drum:
+def bass_drum(rng: np.random.Generator, t_s: Audio, settings: Settings) -> Audio:
     """One resonator at 49 to 56 Hz [B, N], 2 to 2.6 times as high for the first 6 ms, then up to 8 % sharp and
     "sighing" down; the trigger as a click beside it; the tone knob's low-pass (chosen). Decay knob: 50 to 800 ms [N].
 
-    Args (of all drums): what all is drawn from; an integer sample rate of at least 8000 Hz; a length of at least 10 ms.
-    Returns: audio (n_samples,), its largest magnitude equal to the accent; the settings by name, `onset_s` and `accent`
-        (4/14 to 1, the trigger's volts / 14) among them. Raises ValueError for a rate or length out of range.
+    Args (of all voices): what all is drawn from; time (n,) at INTERNAL_HZ, 0 at the onset; the settings so far, with
+        `accent`, to which the voice adds its own.
+    Returns: audio (n,), unscaled.
     """
-    t_s, settings = _strike(rng, sample_rate_hz, n_samples)
-    settings |= {
-        "f_hz": rng.uniform(49, 56),
-        "decay_s": _log_uniform(rng, 0.05, 0.8),
-        "tone_hz": _log_uniform(rng, 500, 7000),
-        "attack_ratio": rng.uniform(2, 2.6),
-        "attack_s": float(_part(rng, 6e-3)),
-        "sigh": rng.uniform(0.02, 0.08),
-        "click": rng.uniform(0.1, 0.4),
-    }
+    settings.update(
+        f_hz=rng.uniform(49, 56), decay_s=_log_uniform(rng, 0.05, 0.8), tone_hz=_log_uniform(rng, 500, 7000)
+    )
+    settings.update(attack_ratio=rng.uniform(2, 2.6), attack_s=_part(rng, 6e-3))
+    settings.update(sigh=rng.uniform(0.02, 0.08), click=rng.uniform(0.1, 0.4))
     high = special.expit((settings["attack_s"] - t_s) / 0.5e-3)
     sharp = np.exp(-np.maximum(t_s, 0) / 0.06)
     f_hz = settings["f_hz"] * (1 + (settings["attack_ratio"] - 1) * high + settings["sigh"] * sharp)
     trigger = _trigger(t_s, settings["accent"])
     audio = _resonate(trigger, f_hz, settings["decay_s"]) + settings["click"] * _unit(trigger)
-    return _record(_filter(audio, 1, settings["tone_hz"], "lowpass"), sample_rate_hz, n_samples, settings)
+    return _filter(audio, 1, settings["tone_hz"], "lowpass")
 
 
-def snare_drum(rng: np.random.Generator, sample_rate_hz: int, n_samples: int) -> Drum:
+def snare_drum(rng: np.random.Generator, t_s: Audio, settings: Settings) -> Audio:
     """Two resonators at 180 and 330 Hz [N], balanced by the tone knob; noise above 2 kHz, loud as the snappy knob says.
-
-    Arguments, result and errors as of `bass_drum`. The noise decays in 100 to 250 ms (chosen).
-    """
-    t_s, settings = _strike(rng, sample_rate_hz, n_samples)
-    settings |= {
-        "low_hz": float(_part(rng, 180)),
-        "high_hz": float(_part(rng, 330)),
-        "low_decay_s": float(_part(rng, 0.12)),
-        "high_decay_s": float(_part(rng, 0.08)),
-        "tone": rng.random(),
-        "snappy": rng.random(),
-        "noise_decay_s": _log_uniform(rng, 0.1, 0.25),
-        "noise_hz": float(_part(rng, 2000)),
-    }
+    The noise decays in 100 to 250 ms (chosen)."""
+    settings.update(low_hz=_part(rng, 180), high_hz=_part(rng, 330))
+    settings.update(low_decay_s=_part(rng, 0.12), high_decay_s=_part(rng, 0.08))
+    settings.update(tone=rng.random(), snappy=rng.random())
+    settings.update(noise_decay_s=_log_uniform(rng, 0.1, 0.25), noise_hz=_part(rng, 2000))
     trigger = _trigger(t_s, settings["accent"])
-    low = _resonate(trigger, settings["low_hz"], settings["low_decay_s"])
-    high = _resonate(trigger, settings["high_hz"], settings["high_decay_s"])
+    low, high = (_resonate(trigger, settings[f"{name}_hz"], settings[f"{name}_decay_s"]) for name in ("low", "high"))
     noise = _amplify(rng.standard_normal(len(t_s)), _fall(t_s, settings["noise_decay_s"]))
     noise = _filter(_filter(noise, 2, settings["noise_hz"], "highpass"), 1, 10_000, "lowpass")
     audio = (1 - 0.7 * settings["tone"]) * low + (0.3 + 0.7 * settings["tone"]) * high
-    return _record(_unit(audio) + settings["snappy"] * _unit(noise), sample_rate_hz, n_samples, settings)
+    return _unit(audio) + settings["snappy"] * _unit(noise)
 
 
-def tom(rng: np.random.Generator, sample_rate_hz: int, n_samples: int) -> Drum:
-    """Low, mid or high tom: one resonator tuned within `TOMS` that starts 5 to 20 % sharp (chosen), and soft low noise.
-
-    Arguments, result and errors as of `bass_drum`; setting `tom` is 0, 1 or 2.
-    """
-    t_s, settings = _strike(rng, sample_rate_hz, n_samples)
+def tom(rng: np.random.Generator, t_s: Audio, settings: Settings) -> Audio:
+    """Low, mid or high tom (setting `tom` 0, 1 or 2): one resonator tuned within `TOMS` that starts 5 to 20 % sharp
+    (chosen), and soft low noise."""
     which = int(rng.integers(len(TOMS)))
     lowest_hz, highest_hz, decay_s = TOMS[which]
-    settings |= {
-        "tom": which,
-        "f_hz": _log_uniform(rng, lowest_hz, highest_hz),
-        "decay_s": float(_part(rng, decay_s)),
-        "drop": rng.uniform(0.05, 0.2),
-        "noise": rng.uniform(0.02, 0.12),
-        "noise_decay_s": _log_uniform(rng, 0.1, 0.3),
-        "click": rng.uniform(0.02, 0.15),
-    }
+    settings.update(tom=which, f_hz=_log_uniform(rng, lowest_hz, highest_hz), decay_s=_part(rng, decay_s))
+    settings.update(drop=rng.uniform(0.05, 0.2), noise=rng.uniform(0.02, 0.12))
+    settings.update(noise_decay_s=_log_uniform(rng, 0.1, 0.3), click=rng.uniform(0.02, 0.15))
     f_hz = settings["f_hz"] * (1 + settings["drop"] * np.exp(-np.maximum(t_s, 0) / 0.02))
     trigger = _trigger(t_s, settings["accent"])
     noise = _filter(rng.standard_normal(len(t_s)), 1, 700, "lowpass") * _fall(t_s, settings["noise_decay_s"])
     audio = _resonate(trigger, f_hz, settings["decay_s"])
-    audio += settings["click"] * _unit(trigger) + settings["noise"] * _unit(noise)
-    return _record(audio, sample_rate_hz, n_samples, settings)
+    return audio + (settings["click"] * _unit(trigger) + settings["noise"] * _unit(noise))
 
 
-def hat(rng: np.random.Generator, sample_rate_hz: int, n_samples: int, is_open: bool) -> Drum:
+def hat(rng: np.random.Generator, t_s: Audio, settings: Settings, is_open: bool) -> Audio:
     """Six free-running square oscillators through the band-pass at 7100 Hz, an amplifier and a high-pass [C].
-
-    A little of the cymbal's band at 3440 Hz is mixed in (chosen). Decay: closed 50 ms, open 90 to 600 ms [N].
-    Arguments, result and errors as of `bass_drum`.
-    """
-    t_s, settings = _strike(rng, sample_rate_hz, n_samples)
-    settings |= {
-        "decay_s": _log_uniform(rng, 0.09, 0.6) if is_open else float(_part(rng, 0.05)),
-        "band_hz": float(_part(rng, 7100)),
-        "low_band_hz": float(_part(rng, 3440)),
-        "low_band": rng.uniform(0, 0.3),
-        "highpass_hz": float(_part(rng, 6000)),
-    }
+    A little of the cymbal's band at 3440 Hz is mixed in (chosen). Decay: closed 50 ms, open 90 to 600 ms [N]."""
+    settings.update(decay_s=_log_uniform(rng, 0.09, 0.6) if is_open else _part(rng, 0.05))
+    settings.update(band_hz=_part(rng, 7100), low_band_hz=_part(rng, 3440))
+    settings.update(low_band=rng.uniform(0, 0.3), highpass_hz=_part(rng, 6000))
     f_hz, start = _part(rng, np.array(OSCILLATORS_HZ))[:, None], rng.random((len(OSCILLATORS_HZ), 1))
     # a sample is the mean of the square over its own time, the difference of a triangle: its aliases are weak
     triangle = 0.5 - np.abs((f_hz * np.arange(len(t_s) + 1) / INTERNAL_HZ + start) % 1 - 0.5)
     metal = np.sum(np.diff(triangle) * INTERNAL_HZ / f_hz, axis=0)
     high, low = (signal.iirpeak(settings[name], 3, fs=INTERNAL_HZ) for name in ("band_hz", "low_band_hz"))
     metal = signal.lfilter(*high, metal) + settings["low_band"] * signal.lfilter(*low, metal)
-    audio = _amplify(metal, _fall(t_s, settings["decay_s"]))
-    return _record(_filter(audio, 3, settings["highpass_hz"], "highpass"), sample_rate_hz, n_samples, settings)
+    return _filter(_amplify(metal, _fall(t_s, settings["decay_s"])), 3, settings["highpass_hz"], "highpass")
 
 
 KINDS = ("BD", "SD", "Tom", "HH")
 HATS = {"OH": partial(hat, is_open=True), "CH": partial(hat, is_open=False)}
-VOICES = {"BD": bass_drum, "SD": snare_drum, "Tom": tom, **HATS}
+VOICES: dict[str, Callable[..., Audio]] = {"BD": bass_drum, "SD": snare_drum, "Tom": tom, **HATS}
+
+
+@np.errstate(all="ignore")
+def strike(voice: str, rng: np.random.Generator, sample_rate_hz: int, n_samples: int) -> tuple[Audio, Settings]:
+    """One sound of a voice among `VOICES`.
+
+    Args: what all is drawn from; an integer sample rate of at least 8000 Hz; a length of at least 10 ms.
+    Returns: audio (n_samples,), its largest magnitude equal to the accent; the settings by name, `onset_s` and `accent`
+        (4/14 to 1, the trigger's volts / 14) among them.
+    Raises: ValueError for a rate or length out of range.
+    """
+    if sample_rate_hz % 1 or sample_rate_hz < 8000 or n_samples < sample_rate_hz / 100:
+        raise ValueError(
+            "expected an integer sample rate of at least 8000 Hz and at least 10 ms of sound, "
+            f"got {sample_rate_hz} Hz and {n_samples} samples"
+        )
+    settings = {"onset_s": rng.uniform(0, LATEST_ONSET_S), "accent": rng.uniform(4, 14) / 14}
+    n = math.ceil((n_samples + 16) * INTERNAL_HZ / sample_rate_hz)  # the last filter looks 10 samples ahead
+    audio = VOICES[voice](rng, np.arange(n) / INTERNAL_HZ - settings["onset_s"], settings)
+    audio = _filter(audio, 1, 10, "highpass")  # the output's coupling capacitor
+    rate = Fraction(int(sample_rate_hz), INTERNAL_HZ)
+    return settings["accent"] * _unit(signal.resample_poly(audio, *rate.as_integer_ratio())[:n_samples]), settings
 
 
 def corpus_names(counts: Mapping[str, int]) -> list[str]:
@@ -168,31 +155,13 @@ def render_corpus(counts: Mapping[str, int], seed: int, sample_rate_hz: int, n_s
     x = np.empty((len(names), n_samples), np.float32)
     interval_s = 0.5 if sys.stderr.isatty() else 10
     for row, name in zip(x, tqdm(names, desc="TR-808 circuit model", unit="sound", mininterval=interval_s)):
-        prefix, number = name.split()
-        kind = KINDS.index("HH" if prefix in HATS else prefix)
-        row[:] = VOICES[prefix](np.random.default_rng([seed, kind, int(number)]), sample_rate_hz, n_samples)[0]
+        voice, number = name.split()
+        kind = KINDS.index("HH" if voice in HATS else voice)
+        row[:] = strike(voice, np.random.default_rng([seed, kind, int(number)]), sample_rate_hz, n_samples)[0]
     return x
 
 
 # ---- circuits: audio and time t_s (n,) at INTERNAL_HZ, t_s is 0 at the onset -----------------------------------------
-
-
-def _strike(rng: np.random.Generator, sample_rate_hz: int, n_samples: int) -> tuple[Audio, Settings]:
-    if sample_rate_hz % 1 or sample_rate_hz < 8000 or n_samples < sample_rate_hz / 100:
-        raise ValueError(
-            "expected an integer sample rate of at least 8000 Hz and at least 10 ms of sound, "
-            f"got {sample_rate_hz} Hz and {n_samples} samples"
-        )
-    settings = {"onset_s": rng.uniform(0, LATEST_ONSET_S), "accent": rng.uniform(4, 14) / 14}
-    n = math.ceil((n_samples + 16) * INTERNAL_HZ / sample_rate_hz)  # `_record`'s filter looks 10 samples ahead
-    return np.arange(n) / INTERNAL_HZ - settings["onset_s"], settings
-
-
-def _record(audio: Audio, sample_rate_hz: int, n_samples: int, settings: Settings) -> Drum:
-    """The output's coupling capacitor (10 Hz), the sample rate, the scale."""
-    rate = Fraction(int(sample_rate_hz), INTERNAL_HZ)
-    audio = signal.resample_poly(_filter(audio, 1, 10, "highpass"), rate.numerator, rate.denominator)[:n_samples]
-    return settings["accent"] * _unit(audio), settings
 
 
 def _trigger(t_s: Audio, accent: float) -> Audio:
@@ -232,4 +201,4 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 def _part(rng: np.random.Generator, value: float | Audio) -> float | Audio:
     """A component value, or several, at most 5 % off."""
-    return value * rng.triangular(0.95, 1, 1.05, np.shape(value))
+    return value * rng.triangular(0.95, 1, 1.05, np.shape(value) or None)

@@ -1,8 +1,8 @@
-"""The data sets, their splits and their batches (paper, section 7): a grid of parameters times a few synthesizer seeds, and
-the drum one-shots, recorded or rendered.
+"""The data sets, their splits and their batches: a grid of parameters times a few synthesizer seeds, and the drum
+one-shots, recorded or rendered.
 
 Nothing here holds state: a batch is a function of (seed, epoch), a fresh synthesizer seed of (seed, step), so that a
-killed run resumes from its step counter alone.
+killed run resumes from its step counter alone. What is random or large is made by NumPy, whatever torch's defaults.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import re
 import shlex
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,28 +88,21 @@ class ThetaGrid(Split):
         n_synth_seeds: int = 5,
         fold_counts: tuple[int, int, int] = (3, 1, 1),
     ) -> None:
-        if min(grid_size, n_params, n_synth_seeds) < 1:
+        if min(sizes := (grid_size, n_params, n_synth_seeds)) < 1:
+            raise ValueError(f"grid_size, n_params and n_synth_seeds must be at least 1, got {sizes}")
+        n_folds, n_points = sum(fold_counts), grid_size**n_params
+        if len(fold_counts) != 3 or min(fold_counts) < 1 or n_points < n_folds:
             raise ValueError(
-                "grid_size, n_params and n_synth_seeds must be at least 1, "
-                f"got {grid_size}, {n_params} and {n_synth_seeds}"
+                "fold_counts must be three positive numbers (train, val, test), together at most the number of grid "
+                f"points, {n_points}, got {fold_counts}"
             )
-        n_folds = sum(fold_counts)
-        if len(fold_counts) != 3 or min(fold_counts) < 1 or grid_size**n_params < n_folds:
-            raise ValueError(
-                f"fold_counts must be three positive numbers of folds (train, val, test), at most one fold per grid point "
-                f"({grid_size**n_params}), got {fold_counts}"
-            )
-        axis = torch.arange(1, grid_size + 1, dtype=torch.float64) / (grid_size + 1)
-        points = torch.cartesian_prod(*[axis] * n_params).view(-1, n_params).float()
-        self.theta_index = torch.arange(len(points)).repeat_interleave(n_synth_seeds)
-        self.theta = points[self.theta_index]
-        self.seed = torch.arange(n_synth_seeds).repeat(len(points))
-
-        fold = self.theta_index % n_folds
-        n_train, n_val, _ = fold_counts
-        self.train = torch.nonzero(fold < n_train).flatten()
-        self.val = torch.nonzero((fold >= n_train) & (fold < n_train + n_val)).flatten()
-        self.test = torch.nonzero(fold >= n_train + n_val).flatten()
+        axis = np.arange(1, grid_size + 1) / (grid_size + 1)
+        points = np.stack(np.meshgrid(*[axis] * n_params, indexing="ij"), -1).reshape(-1, n_params).astype(np.float32)
+        index = np.arange(len(points)).repeat(n_synth_seeds)
+        self.theta, self.theta_index = torch.from_numpy(points[index]), torch.from_numpy(index)
+        self.seed = torch.from_numpy(np.tile(np.arange(n_synth_seeds), len(points)))
+        part = np.repeat([0, 1, 2], fold_counts)[index % n_folds]  # which of the splits an item belongs to
+        self.train, self.val, self.test = (torch.from_numpy(np.flatnonzero(part == i)) for i in range(3))
 
     def __len__(self) -> int:
         return len(self.theta)
@@ -117,8 +111,8 @@ class ThetaGrid(Split):
 class OneShots(Split):
     """Drum sounds of one length and rate, split at random in the paper's proportions.
 
-    Of N items, round(N 128 / 681) go to val, as many to test and the rest to train: 425, 128 and 128 of 681. The split is a
-    function of (seed, N) alone; kinds are not balanced over it, nor are they in the paper.
+    Of N items, round(N 128 / 681) go to val, as many to test and the rest to train: 425, 128 and 128 of 681. The split
+    is a function of (seed, N) alone; kinds are not balanced over it, nor are they in the paper.
 
     Args:
         x: (N, 1, n_samples) float32, N at least 3.
@@ -137,8 +131,7 @@ class OneShots(Split):
         self.x, self.names, self.source, self.sample_rate_hz = x, list(names), source, sample_rate_hz
         self.kinds = [_kind(name) for name in names]
         order = torch.from_numpy(np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(x)))
-        parts = order.split(self.sizes(len(x)))
-        self.train, self.val, self.test = (part.sort().values for part in parts)
+        self.train, self.val, self.test = (part.sort().values for part in order.split(self.sizes(len(x))))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -162,67 +155,57 @@ class OneShots(Split):
         """Recordings: every WAV, FLAC and AIFF file in a folder and its sub-folders, in the order of their names.
 
         The paper's are "Samples From Mars TR-808", a commercial product. Channels are averaged; what is longer than
-        n_samples is cut, what is shorter is followed by zeros; how many is said on stderr. Nothing is scaled, and nothing resampled
-        unless file_rate_hz asks for it, which is said too.
-        Hidden files ("._BD 01.wav", as macOS leaves them, too) and files of other types are ignored.
+        n_samples is cut, what is shorter is followed by zeros; how many is said on stderr. Nothing is scaled, and
+        nothing resampled unless file_rate_hz asks for it, which is said too. Files of other types and hidden ones
+        (also "._BD 01.wav", as macOS leaves them) are ignored.
 
         Args:
-            folder: None takes the environment variable TR808_DIR.
-            sample_rate_hz: of the sounds. n_samples: their length. seed: of the split. min_files: fewer are refused.
-            file_rate_hz: what every file must have, a multiple of sample_rate_hz, to which it is brought; None: the same.
-        Raises: ValueError for no folder, too few files, a name of unknown kind, a file that cannot be read to its end, has
-            another rate, or is empty, silent or not finite. It names the file and what to do.
+            folder: as of `recordings_folder`. seed: of the split. min_files: fewer are refused.
+            sample_rate_hz, n_samples: of the sounds.
+            file_rate_hz: of every file, a multiple of sample_rate_hz, to which it is brought; None: the same.
+        Raises: ValueError for no folder, too few files, a name of unknown kind, a file that cannot be read to its end,
+            has another rate, or is empty, silent or not finite. It names the file and what to do.
         """
-        least = {"sample_rate_hz": 1, "n_samples": 1, "seed": 0, "min_files": 0, "file_rate_hz": 1}
         file_rate_hz = sample_rate_hz if file_rate_hz is None else file_rate_hz
-        for name, value in zip(least, (sample_rate_hz, n_samples, seed, min_files, file_rate_hz), strict=True):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
-                raise ValueError(f"{name} must be an integer of at least {least[name]}, got {value!r}")
-        if file_rate_hz % sample_rate_hz:
-            raise ValueError(
-                f"file_rate_hz must be a multiple of sample_rate_hz = {sample_rate_hz}, got {file_rate_hz}"
-            )
-        factor = file_rate_hz // sample_rate_hz
-        folder = folder or os.environ.get("TR808_DIR")
-        if not folder:
-            raise ValueError("no folder of one-shots: set the environment variable TR808_DIR to it, or pass its path")
-        folder = Path(folder).expanduser().resolve()
+        positive = {"sample_rate_hz": sample_rate_hz, "n_samples": n_samples, "file_rate_hz": file_rate_hz}
+        for name, value in (positive | {"seed": seed, "min_files": min_files}).items():
+            least = int(name in positive)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        factor, rest = divmod(file_rate_hz, sample_rate_hz)
+        if rest:
+            raise ValueError(f"file_rate_hz must be a multiple of sample_rate_hz {sample_rate_hz}, got {file_rate_hz}")
+        folder = recordings_folder(folder)
         paths, n_others = audio_files(folder)
         if len(paths) < min_files:
             raise ValueError(
-                f"{folder} and its sub-folders hold {len(paths)} audio files ({' '.join(_AUDIO_SUFFIXES)}) and "
-                f"{n_others} others, expected at least {min_files} audio files: set TR808_DIR (or the "
-                "parameter) to the folder of all one-shots, or lower min_files"
+                f"{_text(folder)} and its sub-folders hold {len(paths)} audio files ({' '.join(_AUDIO_SUFFIXES)}) and "
+                f"{n_others} others, expected at least {min_files} audio files: set TR808_DIR (or the parameter) to "
+                "the folder of all one-shots, or lower min_files"
             )
         for path in paths.values():
             _kind(path)
-        x = torch.zeros(len(paths), 1, n_samples)
+        x, n_needed = np.zeros((len(paths), 1, n_samples), np.float32), factor * n_samples
         n_averaged = n_cut = n_padded = 0
         for row, path in zip(x[:, 0], paths.values()):
-            audio, n_frames = _read(path, file_rate_hz, factor * n_samples)  # (samples, channels)
+            audio, n_frames = _read(path, file_rate_hz, n_needed)  # (samples, channels)
             n_averaged += audio.shape[1] > 1
-            n_cut, n_padded = n_cut + (n_frames > factor * n_samples), n_padded + (n_frames < factor * n_samples)
-            mono = resample_poly(audio.mean(axis=1), 1, factor)
-            row[: len(mono)] = torch.from_numpy(mono)
-            if not row.isfinite().all() or row.abs().max() < _SILENCE:
-                what = "is silent (-80 dB)" if row.isfinite().all() else "holds NaN or infinite values"
-                raise ValueError(
-                    f"{path} {what} in its first {n_samples} samples, averaged: replace it or move it away"
-                )
-        source = f"recordings in {folder.name}"
-        said = []
-        if factor > 1:
-            said = [f"resampled from {file_rate_hz} to {sample_rate_hz} Hz"]
-            source += f", {said[0]}"
-        if n_averaged or n_cut or n_padded:
-            said += [
-                f"{n_averaged} of several channels, averaged",
-                f"{n_cut} longer than {n_samples} samples, cut",
-                f"{n_padded} shorter, padded",
-            ]
-        if said:
-            print(f"recordings in {folder.name}: {len(x)} files; {'; '.join(said)}", file=sys.stderr, flush=True)
-        return cls(x, list(paths), source, sample_rate_hz, seed)
+            n_cut, n_padded = n_cut + (n_frames > n_needed), n_padded + (n_frames < n_needed)
+            with np.errstate(all="ignore"):
+                mono = resample_poly(audio.mean(axis=1), 1, factor)
+                row[: len(mono)] = mono
+            if not np.isfinite(row).all() or np.abs(row).max() < _SILENCE:
+                what = "is silent (-80 dB)" if np.isfinite(row).all() else "holds NaN or infinite values"
+                when = f"in its first {n_samples} samples, averaged"
+                raise ValueError(f"{_text(path)} {what} {when}: replace it or move it away")
+        resampled = [f"resampled from {file_rate_hz} to {sample_rate_hz} Hz"] if factor > 1 else []
+        adapted = [f"{n_averaged} of several channels, averaged", f"{n_cut} longer than {n_samples} samples, cut"]
+        adapted = [*adapted, f"{n_padded} shorter, padded"] if n_averaged or n_cut or n_padded else []
+        source = f"recordings in {_text(folder.name)}"
+        if resampled or adapted:
+            print("; ".join([f"{source}: {len(x)} files", *resampled, *adapted]), file=sys.stderr, flush=True)
+        source = ", ".join([source, *resampled])
+        return cls(torch.from_numpy(x), list(paths), source, sample_rate_hz, seed)
 
     @classmethod
     def from_circuit(
@@ -239,27 +222,23 @@ class OneShots(Split):
         Args:
             counts: sounds by kind. sample_rate_hz, n_samples: from 8000 Hz and 10 ms on.
             seed: of the split. corpus_seed: of the sounds.
-            cache: folder that keeps the corpus, in a file named by what it depends on; None: it is rendered on each call.
-                What is not as it was written is rendered again, and that is said on stderr.
+            cache: folder that keeps the corpus, in a file named by what it depends on. A file that is not as it was
+                written is rendered again, and one that cannot be written is done without; both are said on stderr.
         Raises: ValueError for arguments out of their ranges.
         """
         names = circuit_808.corpus_names(counts)
         asked = [circuit_808.VERSION, names, corpus_seed, sample_rate_hz, n_samples]
         key = hashlib.sha256(repr(asked).encode()).digest()
-        path = Path(cache) / f"tr808_circuit_{key.hex()[:16]}.npy" if cache is not None else None
-        x = _load(path, key) if path else None
-        if x is None:
-            x = circuit_808.render_corpus(counts, corpus_seed, sample_rate_hz, n_samples)
-            if path:
-                _store(path, key, x)
+        render = partial(circuit_808.render_corpus, counts, corpus_seed, sample_rate_hz, n_samples)
+        x = _kept(Path(cache, f"tr808_circuit_{key.hex()[:16]}.npy").absolute(), key, render) if cache else render()
         return cls(torch.from_numpy(x)[:, None], names, "circuit-model corpus", sample_rate_hz, seed)
 
 
 def meso_seeds(seed: int, step: int, batch_size: int, split: str = "train") -> Tensor:
     """Fresh synthesizer seeds for the reconstructions of one step (the "meso" condition).
 
-    They are a function of (split, seed, step, position in the batch) and lie in [2^62, 2^63), away from the data set's own
-    seeds: a reconstruction is never rendered with the draw of its reference.
+    They are a function of (split, seed, step, position in the batch) and lie in [2^62, 2^63), away from the data set's
+    own seeds: a reconstruction is never rendered with the draw of its reference.
 
     Args:
         seed: the run's seed, from 0.
@@ -279,28 +258,44 @@ def _check_split(split: str) -> None:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
-# ---- one-shots: files ---------------------------------------------------------------------------------------------------
+# ---- one-shots: files -----------------------------------------------------------------------------------------------
 
 _KINDS = {"bd": "BD", "sd": "SD", "tom": "Tom", "oh": "HH", "ch": "HH"}
 _AUDIO_SUFFIXES = (".wav", ".flac", ".aif", ".aiff")
 _SILENCE = 1e-4  # -80 dB of full scale
+_NO_LENGTH = 0x7FFF0000  # from here on, a size in a WAV header stands for "not known": a stream was written
 
 
 def _kind(name: Path | str) -> str:
     letters = re.match("[a-z]*", Path(name).stem.lower())[0]
     if letters not in _KINDS:
-        raise ValueError(
-            f"{name} is of unknown kind, expected a name that begins with BD, SD, Tom, OH or CH: rename it or move it away"
-        )
+        expected = "a name that begins with BD, SD, Tom, OH or CH"
+        raise ValueError(f"{_text(name)} is of unknown kind, expected {expected}: rename it or move it away")
     return _KINDS[letters]
 
 
-def audio_files(folder: Path) -> tuple[dict[str, Path], int]:
-    """The audio files of a folder and its sub-folders by their names from it, in order, and how many others there are, hidden
-    ones left out. Raises ValueError for what is no folder."""
+def _text(path: Path | str) -> str:
+    """A path as text that can be printed and stored: bytes that are no UTF-8 become \\x and two digits."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def recordings_folder(folder: Path | str | None = None) -> Path:
+    """The absolute path of the folder of recordings: the one given or else TR808_DIR. Raises ValueError for neither."""
+    folder = folder or os.environ.get("TR808_DIR")
+    if not folder:
+        raise ValueError("no folder of one-shots: set the environment variable TR808_DIR to it, or pass its path")
+    return Path(folder).expanduser().resolve()
+
+
+def audio_files(folder: Path | str) -> tuple[dict[str, Path], int]:
+    """Absolute paths of a folder's and its sub-folders' audio files, by their names from it and in their order, and how
+    many other files there are. Hidden ones are left out. Raises ValueError for what is no folder."""
+    folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: set TR808_DIR (or the parameter) to the folder of the one-shots")
-    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+        raise ValueError(
+            f"{_text(folder)} is no folder: set TR808_DIR (or the parameter) to the folder of the one-shots"
+        )
+    there = {_text(path.relative_to(folder).as_posix()): path for path in folder.rglob("*") if not path.is_dir()}
     there = {name: path for name, path in there.items() if not re.search(r"(^|/)\.", name)}
     paths = {name: there[name] for name in sorted(there) if Path(name).suffix.lower() in _AUDIO_SUFFIXES}
     return paths, len(there) - len(paths)
@@ -310,35 +305,45 @@ def _read(path: Path, sample_rate_hz: int, n_samples: int) -> tuple[np.ndarray, 
     """The first n_samples of a file, which is read to its end, as (samples, channels) float64, and how many it has."""
     import soundfile  # here, so that only recordings need it
 
+    name, again = _text(path), "copy or export it again, as 16 or 24 bit PCM,"
     try:
-        with soundfile.SoundFile(path) as file:
+        with open(path, "rb") as opened, soundfile.SoundFile(opened) as file:
             rate_hz, n_frames, log = file.samplerate, file.frames, file.extra_info
-            audio = file.read(dtype="float64", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+            audio = file.read(n_frames, dtype="float64", always_2d=True)  # without a number it would have to seek
+    except (soundfile.SoundFileError, OSError, ValueError) as error:
         why = "it has 0 bytes" if path.is_file() and not path.stat().st_size else error
-        raise ValueError(f"{path} cannot be read as audio ({why}): copy or export it again, or move it away") from error
+        raise ValueError(f"{name} cannot be read as audio ({why}): {again} or move it away") from error
     if rate_hz != sample_rate_hz:
-        old, new = shlex.quote(str(path)), shlex.quote(f"converted{path.suffix}")
+        old, new = shlex.quote(name), shlex.quote(f"converted{path.suffix}")
         raise ValueError(
-            f"{path} has a sample rate of {rate_hz} Hz, expected {sample_rate_hz} Hz, and nothing is resampled silently: "
+            f"{name} has a sample rate of {rate_hz} Hz, expected {sample_rate_hz} Hz, nothing is resampled silently: "
             f"convert it by  ffmpeg -i {old} -ar {sample_rate_hz} {new} && mv {new} {old}"
         )
     if not n_frames:
-        raise ValueError(f"{path} is empty, it holds 0 samples: copy or export it again, or move it away")
-    if len(audio) < n_frames or re.search(r"^ *(data|SSND) *:.*should be", log, re.MULTILINE):
-        raise ValueError(f"{path} breaks off: it holds fewer samples than its header says: copy or export it again")
+        raise ValueError(f"{name} is empty, it holds 0 samples by its header: {again} or move it away")
+    said = re.search(r"^ *(?:data|SSND) *: *(\d+) .*should be", log, re.MULTILINE)
+    if len(audio) < n_frames or (said and int(said[1]) < _NO_LENGTH):
+        raise ValueError(f"{name} breaks off: it holds fewer samples than its header says: {again} or move it away")
     return audio[:n_samples], n_frames
 
 
-def _sha256(key: bytes, data: memoryview) -> bytes:
-    return hashlib.sha256(key + hashlib.sha256(data).digest()).digest()
+def _kept(path: Path, key: bytes, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` makes, kept as an .npy file with the SHA-256 of key and file at its end.
 
-
-def _store(path: Path, key: bytes, x: np.ndarray) -> None:
-    """`x` as an .npy file, the SHA-256 of key and file appended, renamed into place; without room, `x` goes unkept."""
-    file = io.BytesIO()
+    A file that is not as it was written is made again; without room for it the array goes unkept. Both are said.
+    """
+    try:
+        data = path.read_bytes()
+        if _sha256(key, data[:-32]) == data[-32:]:
+            return np.load(io.BytesIO(data))
+        print(f"{_text(path)} is not what was written there: rendering the corpus again", file=sys.stderr, flush=True)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        print(f"{_text(path)} cannot be read ({error}): rendering the corpus again", file=sys.stderr, flush=True)
+    file, x = io.BytesIO(), make()
     np.save(file, x)
-    file.write(_sha256(key, file.getbuffer()))
+    file.write(_sha256(key, file.getvalue()))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -348,19 +353,9 @@ def _store(path: Path, key: bytes, x: np.ndarray) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        print(f"the corpus is not kept, {path}: {error}", file=sys.stderr, flush=True)
+        print(f"the corpus is not kept, {_text(path)}: {error}", file=sys.stderr, flush=True)
+    return x
 
 
-def _load(path: Path, key: bytes) -> np.ndarray | None:
-    """What `_store` wrote; None when there is none, or when it is not that: this is said."""
-    try:
-        data = path.read_bytes()
-        if _sha256(key, memoryview(data)[:-32]) == data[-32:]:
-            return np.load(io.BytesIO(data))
-        why = "its SHA-256 is another"
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        why = error
-    print(f"{path} is not what was written there ({why}): rendering the corpus again", file=sys.stderr, flush=True)
-    return None
+def _sha256(key: bytes, data: bytes) -> bytes:
+    return hashlib.sha256(key + hashlib.sha256(data).digest()).digest()

@@ -1,13 +1,15 @@
-"""The neural encoder E: audio -> constant-Q transform -> CNN -> theta in (0, 1)^U (paper, section on the encoder)."""
+"""The neural encoder E: audio -> constant-Q transform -> CNN -> theta in (0, 1)^U."""
 
 from __future__ import annotations
 
 import torch
 from nnAudio.features import CQT1992v2
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import layer_norm
 
 from scrapl_lib.checks import check_audio
+
+from .surroundings import own_surroundings
 
 _LOG_FLOOR = 1e-3
 
@@ -21,19 +23,18 @@ class Encoder(nn.Module):
     PReLU), mean over both axes, dense layer, and a small head per parameter, ended by a sigmoid.
 
     Args:
-        sample_rate_hz, n_samples: of the audio.
-        n_params: number of parameters U.
+        sample_rate_hz, n_samples: of the audio. n_params: number of parameters U.
         octaves, bins_per_octave, hop: of the CQT; hop in samples.
-        channels: channels of every block.
-        pools: (log-frequency, time) pooling of each block.
+        channels: of every block. pools: (log-frequency, time) pooling of each block.
         dense: width of the dense layer; a head's hidden layer has half.
         dropout: probability, after the dense layer and in the heads.
 
-    The defaults are the paper's granular and chirplet encoder: features 60 x 129, 604,106 weights in 28 tensors. TR-808:
-    Encoder(44100, 44100, 14, octaves=9, pools=((2, 2), (2, 2), (2, 3), (3, 3), (3, 3)), dense=128, dropout=0.25).
-    Weights are drawn from torch's global generator.
+    The defaults are the paper's granular and chirplet encoder: features 60 x 129, 604,106 weights in 28 tensors. The
+    TR-808's: Encoder(44100, 44100, 14, 9, pools=((2, 2), (2, 2), (2, 3), (3, 3), (3, 3)), dense=128, dropout=0.25).
+    Weights are drawn from torch's global generator, on the CPU and in float32 whatever its defaults: move them by `to`.
     """
 
+    @own_surroundings()
     def __init__(
         self,
         sample_rate_hz: float = 8192,
@@ -48,66 +49,54 @@ class Encoder(nn.Module):
         bins_per_octave: int = 12,
     ) -> None:
         super().__init__()
-        self.n_samples = n_samples
-        self.n_params = n_params
-        self.feature_shape = (octaves * bins_per_octave, n_samples // hop + 1)
-
-        bins, frames = self.feature_shape
+        self.n_samples, self.n_params = n_samples, n_params
+        self.feature_shape = bins, frames = octaves * bins_per_octave, n_samples // hop + 1
         for pool in pools:
             bins, frames = bins // pool[0], frames // pool[1]
         if min(bins, frames) < 1:
-            raise ValueError(
-                f"pools {pools} leave nothing of {self.feature_shape[0]} bins x {self.feature_shape[1]} frames: "
-                "use fewer or smaller ones"
-            )
+            shape = "{} bins x {} frames".format(*self.feature_shape)
+            raise ValueError(f"pools {pools} leave nothing of {shape}: use fewer or smaller ones")
 
+        fmin_hz, n_bins = 0.4 * sample_rate_hz / 2**octaves, self.feature_shape[0]
         self.cqt = CQT1992v2(
-            sr=sample_rate_hz,
-            hop_length=hop,
-            fmin=0.4 * sample_rate_hz / 2**octaves,
-            n_bins=octaves * bins_per_octave,
-            bins_per_octave=bins_per_octave,
-            verbose=False,
+            sample_rate_hz, hop, fmin_hz, n_bins=n_bins, bins_per_octave=bins_per_octave, verbose=False
         )
-        if self.cqt.kernel_width // 2 >= n_samples:
+        if (length := self.cqt.kernel_width) // 2 >= n_samples:
             raise ValueError(
-                f"the lowest CQT filter is {self.cqt.kernel_width} samples long and reflected half of that beyond the "
-                f"audio's ends, too much for {n_samples} samples: use fewer octaves or longer audio"
+                f"the lowest CQT filter is {length} samples long and reflects half of that beyond the audio's ends, "
+                f"too much for {n_samples} samples: use fewer octaves or longer audio"
             )
         for name, kernel in list(self.cqt.named_buffers()):
             self.cqt.register_buffer(name, kernel, persistent=False)
 
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(1 if i == 0 else channels, channels, 3, padding="same") for i in range(len(pools))
-        )
+        widths = [1, *[channels] * len(pools)]
+        self.convolutions = nn.ModuleList(nn.Conv2d(*pair, 3, padding="same") for pair in zip(widths, widths[1:]))
         self.pools = nn.ModuleList(nn.MaxPool2d(pool) for pool in pools)
         self.activations = nn.ModuleList(nn.PReLU() for _ in pools)
         self.dense = nn.Sequential(nn.Linear(channels, dense), nn.PReLU(), nn.Dropout(dropout))
+        half = dense // 2
         self.heads = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(dense, dense // 2), nn.PReLU(), nn.Dropout(dropout), nn.Linear(dense // 2, 1), nn.Sigmoid()
-            )
+            nn.Sequential(nn.Linear(dense, half), nn.PReLU(), nn.Dropout(dropout), nn.Linear(half, 1), nn.Sigmoid())
             for _ in range(n_params)
         )
 
     @torch.no_grad()
+    @own_surroundings()
     def features(self, audio: Tensor) -> Tensor:
-        """audio (batch, 1, n_samples) -> log-CQT (batch, 1, bins, frames), without a graph.
+        """audio (batch, 1, n_samples) -> log-CQT (batch, 1, bins, frames), without a graph and in the encoder's dtype.
 
-        Raises ValueError or TypeError for audio of another shape, or not finite.
+        float64 audio is converted to it, and autocast is off. Raises ValueError or TypeError as `check_audio` does.
         """
         check_audio(audio, "audio", self.n_samples)
-        return torch.log1p(self.cqt(audio)[:, None] / _LOG_FLOOR)
+        return torch.log1p(self.cqt(audio.to(self.cqt.cqt_kernels_real.dtype))[:, None] / _LOG_FLOOR)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features (batch, 1, bins, frames) -> theta (batch, n_params) in (0, 1)."""
-        if features.ndim != 4 or features.shape[1:] != (1, *self.feature_shape):
-            raise ValueError(
-                f"expected features of shape (batch, 1, {self.feature_shape[0]}, {self.feature_shape[1]}), got "
-                f"{tuple(features.shape)}: call encoder(encoder.features(audio))"
-            )
+        """features (batch, 1, bins, frames) -> theta (batch, n_params) in (0, 1), in the features' dtype."""
+        if features.shape[1:] != (1, *self.feature_shape):
+            shape, got = "(batch, 1, {}, {})".format(*self.feature_shape), tuple(features.shape)
+            raise ValueError(f"expected features of shape {shape}, got {got}: call encoder(encoder.features(audio))")
         hidden = features
         for convolution, pool, activation in zip(self.convolutions, self.pools, self.activations):
-            hidden = activation(pool(convolution(F.layer_norm(hidden, hidden.shape[-2:]))))
+            hidden = activation(pool(convolution(layer_norm(hidden, hidden.shape[-2:]))))
         hidden = self.dense(hidden.mean(dim=(-2, -1)))
-        return torch.cat([head(hidden) for head in self.heads], dim=1)
+        return torch.cat([head(hidden) for head in self.heads], dim=1).to(features.dtype)

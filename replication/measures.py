@@ -1,21 +1,25 @@
-"""What is reported about a trained encoder: parameter errors, audio distances and drum features (paper, section 8)."""
+"""What is reported about a trained encoder: parameter errors, audio distances, drum features, Fréchet distances.
+
+Audio is (batch, 1, samples). Measures neither keep a graph nor depend on autocast or torch's default dtype and device.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from scipy.signal import lfilter
 from scipy.signal.windows import flattop, hann
 from torch import Tensor, nn
 
-from scrapl_lib.checks import check_audio, check_pair
+from scrapl_lib.checks import check_audio, check_pair, positive_int
 from scrapl_lib.losses import JTFSLoss
 
-from .baselines import MSSLoss, WeightsUnavailable, resample
+from .baselines import MSSLoss, pretrained, resample
+from .surroundings import own_surroundings
 
 PERMILLE = 1000.0
 AUDIO_DISTANCES = ("jtfs", "mss_linear", "mss_log_linear", "mss_revisited")
@@ -27,6 +31,7 @@ POWER_FLOOR = 1e-8
 CHUNK = 32  # sounds computed at a time, does not change the result
 N_MELS = 64
 LOUDNESS_FLOOR_DB = -0.691 + 10 * math.log10(POWER_FLOOR)  # of silence: -80.691
+ENCODEC_SOURCE = "https://dl.fbaipublicfiles.com/encodec/v0"
 
 
 def theta_l1(theta_hat: Tensor, theta: Tensor) -> Tensor:
@@ -35,21 +40,20 @@ def theta_l1(theta_hat: Tensor, theta: Tensor) -> Tensor:
     theta_hat, theta: (n, n_params) in [0, 1] -> (n_params,) float64.
     """
     if theta_hat.shape != theta.shape or theta.ndim != 2 or theta.numel() == 0:
-        raise ValueError(
-            f"theta_hat and theta must both have shape (n, n_params), got {tuple(theta_hat.shape)} and {tuple(theta.shape)}"
-        )
+        got = f"{tuple(theta_hat.shape)} and {tuple(theta.shape)}"
+        raise ValueError(f"theta_hat and theta must both have shape (n, n_params), got {got}")
     return PERMILLE * (theta_hat.detach().double() - theta.double()).abs().mean(dim=0)
 
 
 def total_variation(theta_l1_by_epoch: Sequence[float]) -> float:
-    """How restless a training was: sum of absolute changes of the validation theta L1 from epoch to epoch / number of epochs.
+    """How restless a training was: the sum of the validation theta L1's changes from epoch to epoch / number of epochs.
 
-    theta_l1_by_epoch: one value per epoch, at least 2, in per mille (the validation before training is left out). The result
-    is in per mille too: the paper's "times 1000".
+    theta_l1_by_epoch: one value per epoch, at least 2, in per mille (the validation before training is left out). The
+    result is in per mille too: the paper's "times 1000".
     """
     if len(theta_l1_by_epoch) < 2:
         raise ValueError(f"total variation needs the values of at least 2 epochs, got {len(theta_l1_by_epoch)}")
-    values = torch.as_tensor(theta_l1_by_epoch, dtype=torch.float64)
+    values = torch.as_tensor(theta_l1_by_epoch, dtype=torch.float64, device="cpu")
     return float(values.diff().abs().sum() / len(values))
 
 
@@ -61,6 +65,7 @@ def convergence_step(steps: Sequence[int], values: Sequence[float], threshold: f
 
 
 @torch.no_grad()
+@own_surroundings()
 def audio_distances(
     x_hat: Tensor, x: Tensor, names: Iterable[str], *, jtfs: nn.Module | None = None, batch_size: int = 32
 ) -> dict[str, float]:
@@ -77,16 +82,12 @@ def audio_distances(
     check_pair(x_hat, x)
     if isinstance(names, str):
         raise TypeError(f"names must be a list of names, got the text {names!r}: write [{names!r}]")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    distances = {}
+    batch_size, distances = positive_int("batch_size", batch_size), {}
     for name in names:
         if name not in AUDIO_DISTANCES:
             raise ValueError(f"names must be among {', '.join(AUDIO_DISTANCES)}, got {name!r}")
-        if name == "jtfs":
-            loss = JTFSLoss(x.shape[2]).to(x.device) if jtfs is None else jtfs
-        else:
-            loss = MSSLoss(name).to(x.device)
+        loss = jtfs if name == "jtfs" else MSSLoss(name)
+        loss = JTFSLoss(x.shape[2]).to(x.device) if loss is None else loss
         total = 0.0
         for a, b in zip(x_hat.split(batch_size), x.split(batch_size)):
             total += float(loss(a, b)) * len(a)
@@ -95,12 +96,13 @@ def audio_distances(
 
 
 @torch.no_grad()
+@own_surroundings()
 def drum_features(x: Tensor, sample_rate_hz: float = 44100) -> dict[str, Tensor]:
     """Loudness, spectral centroid and spectral flatness of the beginning of a drum sound and of its decay.
 
-    Of frames of 2048 samples, 512 apart (at 44.1 kHz; at other rates of the power of two of samples that comes closest to
-    as many milliseconds, a quarter of it apart), the first 2 are the transient and the next 64, or as many as there are, the
-    decay. (Paper, section 8; clipping, windows and the 1e-8 of the flatness are what reproduces the authors' values.)
+    Of frames of 2048 samples, 512 apart (at 44.1 kHz; at other rates of the power of two of samples that comes closest
+    to as many milliseconds, a quarter of it apart), the first 2 are the transient and the next 64, or as many as there
+    are, the decay. Clipping, windows and the 1e-8 of the flatness are what reproduces the authors' values.
     - Loudness, dB: -0.691 + 10 log10(mean square + 1e-8) of the frame, K-weighted from rest, with the output of either
       filter clipped to [-1, 1].
     - Spectral centroid: mean frequency f in Hz under log(1 + X), with X the magnitudes under a symmetric flat-top
@@ -114,38 +116,23 @@ def drum_features(x: Tensor, sample_rate_hz: float = 44100) -> dict[str, Tensor]
     Returns:
         {name: (batch, frames) float64} for transient_ and decay_ each: loudness, spectral_centroid, spectral_flatness.
     """
-    check_audio(x, "x")
-    _check_rate(sample_rate_hz)
-    size = _frame_samples(sample_rate_hz)
-    hop = size // 4
-    shortest = size + TRANSIENT_FRAMES * hop
-    if x.shape[2] < shortest:
-        raise ValueError(
-            f"x must have at least {shortest} samples, {TRANSIENT_FRAMES} frames for the transient and 1 for the "
-            f"decay, got {x.shape[2]}: render longer sounds, or pad them with zeros"
-        )
-    if len(x) > CHUNK:
-        parts = [drum_features(part, sample_rate_hz) for part in x.split(CHUNK)]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    frames = x[:, 0].double().unfold(1, size, hop)[:, : TRANSIENT_FRAMES + DECAY_FRAMES]  # (batch, frames, size)
-
-    weighted = frames
-    for b, a in k_weighting(sample_rate_hz):
-        impulse = torch.eye(1, size, dtype=torch.float64).numpy()  # from rest: no later part of the response is heard
-        response = torch.from_numpy(lfilter(b, a, impulse)).to(x.device)
-        filtered = torch.fft.irfft(torch.fft.rfft(weighted, 2 * size) * torch.fft.rfft(response, 2 * size))
-        weighted = filtered[..., :size].clamp(-1, 1)
-    loudness = -0.691 + 10 * torch.log10(weighted.square().mean(2) + POWER_FLOOR)
-
+    x, size, f_hz = _frames(x, sample_rate_hz, TRANSIENT_FRAMES + 1)
     flat_top, periodic_hann = (torch.from_numpy(w).to(x.device) for w in (flattop(size), hann(size, sym=False)))
-    weight = torch.log1p(torch.fft.rfft(frames * flat_top).abs().clamp(min=1e-4))
-    f_hz = torch.fft.rfftfreq(size, 1 / sample_rate_hz, dtype=torch.float64, device=x.device)
-    centroid = -34.61 * ((weight * f_hz).sum(2) / weight.sum(2)) ** -0.1621 + 21.2985
-
-    power = torch.fft.rfft(frames * periodic_hann).abs().square().clamp(min=1e-10)
-    flatness = 20 * torch.log10(power.log().mean(2).exp() / power.mean(2) + 1e-8)
-
-    named = {"loudness": loudness, "spectral_centroid": centroid, "spectral_flatness": flatness}
+    # from rest, a frame ends before any later part of the filters' responses comes
+    responses = [torch.from_numpy(lfilter(b, a, np.eye(1, size))).to(x.device) for b, a in k_weighting(sample_rate_hz)]
+    parts = []
+    for frames in x[:, : TRANSIENT_FRAMES + DECAY_FRAMES].split(CHUNK):  # (batch, frames, size)
+        weighted = frames
+        for response in responses:
+            filtered = torch.fft.irfft(torch.fft.rfft(weighted, 2 * size) * torch.fft.rfft(response, 2 * size))
+            weighted = filtered[..., :size].clamp(-1, 1)
+        loudness = -0.691 + 10 * torch.log10(weighted.square().mean(2) + POWER_FLOOR)
+        weight = torch.log1p(torch.fft.rfft(frames * flat_top).abs().clamp(min=1e-4))
+        centroid = -34.61 * ((weight * f_hz).sum(2) / weight.sum(2)) ** -0.1621 + 21.2985
+        power = torch.fft.rfft(frames * periodic_hann).abs().square().clamp(min=1e-10)
+        flatness = 20 * torch.log10(power.log().mean(2).exp() / power.mean(2) + 1e-8)
+        parts.append(torch.stack([loudness, centroid, flatness]))
+    named = dict(zip(("loudness", "spectral_centroid", "spectral_flatness"), torch.cat(parts, dim=1)))
     transient = {f"transient_{name}": value[:, :TRANSIENT_FRAMES] for name, value in named.items()}
     return transient | {f"decay_{name}": value[:, TRANSIENT_FRAMES:] for name, value in named.items()}
 
@@ -169,13 +156,11 @@ def drum_feature_distances(x_hat: Tensor, x: Tensor, sample_rate_hz: float = 441
 
 
 def k_weighting(sample_rate_hz: float) -> list[tuple[list[float], list[float]]]:
-    """The two filters of ITU-R BS.1770, (b, a) each with a[0] = 1: a high shelf (4 dB, 1500 Hz, Q 2^-1/2), then a
-    high-pass (38 Hz, Q 1/2).
+    """ITU-R BS.1770's filters, (b, a) with a[0] = 1: high shelf (4 dB, 1500 Hz, Q 2^-1/2), high-pass (38 Hz, Q 1/2).
 
     From these constants for any sample rate. At 48 kHz they come within 2e-4 of the coefficients that the standard
     gives, except for the high-pass's numerator, which it rounds to (1, -2, 1): 0.04 dB.
     """
-    _check_rate(sample_rate_hz)
     g = 10 ** (4 / 40)  # the shelf's gain at 1500 Hz
     omega = 2 * math.pi * 1500 / sample_rate_hz
     cos, alpha = math.cos(omega), math.sqrt(2 * g) * math.sin(omega)
@@ -191,57 +176,44 @@ def k_weighting(sample_rate_hz: float) -> list[tuple[list[float], list[float]]]:
 
 
 @torch.no_grad()
+@own_surroundings()
 def log_mel_statistics(x: Tensor, sample_rate_hz: float) -> Tensor:
     """Mean and standard deviation over time of a log-mel spectrogram: embeddings of sounds without trained weights.
 
     `frechet_distance` of two sets of these is a Fréchet distance of log-mel statistics, not FAD: the paper's FAD uses
-    EnCodec. Frames as in `drum_features` (46 ms), under a Hann window, not padded;
-    power relative to a sine of amplitude 1; 64 triangles of height 1 from 0 Hz to half the sample rate, equally spaced
-    in mel, 2595 log10(1 + f / 700); log(sum + 1e-8).
+    EnCodec. Frames as in `drum_features` (46 ms), under a Hann window, not padded; power relative to a sine of
+    amplitude 1; 64 triangles of height 1 from 0 Hz to half the sample rate, equally spaced in mel, 2595 log10(1 + f /
+    700); log(sum + 1e-8).
 
     x: (batch, 1, samples) of at least one frame -> (batch, 128) float64, means first.
     """
-    check_audio(x, "x")
-    _check_rate(sample_rate_hz)
-    size = _frame_samples(sample_rate_hz)
-    if x.shape[2] < size:
-        raise ValueError(
-            f"x must have at least {size} samples, a frame at {sample_rate_hz} Hz, got {x.shape[2]}: pad it with zeros"
-        )
-    if len(x) > CHUNK:
-        return torch.cat([log_mel_statistics(part, sample_rate_hz) for part in x.split(CHUNK)])
+    x, size, f_hz = _frames(x, sample_rate_hz, 1)
     window = torch.hann_window(size, dtype=torch.float64, device=x.device)
-    frames = x[:, 0].double().unfold(1, size, size // 4)
-    spectrum = torch.fft.rfft(frames * window) / (size / 4)  # (batch, frames, bins)
-    f_hz = torch.fft.rfftfreq(size, 1 / sample_rate_hz, dtype=torch.float64, device=x.device)
     top_mel = 2595 * math.log10(1 + sample_rate_hz / 2 / 700)
     corner_mel = torch.linspace(0, top_mel, N_MELS + 2, dtype=torch.float64, device=x.device)
     corner_hz = 700 * (10 ** (corner_mel / 2595) - 1)
     rise = (f_hz[:, None] - corner_hz[:-1]) / corner_hz.diff()  # (bins, N_MELS + 1)
     triangles = torch.minimum(rise[:, :-1], 1 - rise[:, 1:]).clamp(min=0)  # (bins, N_MELS)
-    log_mel = torch.log(spectrum.abs().square() @ triangles + 1e-8)
-    return torch.cat([log_mel.mean(1), log_mel.std(1, correction=0)], dim=1)
+    parts = []
+    for frames in x.split(CHUNK):
+        spectrum = torch.fft.rfft(frames * window) / (size / 4)  # (batch, frames, bins)
+        log_mel = torch.log(spectrum.abs().square() @ triangles + 1e-8)
+        parts.append(torch.cat([log_mel.mean(1), log_mel.std(1, correction=0)], dim=1))
+    return torch.cat(parts)
 
 
 @functools.cache
 def _encodec() -> nn.Module:
-    try:
+    with pretrained("FAD", ENCODEC_SOURCE):
         from encodec import EncodecModel
 
-        source = "https://dl.fbaipublicfiles.com/encodec/v0"
-        print(f"EnCodec: weights are downloaded at first use from {source}", file=sys.stderr, flush=True)
         return EncodecModel.encodec_model_24khz().encoder.eval()
-    except Exception as error:  # import, network, unpickling
-        raise WeightsUnavailable(
-            f"FAD needs EnCodec's 24 kHz model, which could not be loaded ({type(error).__name__}: {error}). In an environment "
-            "of its own, with network access: pip install '.[embeddings]'; the weights are then downloaded once from "
-            "https://dl.fbaipublicfiles.com/encodec/v0"
-        ) from error
 
 
 @torch.no_grad()
+@own_surroundings()
 def encodec_frames(x: Tensor, sample_rate_hz: int, encoder: nn.Module | None = None) -> Tensor:
-    """EnCodec's embeddings of all frames of all sounds: `frechet_distance` of two sets of these is FAD (paper, section 8).
+    """EnCodec's embeddings of all frames of all sounds: `frechet_distance` of two sets of these is the paper's FAD.
 
     Args:
         x: (batch, 1, samples), resampled to 24 kHz. encoder: in place of the 24 kHz model's, (batch, 1, samples) ->
@@ -265,8 +237,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     over sqrt(n - 1), C_a = A^T A, and the trace of the root is the sum of the singular values of A B^T: no root of a
     matrix is taken, which is singular for n <= d.
 
-    a, b: (n_a, d), (n_b, d) finite, n_a and n_b at least 2 -> at least 0; computed in float64. Raises TypeError for what is
-    no tensor, ValueError for other shapes and what is not finite.
+    a, b: (n_a, d), (n_b, d) finite, n_a and n_b at least 2 -> at least 0; computed in float64. Raises TypeError for
+    what is no tensor, ValueError for other shapes and what is not finite.
     """
     for name, value in (("a", a), ("b", b)):
         if not isinstance(value, Tensor):
@@ -285,10 +257,20 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return max(float(distance), 0.0)
 
 
-def _frame_samples(sample_rate_hz: float) -> int:
-    return 2 ** round(math.log2(FRAME_S * sample_rate_hz))
+def _frames(x: Tensor, sample_rate_hz: float, n_least: int) -> tuple[Tensor, int, Tensor]:
+    """Frames (batch, frames, size) float64, a quarter of their size apart; their size; the frequencies of their bins.
 
-
-def _check_rate(sample_rate_hz: float) -> None:
+    Raises ValueError for a rate out of range and for fewer frames than n_least.
+    """
+    check_audio(x, "x")
     if not isinstance(sample_rate_hz, (int, float)) or not 4000 <= sample_rate_hz < math.inf:
         raise ValueError(f"sample_rate_hz must be at least 4000 and finite, got {sample_rate_hz!r}")
+    size = 2 ** round(math.log2(FRAME_S * sample_rate_hz))
+    shortest = size + (n_least - 1) * size // 4
+    if x.shape[2] < shortest:
+        raise ValueError(
+            f"x must have at least {shortest} samples ({n_least} frames at {sample_rate_hz} Hz), got {x.shape[2]}: "
+            "render longer sounds, or pad them with zeros"
+        )
+    f_hz = torch.fft.rfftfreq(size, 1 / sample_rate_hz, dtype=torch.float64, device=x.device)
+    return x[:, 0].double().unfold(1, size, size // 4), size, f_hz

@@ -12,8 +12,8 @@ import torch
 from scipy.signal.windows import flattop
 from torch import nn
 
+from replication import baselines
 from replication.baselines import EmbeddingLoss, MSSLoss, WeightsUnavailable, panns_weights, resample
-from scrapl_lib import losses
 from scrapl_lib.checks import check_audio, check_pair
 from scrapl_lib.losses import p_loss
 
@@ -97,7 +97,7 @@ def test_mss_random_fits_short_audio():
     np.random.seed(0)
     values = [float(loss(x_hat, x)) for _ in range(20)]
     assert len(set(values)) == 20 and np.isfinite(values).all()
-    assert max(r.fft_size for r in loss._auraloss.stft_losses) < 2048
+    assert max(r.fft_size for r in loss.distance.stft_losses) < 2048
 
 
 @pytest.mark.parametrize("name", SYMMETRIC)
@@ -259,11 +259,11 @@ def test_a_panns_file_is_read_without_trusting_it(monkeypatch, tmp_path, capsys,
             if legacy:  # and written beside NumPy 1
                 data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
                 panns_weights().write_bytes(data)
-            monkeypatch.setattr(losses, "_PANNS_MD5", hashlib.md5(data).hexdigest())
+            monkeypatch.setattr(baselines, "_PANNS_MD5", hashlib.md5(data).hexdigest())
 
         panns_weights().unlink(missing_ok=True)
         monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-        return losses._panns_checkpoint()
+        return baselines._panns_checkpoint()
 
     sampler = {"indexes_per_class": [np.arange(3), np.zeros(0, dtype=int)], "queue": [1], "pointers_of_classes": [0]}
     found = download({"iteration": 5, "model": {"scale": torch.tensor(3.0)}, "sampler": sampler})

@@ -223,7 +223,7 @@ def test_short_sounds_have_fewer_decay_frames():
         found = drum_features(x[..., :samples])["decay_spectral_flatness"]
         assert found.shape == (2, frames) and torch.equal(found, full["decay_spectral_flatness"][:, :frames])
     with pytest.raises(
-        ValueError, match="at least 3072 samples, 2 frames for the transient and 1 for the decay, got 3071"
+        ValueError, match=r"at least 3072 samples \(3 frames at 44100 Hz\), got 3071: render longer"
     ):
         drum_features(x[..., :3071])
     with pytest.raises(ValueError, match=r"x must have shape \(batch, 1, samples\)"):
@@ -383,7 +383,7 @@ def test_log_mel_statistics_are_an_item_s_own():
         statistics = log_mel_statistics(x[:2].repeat(1, 1, 2), rate)
         assert statistics.shape == (2, 128) and statistics[:, :64].min() > -15
     assert frechet_distance(found[:17], found[17:]) < 0.1 * frechet_distance(found[:17], louder[17:])
-    with pytest.raises(ValueError, match="at least 2048 samples, a frame at 44100 Hz, got 2047: pad it with zeros"):
+    with pytest.raises(ValueError, match=r"at least 2048 samples \(1 frames at 44100 Hz\), got 2047"):
         log_mel_statistics(x[..., :2047], 44100)
     with pytest.raises(ValueError, match="sample_rate_hz must be at least 4000 and finite, got -1"):
         log_mel_statistics(x, -1)
@@ -405,7 +405,7 @@ def test_log_mel_statistics_are_an_item_s_own():
         (
             lambda: audio_distances(*torch.zeros(2, 1, 1, 8192), ["mss_linear"], batch_size=0),
             ValueError,
-            "batch_size must be an integer of at least 1, got 0",
+            "batch_size must be at least 1, got 0",
         ),
     ],
 )
