@@ -3,24 +3,21 @@
 import numpy as np
 import pytest
 import torch
+from odd_surroundings import odd_surroundings
 from scipy.signal import correlate
 
 from replication.encoder import Encoder
 
-TINY = {
-    "n_samples": 4096,
-    "octaves": 3,
-    "hop": 128,
-    "channels": 3,
-    "pools": ((2, 2), (3, 2)),
-    "dense": 6,
-    "dropout": 0.25,
-}
+TINY = dict(n_samples=4096, octaves=3, hop=128, channels=3, pools=((2, 2), (3, 2)), dense=6, dropout=0.25)
 
 
 def tiny(seed=0):
     torch.manual_seed(seed)
     return Encoder(**TINY)
+
+
+def rand(*shape, seed, dtype=torch.float32):
+    return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def test_sizes_of_the_paper():
@@ -76,16 +73,10 @@ def literal_forward(encoder, features):
     for i, (p, q) in enumerate(TINY["pools"]):
         x = np.stack([(c - c.mean()) / np.sqrt(c.var() + 1e-5) for c in x])
         kernel, bias = weights[f"convolutions.{i}.weight"], weights[f"convolutions.{i}.bias"]
-        x = np.stack(
-            [
-                sum(correlate(np.pad(c, 1), k, mode="valid", method="direct") for c, k in zip(x, kernel[o])) + bias[o]
-                for o in range(len(kernel))
-            ]
-        )
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+        x = np.stack([correlate(padded, k, mode="valid", method="direct")[0] for k in kernel]) + bias[:, None, None]
         rows, columns = x.shape[1] // p, x.shape[2] // q
-        x = np.array(
-            [[[c[p * r : p * r + p, q * s : q * s + q].max() for s in range(columns)] for r in range(rows)] for c in x]
-        )
+        x = x[:, : rows * p, : columns * q].reshape(-1, rows, p, columns, q).max((2, 4))
         x = prelu(x, weights[f"activations.{i}.weight"])
     hidden = prelu(weights["dense.0.weight"] @ x.mean((1, 2)) + weights["dense.0.bias"], weights["dense.1.weight"])
     theta = []
@@ -102,7 +93,7 @@ def test_forward_equals_a_literal_twin():
     with torch.no_grad():
         for i, w in enumerate(encoder.parameters()):
             w.mul_(3).add_(0.1 * (-1) ** i)
-    features = torch.rand(3, 1, 36, 33, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    features = rand(3, 1, 36, 33, dtype=torch.float64, seed=2)
     theta = encoder(features)
     assert theta.shape == (3, 2) and (theta - 0.5).abs().max() > 0.05
     for i in range(3):
@@ -119,23 +110,39 @@ def test_every_weight_learns_but_no_kernel_does():
     assert not any("cqt" in name for name in encoder.state_dict())
 
 
-def test_dropout_acts_in_training_only():
-    encoder = tiny()
-    features = torch.rand(2, 1, 36, 33, generator=torch.Generator().manual_seed(4))
-    encoder.train()
-    torch.manual_seed(0)
-    assert (encoder(features) - encoder(features)).abs().max() > 1e-4
-    encoder.eval()
-    assert torch.equal(encoder(features), encoder(features))
-
-
-def test_seed_makes_the_weights_and_state_dict_carries_them():
+def test_seed_makes_the_weights_and_dropout_acts_in_training_only():
     a, b, c = tiny(1), tiny(1), tiny(2)
-    features = torch.rand(2, 1, 36, 33, generator=torch.Generator().manual_seed(5))
+    features = rand(2, 1, 36, 33, seed=5)
+    assert (a.train()(features) - a(features)).abs().max() > 1e-4
     outputs = [encoder.eval()(features) for encoder in (a, b, c)]
+    assert torch.equal(outputs[0], a(features))
     assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
     c.load_state_dict(a.state_dict())
     assert torch.equal(c(features), outputs[0])
+
+
+def test_surroundings_change_no_bit():
+    """Neither weights nor features; autocast still serves the CNN, whose theta keeps the features' dtype."""
+    encoder, audio = tiny().eval(), rand(2, 1, 4096, seed=6)
+    features = encoder.features(audio)
+    theta = encoder(features)
+    with odd_surroundings():
+        other = tiny().eval()
+        assert all(map(torch.equal, encoder.parameters(), other.parameters()))
+        found = other.features(audio)
+        assert found.dtype == torch.float32 and torch.equal(found, features)
+        with torch.autocast("cpu", enabled=False):
+            assert torch.equal(other(found), theta)
+        assert other(found).dtype == torch.float32 and 0 < (other(found) - theta).abs().max() < 0.02
+
+
+def test_features_come_in_the_encoder_s_dtype():
+    """Converted from the audio's: 1e-4 of log values of about 3, float32's."""
+    audio, encoder = rand(1, 1, 4096, seed=7, dtype=torch.float64), tiny()
+    single = encoder.features(audio)
+    double = encoder.double().features(audio.float())
+    assert single.dtype == torch.float32 and double.dtype == torch.float64 and single.mean() > 2
+    assert (single - double).abs().max() < 1e-4
 
 
 def test_bad_input_is_refused():
