@@ -1,35 +1,35 @@
-"""Joint time-frequency scattering (JTFS), one path at a time or all at once (paper, section 2; filters as in kymatio 0.3.0).
+"""Joint time-frequency scattering (JTFS), one path at a time or all at once (paper, section 2; filters of kymatio 0.3.0).
 
-Definitions. x is a signal of N samples (`shape` and reflected ones), * a circular convolution, psi a Morlet wavelet, phi a
-Gaussian low-pass; every result is kept at the stride its filter allows.
+Definitions. x is a signal reflected at both ends to N samples, * a circular convolution over time, *_n1 one over log-frequency,
+psi a Morlet wavelet, phi a Gaussian low-pass.
 
-    U1[n1, t]      = | x * psi_n1 |                          first order: Q1 wavelets per octave, n1 from high to low
-    Y2[n2, n1, t]  = U1[n1] * psi_n2                         bands of modulation rate, Q2 per octave, of n1 with j1 < j2
-    U2[n2, n_fr]   = | Y2[n2] *_n1 psi_n_fr |                wavelets along log-frequency: low-pass, spin +1, spin -1
-    S[n2, n_fr]    = U2[n2, n_fr] * phi_T *_n1 phi_F         averages over T samples and F log-frequency bins
+    U1[n1, t]     = | x * psi_n1 |                    first order: Q1 wavelets per octave, n1 from high to low
+    Y2[n2, n1, t] = U1[n1] * psi_n2                   bands of modulation rate, Q2 per octave, of the n1 with j1 < j2
+    U2[n2, n_fr]  = | Y2[n2] *_n1 psi_n_fr |          along log-frequency: a low-pass, Q_fr per octave of spin +1, of spin -1
+    S[n2, n_fr]   = U2[n2, n_fr] * phi_T *_n1 phi_F   averages over T samples and F bins (not over F where n_fr is the low-pass)
 
-A path is a pair (n2, n_fr): one modulation rate, one modulation scale along log-frequency and its spin. The first-order paths
-are the same of S1 = U1 * phi_T: | S1 *_n1 psi_n_fr | *_n1 phi_F. A filter of stride exponent j (2^j the largest stride without
-aliasing) is subsampled by 2^min(j, log2 T), along log-frequency by 2^min(j, log2 F).
+A path is a pair (n2, n_fr): one modulation rate, one modulation scale along log-frequency and its spin. First-order paths are the
+same of S1 = U1 * phi_T. What a filter of stride exponent j leaves is kept at every 2^min(j, log2 T)-th sample, along
+log-frequency at every 2^min(j, log2 F)-th bin.
 
-`reference.path_by_definition` computes this as it is written. Here spectra are cut to the bins of a band, modulus and average
-are one step, and everything linear along log-frequency (a hundred bins) is a matrix; the kernels are in `_fast`.
+`reference.path_by_definition` computes this as it is written. Here a convolution keeps the run of bins that holds a band,
+modulus and average are one step, and what is linear along log-frequency (a hundred bins) is a matrix: see `_fast`.
 
-Letters: B batch, W samples at a stride, M rows along log-frequency; c_hat is a spectrum, divided by its length, so that spectra
-are comparable at every stride.
+Letters: B batch, W samples at a stride, M rows along log-frequency; spectra (x_hat) are divided by their length, so that they are
+comparable at every stride.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from kymatio.scattering1d.filter_bank import compute_params_filterbank, gauss_1d, morlet_1d
 from torch import Tensor, nn
 
-from . import _fast
+from ._fast import BlockFFT, averaged_modulus, chunk, constant, cut, modulus, times
 from .checks import check_audio, check_index, positive_int
 from .jets import Jets
 
@@ -82,6 +82,21 @@ def _circulant(h_hat: np.ndarray, stride: int) -> np.ndarray:
     """Matrix (M / stride, M) of the circular convolution with the filter of spectrum h_hat (M), every stride-th output."""
     h, n = np.fft.ifft(h_hat), np.arange(len(h_hat))
     return h[(n[::stride, None] - n) % len(h)]
+
+
+def _once(make: Callable) -> Callable:
+    """A method that makes filters: once for its arguments, and the device and dtype of the last, which they are for."""
+
+    @functools.wraps(make)
+    def made(self: "JTFS", *args: object) -> object:
+        *what, like = args
+        key = (make.__name__, *what, like.device, like.dtype)
+        if key not in self._cache:
+            with np.errstate(under="ignore"), torch.inference_mode(False):  # they outlive the caller's modes
+                self._cache[key] = make(self, *args)
+        return self._cache[key]
+
+    return made
 
 
 class JTFS(nn.Module):
@@ -137,22 +152,19 @@ class JTFS(nn.Module):
     # ---- filters ------------------------------------------------------------------------------------------------
 
     def _build_time(self) -> None:
-        n = self.shape
-        self.global_T = isinstance(self.T, str) and self.T == "global"
-        if self.global_T:
-            T = 2 ** math.ceil(math.log2(n))
-        else:
-            T = 2**self.J if self.T is None else positive_int("T", self.T, " (or None, or 'global')")
-        if T > n and not self.global_T:
+        n, everything = self.shape, isinstance(self.T, str) and self.T == "global"
+        T = 2**self.J if self.T is None or everything else positive_int("T", self.T, " (or None, or 'global')")
+        if T > n:
             raise ValueError(f"T = {T} is longer than the signal of {n} samples; lower T or use T='global'")
-        border = n if self.global_T else 3 * _reach(gauss_1d(n, SIGMA0 / T))
+        border = n if everything else 3 * _reach(gauss_1d(n, SIGMA0 / T))
         self.N = 2 ** min(math.ceil(math.log2(n + 2 * border)), math.floor(math.log2(3 * n - 2)))
         left = (self.N - n) // 2
         self._pad = left, self.N - n - left
-        self.log2_T = math.floor(math.log2(T))
+        self.log2_T = int(math.log2(self.N if everything else T))
+        self.n_frames = self.N >> self.log2_T
         first, end = (-(-sample // 2**self.log2_T) for sample in (left, left + n))
-        self._kept = slice(0, 1) if self.global_T else slice(first, end)
-        self._phi_hat = gauss_1d(self.N, SIGMA0 / T)
+        self._kept = slice(0 if everything else first, end)
+        self._phi_hat = np.eye(1, self.N)[0] if everything else gauss_1d(self.N, SIGMA0 / T)
         self._psi1, self._psi2 = _wavelets(self.J, self.Q1), _wavelets(self.J, self.Q2)
         if not self._psi1 or not self._psi2:
             raise ValueError(f"J = {self.J} is too small for Q1 = {self.Q1}, Q2 = {self.Q2}: no wavelet; raise J")
@@ -174,7 +186,7 @@ class JTFS(nn.Module):
                 f"{n1} first-order wavelets do not fit {self.N_fr} log-frequency bins; raise F or lower J_fr"
             )
         self.log2_F = min(math.floor(math.log2(F)), self.J_fr)
-        self._phi_fr_hat = gauss_1d(self.N_fr, SIGMA0 / F)
+        self._phi_fr_hat = np.eye(1, self.N_fr)[0] if self.global_F else gauss_1d(self.N_fr, SIGMA0 / F)
         up = _wavelets(self.J_fr, self.Q_fr)
         self._psi_fr = [_Wavelet(0.0, SIGMA0 / step, self.J_fr), *up, *(_Wavelet(-w.xi, w.sigma, w.j) for w in up)]
         self.first_order_paths = 1 + len(up)
@@ -206,56 +218,60 @@ class JTFS(nn.Module):
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_cache": {}}
 
-    def _once(self, key: tuple, like: Tensor, make: Callable[[Callable], Any]) -> Any:
-        """make(constant) for the device and dtype of `like`, made once; `constant` turns a NumPy array into a tensor there."""
-        key = (*key, like.device, like.dtype)
-        if key not in self._cache:
-            with np.errstate(under="ignore"):
-                self._cache[key] = make(lambda values: _fast.constant(values, like.device, like.dtype))
-        return self._cache[key]
+    @_once
+    def _fft(self, width: int, like: Tensor) -> BlockFFT:
+        return BlockFFT(width, like)
 
-    def _fft(self, j: int, like: Tensor) -> _fast.BlockFFT:
-        """The transforms of signals at the stride of exponent j: never beyond the averaging scale."""
-        width = self.N >> min(j, self.log2_T)
-        return self._once(("fft", width), like, lambda _: _fast.BlockFFT(width, like.device, like.dtype))
-
+    @_once
     def _band(self, wavelet: _Wavelet, like: Tensor) -> tuple[int, Tensor]:
         """First bin (it may be negative) and values (complex, all real) of the run of bins that holds the wavelet.
 
         What lies outside is below a hundredth of the rounding error of `like`'s dtype, or beyond the stride's Nyquist frequency.
         """
+        middle, longest = round(wavelet.xi * self.N) - self.N // 2, self._width(wavelet.j)
+        psi = np.roll(morlet_1d(self.N, wavelet.xi, wavelet.sigma), -middle)
+        inside = np.flatnonzero(np.abs(psi) > torch.finfo(like.dtype).eps / 100 * psi.max())
+        first, end = max(inside[0], (self.N - longest) // 2), min(inside[-1] + 1, (self.N + longest) // 2)
+        return int(first) + middle, constant(psi[first:end] + 0j, like)
 
-        def make(constant: Callable) -> tuple[int, Tensor]:
-            middle, longest = round(wavelet.xi * self.N) - self.N // 2, self.N >> min(wavelet.j, self.log2_T)
-            psi = np.roll(morlet_1d(self.N, wavelet.xi, wavelet.sigma), -middle)
-            inside = np.flatnonzero(np.abs(psi) > torch.finfo(like.dtype).eps / 100 * psi.max())
-            first, end = max(inside[0], (self.N - longest) // 2), min(inside[-1] + 1, (self.N + longest) // 2)
-            return int(first) + middle, constant(psi[first:end] + 0j)
-
-        return self._once(("psi", wavelet), like, make)
-
+    @_once
     def _scale_filters(self, n_fr: int, n1: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """psi_n_fr and phi_F on n1 wavelets, as matrices (M, n1) complex and (log-frequency, M) real.
 
         Of the padded axis only the M rows are kept that the filter reaches from the n1 wavelets (to rounding errors of its
         peak, or 1e-10). The low-pass path n_fr = 0 is averaged by its own filter: its rows are only put in their places.
         """
+        wavelet = self._psi_fr[n_fr]
+        j = min(wavelet.j, self.log2_F)
+        psi = _circulant(morlet_1d(self.N_fr, wavelet.xi or None, wavelet.sigma), 2**j)[:, :n1]
+        if n_fr == 0 and not self.global_F:
+            phi = np.eye(len(psi))
+        else:
+            phi = _circulant(_fold(self._phi_fr_hat, j), len(psi) if self.global_F else 2 ** (self.log2_F - j)).real
+        reach = np.abs(psi).max(axis=1)
+        kept = reach > max(1e-10, torch.finfo(like.dtype).eps) * reach.max()
+        return constant(psi[kept], like), constant(phi[:, kept], like)
 
-        def make(constant: Callable) -> tuple[Tensor, Tensor]:
-            wavelet = self._psi_fr[n_fr]
-            j = min(wavelet.j, self.log2_F)
-            psi = _circulant(morlet_1d(self.N_fr, wavelet.xi or None, wavelet.sigma), 2**j)[:, :n1]
-            if self.global_F:
-                phi = np.full((1, len(psi)), 1 / len(psi))
-            elif n_fr == 0:
-                phi = np.eye(len(psi))
-            else:
-                phi = _circulant(_fold(self._phi_fr_hat, j), 2 ** (self.log2_F - j)).real
-            reach = np.abs(psi).max(axis=1)
-            kept = reach > max(1e-10, torch.finfo(like.dtype).eps) * reach.max()
-            return constant(psi[kept]), constant(phi[:, kept])
+    @_once
+    def _phi_matrix(self, width: int, like: Tensor) -> Tensor:
+        """phi_T as a real matrix (W, frames), for signals in rows (see `BlockFFT`)."""
+        phi = _circulant(_fold(self._phi_hat, self._level(width)), width // self.n_frames).real
+        return constant(phi.T[self._fft(width, like).order], like)
 
-        return self._once(("scale", n_fr, n1), like, make)
+    @_once
+    def _phi_spectrum(self, width: int, like: Tensor) -> Tensor:
+        return constant(_fold(self._phi_hat, self._level(width))[: width // 2 + 1], like)
+
+    def _level(self, width: int) -> int:
+        return int(math.log2(self.N // width))
+
+    def _width(self, j: int) -> int:
+        """Samples of a signal at the stride of exponent j, which never goes beyond the averaging scale."""
+        return self.N >> min(j, self.log2_T)
+
+    def _width_averaged(self, width: int) -> int:
+        """Samples at which phi_T is applied to a spectrum: twice the frames, where it has died out, if there are as many."""
+        return min(width, 2 * self.n_frames)
 
     # ---- the transform, in the order of its definition ----------------------------------------------------------
 
@@ -265,7 +281,7 @@ class JTFS(nn.Module):
         They hold the bins that the average and the bands of `n2s` need. With `jets`, the batch holds jets, item by item. One
         chunk of items and wavelets is done after the other, forwards and backwards, so that each stays in the cache.
         """
-        size, together, (left, right) = _fast.chunk(x), jets.K if jets else 1, self._pad
+        size, together, (left, right) = chunk(x), jets.K if jets else 1, self._pad
         n_items = max(1, size // (self.N * together)) * together
         if len(x) > n_items:
             parts = [self._first_order(part, n2s, j_end, jets) for part in x.split(n_items)]
@@ -275,36 +291,36 @@ class JTFS(nn.Module):
         x_hat = torch.fft.rfft(x.double(), norm="forward").to(x.dtype.to_complex())
         chunks, pieces, shapes = [], [], []
         for j, n1s in (group for group in self._groups if group[0] < j_end):
-            fft = self._fft(j, x)
-            step = max(1, size // (fft.M * fft.R * len(x)))
+            width = self._width(j)
+            fft, step = self._fft(width, x), max(1, size // (width * len(x)))
             for start in range(0, len(n1s), step):
                 bands = [self._band(self._psi1[n1], x) for n1 in n1s[start : start + step]]
                 pieces += [(0, len(chunks), slice(row, row + 1), *band) for row, band in enumerate(bands)]
                 shapes.append((len(x), len(bands), fft.whole_rows(max(len(psi) for _, psi in bands))))
                 chunks.append((j, fft))
         spectra: dict[int, list[Tensor]] = {}
-        for (j, fft), band in zip(chunks, _fast.cut(pieces, shapes, self.N, x_hat), strict=True):
-            u = (jets or _fast).modulus(fft.synthesis(band))
+        for (j, fft), band in zip(chunks, cut(pieces, shapes, self.N, x_hat), strict=True):
+            u = (jets.modulus if jets else modulus)(fft.synthesis(band))
             spectra.setdefault(j, []).append(fft.analysis(u, self._n_bins(j, n2s, x)))
         return [torch.cat(parts, dim=1) for parts in spectra.values()]
 
     def _n_bins(self, j: int, n2s: Sequence[int], like: Tensor) -> int:
         """How many bins of a first-order signal of stride exponent j enter its average and the bands of `n2s`."""
-        n_bins, n_half = self._n_average(j) // 2 + 1, self._fft(j, like).width // 2 + 1
-        for first, psi in (self._band(self._psi2[n2], like) for n2 in n2s if j < self._psi2[n2].j):
-            n_bins = max(n_bins, 1 - first, first + len(psi))
-        return min(n_half, n_bins)
+        width = self._width(j)
+        bands = [self._band(self._psi2[n2], like) for n2 in n2s if j < self._psi2[n2].j]
+        ends = [max(1 - first, first + len(psi)) for first, psi in bands]
+        return min(width // 2 + 1, max([self._width_averaged(width) // 2 + 1, *ends]))
 
     def _bands(self, spectra: list[Tensor], n2s: Sequence[int]) -> list[Tensor]:
         """Y2[n2] = U1 * psi_n2 of each n2: complex (B, n1, W), time in rows, up to a pure tone common to all n1."""
-        ffts, pieces, shapes = [], [], []
+        like, ffts, pieces, shapes = spectra[0].real, [], [], []
         for i, n2 in enumerate(n2s):
-            j2, (first, psi) = self._psi2[n2].j, self._band(self._psi2[n2], spectra[0].real)
-            groups = [(g, n1s) for g, (j1, n1s) in enumerate(self._groups) if j1 < j2]
-            pieces += [(g, i, slice(n1s.start, n1s.stop), first, psi) for g, n1s in groups]
-            ffts.append(self._fft(j2, spectra[0].real))
-            shapes.append((len(spectra[0]), groups[-1][1].stop, ffts[-1].whole_rows(len(psi))))
-        bands = _fast.cut(pieces, shapes, self.N, *spectra)
+            j2, (first, psi) = self._psi2[n2].j, self._band(self._psi2[n2], like)
+            groups = [(g, slice(n1s.start, n1s.stop)) for g, (j1, n1s) in enumerate(self._groups) if j1 < j2]
+            pieces += [(g, i, n1s, first, psi) for g, n1s in groups]
+            ffts.append(self._fft(self._width(j2), like))
+            shapes.append((len(like), groups[-1][1].stop, ffts[-1].whole_rows(len(psi))))
+        bands = cut(pieces, shapes, self.N, *spectra)
         return [fft.synthesis(band).flatten(-2) for fft, band in zip(ffts, bands, strict=True)]
 
     def coefficients(self, Y2: Tensor, paths: Sequence[Path], jets: Jets | None = None) -> list[Tensor]:
@@ -312,42 +328,23 @@ class JTFS(nn.Module):
 
         Y2: (B, n1, W), one of the bands of `first_order_and_bands`. All paths of an n2 at once cost less than one by one.
         """
-        j2, like, kernels = self._psi2[paths[0].n2].j, Y2.real, jets or _fast
-        fft = self._fft(j2, like)
+        width, like = Y2.shape[-1], Y2.real
         psi_fr, phi_fr = zip(*(self._scale_filters(path.n_fr, Y2.shape[1], like) for path in paths), strict=True)
         psi = torch.cat(psi_fr)
-        if self.global_T or fft.width * (self.N >> self.log2_T) <= MATRIX_LIMIT:
-            u = kernels.averaged_modulus(Y2, psi, self._phi_matrix(fft, like))
+        if width * self.n_frames <= MATRIX_LIMIT:
+            average = jets.averaged_modulus if jets else averaged_modulus
+            u = average(Y2, psi, self._phi_matrix(width, like))
         else:
-            rows = kernels.modulus(psi @ Y2).unflatten(-1, (fft.R, fft.M))
-            u = self._average(fft.analysis(rows, self._n_average(j2) // 2 + 1), j2)
-        return [_fast.times(phi, part) for phi, part in zip(phi_fr, u.split([*map(len, psi_fr)], dim=1), strict=True)]
+            fft, absolute = self._fft(width, like), jets.modulus if jets else modulus
+            rows = absolute(psi @ Y2).unflatten(-1, (fft.R, fft.M))
+            u = self._average(fft.analysis(rows, self._width_averaged(width) // 2 + 1), width)
+        return [times(phi, part) for phi, part in zip(phi_fr, u.split([*map(len, psi_fr)], dim=1), strict=True)]
 
-    def _phi_matrix(self, fft: _fast.BlockFFT, like: Tensor) -> Tensor:
-        """phi_T as a real matrix (W, frames), for signals in rows."""
-
-        def make(constant: Callable) -> Tensor:
-            if self.global_T:
-                return constant(np.full((fft.width, 1), 1 / fft.width))
-            phi_hat = _fold(self._phi_hat, int(math.log2(self.N // fft.width)))
-            return constant(_circulant(phi_hat, 2**self.log2_T * fft.width // self.N).real.T[fft.order])
-
-        return self._once(("phi", fft.width), like, make)
-
-    def _n_average(self, j: int) -> int:
-        """Samples at which phi_T is applied to a spectrum: twice the frames, where it has died out, if there are as many."""
-        return 2 if self.global_T else min(self.N >> min(j, self.log2_T), 2 * (self.N >> self.log2_T))
-
-    def _average(self, U: Tensor, j: int) -> Tensor:
-        """Signals at the stride of exponent j, by their half spectra, * phi_T: (..., bins) -> (..., frames)."""
-        if self.global_T:
-            return U[..., :1].real
-        n, level = self._n_average(j), int(math.log2(self.N // self._n_average(j)))
-        phi_hat = self._once(
-            ("phi_hat", n), U.real, lambda constant: constant(_fold(self._phi_hat, level)[: n // 2 + 1])
-        )
-        u = torch.fft.irfft(U[..., : n // 2 + 1] * phi_hat, n=n, norm="forward")
-        return u[..., :: n // (self.N >> self.log2_T)]
+    def _average(self, U: Tensor, width: int) -> Tensor:
+        """u * phi_T of signals of that width, by their half spectra: (..., bins) -> (..., frames)."""
+        n = self._width_averaged(width)
+        u = torch.fft.irfft(U[..., : n // 2 + 1] * self._phi_spectrum(n, U.real), n=n, norm="forward")
+        return u[..., :: n // self.n_frames]
 
     # ---- what a user calls --------------------------------------------------------------------------------------
 
@@ -399,12 +396,10 @@ class JTFS(nn.Module):
         check_audio(x, "x", self.shape)
         n2s = sorted({path.n2 for path in self.paths})
         spectra = self._first_order(x, n2s, self.J + 1)
-        pairs = zip(self._groups, spectra, strict=True)
-        S1 = torch.cat([self._average(U, j) for (j, _), U in pairs], dim=1)
-        first = []
-        for n_fr in range(self.first_order_paths):
-            psi, phi = self._scale_filters(n_fr, S1.shape[1], S1)
-            first.append(_fast.times(phi, _fast.modulus(psi @ S1.to(psi.dtype))))
+        groups = zip(self._groups, spectra, strict=True)
+        S1 = torch.cat([self._average(U, self._width(j)) for (j, _), U in groups], dim=1)
+        filters = [self._scale_filters(n_fr, S1.shape[1], S1) for n_fr in range(self.first_order_paths)]
+        first = [times(phi, modulus(psi @ S1.to(psi.dtype))) for psi, phi in filters]
         return first, dict(zip(n2s, self._bands(spectra, n2s), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
