@@ -11,7 +11,9 @@ in float64 differs from ours by 2e-7 to 5e-5, nearly as much as in float32: no m
 """
 
 import argparse
+import functools
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,9 +21,56 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from scrapl_lib.synths import GranularSynth
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "tests/reference"
+N_ITEMS = 12
+# for each of the 21 n2 five of its 15 paths, other log-frequency wavelets from one n2 to the next
+FIVE_OF_EACH_N2 = [15 * i + (7 * i + 3 * j) % 15 for i in range(21) for j in range(5)]
+
+
+@functools.cache
+def sketch() -> np.ndarray:
+    """64 random directions (64, 32768), from NumPy's frozen legacy generator."""
+    return np.random.RandomState(0).standard_normal((64, 32768))
+
+
+@functools.cache
+def textures() -> tuple[Tensor, Tensor, Tensor]:
+    """theta_hat (12, 2) in float64, x_hat and x (12, 1, 32768) in float32: other parameters and other grains."""
+    theta_hat, theta = torch.from_numpy(np.random.RandomState(1).uniform(0.1, 0.9, (2, N_ITEMS, 2)))
+    seeds = torch.arange(N_ITEMS)
+    return theta_hat, GranularSynth()(theta_hat, seeds + 100).float(), GranularSynth()(theta, seeds).float()
+
+
+def through_the_synth(gradient: Tensor) -> Tensor:
+    """Gradient of the loss in x_hat (12, 1, 32768) -> in theta_hat (12, 2), by the synthesizer in float64."""
+    theta_hat = textures()[0].clone().requires_grad_()
+    x_hat = GranularSynth()(theta_hat, torch.arange(N_ITEMS) + 100)
+    return torch.autograd.grad(x_hat, theta_hat, gradient.double())[0]
+
+
+@functools.cache
+def scrapl() -> torch.nn.Module:
+    """Our loss, in the paper's granular configuration."""
+    from scrapl_lib.losses import SCRAPLLoss  # needs kymatio, which the other side has not
+
+    return SCRAPLLoss()
+
+
+def waveform_gradient(x_hat: Tensor, x: Tensor, path: int) -> Tensor:
+    """Gradient of one path's loss in x_hat, by our loss."""
+    x_hat = x_hat.clone().requires_grad_()
+    return torch.autograd.grad(scrapl()(x_hat, x, path), x_hat)[0]
+
+
+def texture_gradient(path: int, dtype: torch.dtype) -> np.ndarray:
+    """Gradient of each texture's own loss, computed by ours in `dtype`, in (density, slope): (12, 2)."""
+    parts = zip(*(audio.to(dtype).split(4) for audio in textures()[1:]))
+    return 4 * through_the_synth(torch.cat([waveform_gradient(x_hat, x, path) for x_hat, x in parts])).numpy()
 
 
 def peer(source: str, target: str) -> None:
@@ -33,7 +82,7 @@ def peer(source: str, target: str) -> None:
     loss = SCRAPLLoss(shape=32768, J=12, Q1=8, Q2=2, J_fr=3, Q_fr=2, grad_mult=1.0, use_p_adam=False, use_p_saga=False)
     given = {key: torch.from_numpy(value) for key, value in np.load(source).items()}
 
-    def gradient(x_hat: torch.Tensor, x: torch.Tensor, path: int) -> torch.Tensor:
+    def gradient(x_hat: Tensor, x: Tensor, path: int) -> Tensor:
         x_hat = x_hat[:, None].clone().requires_grad_()
         return torch.autograd.grad(loss(x_hat, x[:, None], path_idx=path), x_hat)[0][:, 0].double()
 
@@ -57,9 +106,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.side:
         return peer(*args.side)
-    sys.path.insert(0, str(ROOT / "tests"))
-    from test_accuracy import FIVE_OF_EACH_N2, sketch, texture_gradient, textures, through_the_synth
-
     _, x_hat, x = textures()
     with np.load(REFERENCE / "granular.npz") as noise, tempfile.TemporaryDirectory() as folder:
         source, target = f"{folder}/given.npz", f"{folder}/found.npz"
@@ -76,6 +122,7 @@ def main() -> None:
         subprocess.run(
             [args.peers, __file__, "--side", source, target],
             check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             start_new_session=True,  # the authors' package asks the terminal for its width: not in the background
         )
         found = dict(np.load(target))

@@ -15,11 +15,11 @@ whatever parts are there, and is results/bench/summary.csv and .md.
 import argparse
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,11 +96,7 @@ def jtfs(side: str, batch: int, fill: int) -> Callable:
 
 
 def encoder_and_synth() -> tuple[torch.nn.Module, Callable]:
-    """From their files alone where scrapl_lib.jtfs cannot be imported, which wants another kymatio than the authors'."""
-    if "scrapl" in sys.modules:
-        package, stub = types.ModuleType("scrapl_lib"), types.ModuleType("scrapl_lib.jtfs")
-        package.__path__, stub.check_audio = [str(ROOT / "scrapl_lib")], lambda *_: None
-        sys.modules |= {"scrapl_lib": package, "scrapl_lib.jtfs": stub}
+    """The same on both sides: neither needs kymatio, of which the authors' package has a version of its own."""
     from replication.encoder import Encoder
     from scrapl_lib.synths import GranularSynth
 
@@ -220,6 +216,10 @@ def measure(part: str, pythons: dict[str, str], batch: int, repetitions: int, fi
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+            },  # this repository's packages, not installed beside the authors'
             start_new_session=True,  # the authors' progress bar asks the terminal for its width: not in the background
         )
         for side, python in pythons.items()

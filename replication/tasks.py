@@ -5,7 +5,6 @@ quick  a reduced problem for a laptop, on which the paper's ordering shows
 paper  the hyperparameters of the paper (section 7, Tables 10 to 12), for a CUDA GPU
 """
 
-import difflib
 import functools
 import hashlib
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import get_origin
 
+from scrapl_lib.checks import check_name
 from scrapl_lib.losses import SCRAPLLoss
 from scrapl_lib.synths import ChirpletSynth, GranularSynth, SnareSynth
 
@@ -365,21 +365,6 @@ _TR808_SEEDS = {"smoke": (1, 1), "quick": (3, 3), "paper": (40, 4)}
 # rough cost of a step relative to a SCRAPL step, for the order of runs and what is said of the time left
 STEP_COST = {"jtfs": 11.0, "scrapl": 1.0, "p_loss": 0.15, IMPORTANCE: 1.0}
 OTHER_STEP_COST = 0.3
-
-
-def check_name(kind: str, name: str, valid: Iterable[str]) -> str:
-    """Return `name` if it is among `valid`; else raise ValueError with the nearest valid one.
-
-    >>> check_name("profile", "quik", PROFILES)
-    Traceback (most recent call last):
-    ValueError: unknown profile 'quik': did you mean 'quick'? valid are smoke, quick, paper
-    """
-    valid = tuple(valid)
-    if name in valid:
-        return name
-    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown {kind} {name!r}: {hint}valid are {', '.join(valid)}")
 
 
 @functools.cache

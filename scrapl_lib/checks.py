@@ -1,4 +1,7 @@
-"""What audio and sizes must be; errors say what came, what was expected and how to mend it."""
+"""What audio, sizes, seeds and names must be; errors say what came, what was expected and how to mend it."""
+
+import difflib
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -113,8 +116,55 @@ def values_are_free(x: Tensor) -> bool:
 
 
 def positive_int(name: str, value: object, or_else: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    """The integer (Python's or NumPy's, from 1 on) as an int. `or_else` says what else the argument may be.
+
+    Raises: TypeError, ValueError.
+    """
+    if not _is_int(value):
         raise TypeError(f"{name} must be an integer{or_else}, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1{or_else}, got {value}")
     return int(value)
+
+
+def check_index(name: str, value: object, n: int, whose: str) -> int:
+    """The integer, from 0 to n - 1, as an int. `whose` begins what the message says of these numbers.
+
+    Raises: TypeError, IndexError.
+    """
+    if not _is_int(value):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not 0 <= value < n:
+        raise IndexError(f"{name} = {value} is out of range: {whose} 0 .. {n - 1}")
+    return int(value)
+
+
+def check_seed(seed: object, name: str = "seed") -> int:
+    """The seed, an integer (Python's or NumPy's) from 0 to 2^64 - 1, as an int.
+
+    Raises: TypeError, ValueError.
+    """
+    if not _is_int(seed):
+        raise TypeError(f"{name} must be an integer from 0 to 2^64 - 1, got {seed!r}: for a float, use int(...)")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{name} must be from 0 to 2^64 - 1, got {seed}: take it modulo 2^64")
+    return int(seed)
+
+
+def check_name(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Return `name` if it is among `valid`; else raise ValueError with the nearest valid one.
+
+    >>> check_name("profile", "quik", ["smoke", "quick", "paper"])
+    Traceback (most recent call last):
+    ValueError: unknown profile 'quik': did you mean 'quick'? valid are smoke, quick, paper
+    """
+    valid = tuple(valid)
+    if name in valid:
+        return name
+    near = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"unknown {kind} {name!r}: {hint}valid are {', '.join(valid)}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

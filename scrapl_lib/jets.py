@@ -10,9 +10,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from . import _fast
+
 
 class Jets:
-    """The layout for `n_params` parameters, and the functions that are not linear."""
+    """The layout for `n_params` parameters, and the functions that are not linear.
+
+    `modulus` and `averaged_modulus` stand in for those of `_fast`, and take a batch that holds jets item by item: (B K, ...).
+    """
 
     def __init__(self, n_params: int) -> None:
         self.U = n_params
@@ -23,34 +28,43 @@ class Jets:
         """f (B, ...), f_u, {(u, v): f_uv} -> (B, K, ...)."""
         return torch.stack([value, *firsts, *(seconds[pair] for pair in self.pairs)], dim=1)
 
-    def modulus(self, z: Tensor, least: float) -> Tensor:
-        """|z| of complex jets (B, K, ...); where |z| < least, 1 / |z| counts as 1 (as in `jtfs.modulus` with a graph)."""
-        value, tangents, seconds = self._split(z)
+    def modulus(self, z: Tensor) -> Tensor:
+        """|z| of complex jets (B K, ...); where it underflows, 1 / |z| counts as 1 (as in `_fast.modulus` with a graph)."""
+        value, tangents, seconds = self._split(z.unflatten(0, (-1, self.K)))
         r = value.abs()
-        inverse = 1 / r.masked_fill(r < least, 1)
-        out = torch.empty_like(z, dtype=r.dtype)
-        r_u = out[:, 1 : 1 + self.U]
-        torch.mul(_real_product(value[:, None], tangents), inverse[:, None], out=r_u)
+        inverse = 1 / r.masked_fill(r < _fast.least(r), 1)
+        out = r.new_empty(z.shape).unflatten(0, (-1, self.K))
         out[:, 0] = r
+        r_u, r_uv = out[:, 1 : 1 + self.U], out[:, 1 + self.U :]
+        torch.mul(_real_product(value[:, None], tangents), inverse[:, None], out=r_u)
         for u, row in self._rows():
-            curved = _real_product(tangents[:, u, None], tangents[:, u:]) + _real_product(
-                value[:, None], seconds[:, row]
-            )
-            torch.mul(curved - r_u[:, u, None] * r_u[:, u:], inverse[:, None], out=out[:, 1 + self.U :][:, row])
-        return out
+            curved = _real_product(tangents[:, u, None], tangents[:, u:])
+            curved += _real_product(value[:, None], seconds[:, row])
+            torch.mul(curved - r_u[:, u, None] * r_u[:, u:], inverse[:, None], out=r_uv[:, row])
+        return out.flatten(0, 1)
+
+    @_fast.without_autocast
+    def averaged_modulus(self, Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
+        """|psi Y| phi: jets Y (B K, n1, W), psi (M, n1) complex, phi (W, frames) real -> (B K, M, frames), in pieces of time."""
+        u = phi.new_zeros(len(Y), len(psi), phi.shape[1])
+        step = max(64, _fast.chunk(Y) // (self.K * len(psi)))
+        for Y_item, u_item in zip(Y.split(self.K), u.split(self.K), strict=True):
+            for time in (slice(start, start + step) for start in range(0, len(phi), step)):
+                u_item += self.modulus(psi @ Y_item[..., time]) @ phi[time]
+        return u
 
     def log1p(self, s: Tensor, floor: float) -> Tensor:
-        """log(1 + s / floor) of real jets."""
+        """log(1 + s / floor) of real jets (B, K, ...)."""
         value, tangents, seconds = self._split(s)
         inverse = 1 / (floor + value)
         first = tangents * inverse[:, None]
         second = [seconds[:, row] * inverse[:, None] - first[:, u, None] * first[:, u:] for u, row in self._rows()]
         return torch.cat([torch.log1p(value / floor)[:, None], first, *second], dim=1)
 
+    @_fast.without_autocast
     def distance(self, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """L2 norm of real jets (B, K, ...): value (B,), gradient (B, U), Hessian (B, U, U); all 0 where the value is 0."""
-        flat = difference.flatten(2)
-        value, tangents, seconds = self._split(flat)
+        value, tangents, seconds = self._split(difference.flatten(2))
         norm = value.norm(dim=1)
         inverse = torch.where(norm > 0, 1 / norm, 0)
         gradient = torch.einsum("bn,bun->bu", value, tangents) * inverse[:, None]

@@ -4,61 +4,24 @@ tests/reference/README.md tells what accuracy.npz holds. Losses of every path: t
 """
 
 import functools
-import pathlib
 
 import numpy as np
 import torch
-
-from scrapl_lib import SCRAPLLoss
-from scrapl_lib.synths import GranularSynth
-
-REFERENCE = pathlib.Path(__file__).parent / "reference"
-N_ITEMS = 12
-# for each of the 21 n2 five of its 15 paths, other log-frequency wavelets from one n2 to the next
-FIVE_OF_EACH_N2 = [15 * i + (7 * i + 3 * j) % 15 for i in range(21) for j in range(5)]
+from accuracy_reference import (
+    FIVE_OF_EACH_N2,
+    N_ITEMS,
+    REFERENCE,
+    scrapl,
+    sketch,
+    texture_gradient,
+    waveform_gradient,
+)
 
 
 @functools.cache
 def reference(name):
     with np.load(REFERENCE / f"{name}.npz") as file:
         return dict(file)
-
-
-@functools.cache
-def sketch():
-    """64 random directions (64, 32768), from NumPy's frozen legacy generator."""
-    return np.random.RandomState(0).standard_normal((64, 32768))
-
-
-@functools.cache
-def textures():
-    """theta_hat (12, 2) in float64, x_hat and x (12, 1, 32768) in float32: other parameters and other grains."""
-    theta_hat, theta = torch.from_numpy(np.random.RandomState(1).uniform(0.1, 0.9, (2, N_ITEMS, 2)))
-    seeds = torch.arange(N_ITEMS)
-    return theta_hat, GranularSynth()(theta_hat, seeds + 100).float(), GranularSynth()(theta, seeds).float()
-
-
-def through_the_synth(gradient):
-    """Gradient of the loss in x_hat (12, 1, 32768) -> in theta_hat (12, 2), by the synthesizer in float64."""
-    theta_hat = textures()[0].clone().requires_grad_()
-    x_hat = GranularSynth()(theta_hat, torch.arange(N_ITEMS) + 100)
-    return torch.autograd.grad(x_hat, theta_hat, gradient.double())[0]
-
-
-@functools.cache
-def scrapl():
-    return SCRAPLLoss()
-
-
-def waveform_gradient(x_hat, x, path):
-    x_hat = x_hat.clone().requires_grad_()
-    return torch.autograd.grad(scrapl()(x_hat, x, path), x_hat)[0]
-
-
-def texture_gradient(path, dtype):
-    """Gradient of each texture's own loss, computed in `dtype`, in (density, slope): (12, 2)."""
-    parts = zip(*(audio.to(dtype).split(4) for audio in textures()[1:]))
-    return 4 * through_the_synth(torch.cat([waveform_gradient(x_hat, x, path) for x_hat, x in parts])).numpy()
 
 
 def relative_l2(found, expected):

@@ -1,21 +1,18 @@
-"""What measures costs (benchmarks/): fits, crossings, memory, Table 5's rows, and the benchmark's summary."""
+"""What measures costs: fits, crossings, memory, Table 5's rows, and the benchmark's summary."""
 
 import itertools
-import sys
 import time
 
+import bench
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from replication import costs
 from replication import published as paper
 from replication.records import ROOT
 from replication.tasks import make_config
-
-sys.path.append(str(ROOT / "benchmarks"))
-import bench  # noqa: E402
-import costs  # noqa: E402
 
 
 def power_law_data():

@@ -1,24 +1,23 @@
-"""The transform against official values, against a literal double loop, and by its own properties."""
+"""The transform against official values, against its definition as a loop, and by its own properties."""
 
+import contextlib
+import copy
 import functools
+import io
 import math
 import pathlib
+import pickle
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from kymatio.scattering1d.filter_bank import (
-    compute_params_filterbank,
-    compute_temporal_support,
-    gauss_1d,
-    morlet_1d,
-)
 
-from scrapl_lib import JTFS
+from scrapl_lib import JTFS, _fast
 from scrapl_lib import jtfs as jtfs_module
 from scrapl_lib.checks import check_audio
-
-pytestmark = pytest.mark.filterwarnings("ignore:Signal support is too small")  # kymatio, where T is close to shape
+from scrapl_lib.jets import Jets
+from scrapl_lib.reference import path_by_definition
 
 REFERENCE = pathlib.Path(__file__).parent / "reference"
 OFFICIAL = {  # configuration, number of paths; values computed with scrapl-loss 0.1.0
@@ -82,77 +81,7 @@ def test_shape_of_the_full_transform_is_the_official_one(name):
     assert S.shape[1] == jtfs.first_order_paths + jtfs.n_paths
 
 
-# ---- an independent route -------------------------------------------------------------------------------------------
-
-
-class Literal:
-    """The transform in NumPy, one convolution at a time; the definition is that of section 3 of the paper's facts.
-
-    Every convolution is circular and over the full length, with a filter sampled in time, and is then decimated by slicing.
-    """
-
-    def __init__(self, shape, J, Q1, Q2, J_fr, Q_fr, T=None, F=None):
-        self.global_T, self.global_F = T == "global", F == "global"
-        T = 2**J if T is None else 2 ** math.ceil(math.log2(shape)) if self.global_T else T
-        F = 2**J_fr if F is None or self.global_F else F
-        self.first, self.second, self.along = (
-            list(zip(*compute_params_filterbank(0.1 / 2**j, Q, 5.0, math.sqrt(0.5))))
-            for j, Q in ((J, Q1), (J, Q2), (J_fr, Q_fr))
-        )
-        self.along = [(0, 0.1 / 2**J_fr, J_fr), *self.along, *((-xi, sigma, j) for xi, sigma, j in self.along)]
-        border = 3 * compute_temporal_support(gauss_1d(shape, 0.1 / T)[None], criterion_amplitude=1e-3)
-        self.N = 2 ** min(math.ceil(math.log2(shape + 2 * border)), math.floor(math.log2(3 * shape - 2)))
-        self.N_fr = ((J + 1) * Q1 + 8 * min(F, 2**J_fr)) // 2**J_fr * 2**J_fr
-        self.left = (self.N - shape) // 2
-        self.shape = shape
-        self.log2_T = 10**6 if self.global_T else math.floor(math.log2(T))
-        self.log2_F = 10**6 if self.global_F else min(math.floor(math.log2(F)), J_fr)
-        self.phi_T, self.phi_F = np.fft.ifft(gauss_1d(self.N, 0.1 / T)), np.fft.ifft(gauss_1d(self.N_fr, 0.1 / F))
-
-    @staticmethod
-    def convolve(u, h, j_in, j_out):
-        """u, sampled every 2^j_in, * h, sampled at 1; the result is sampled every 2^j_out."""
-        y = np.fft.ifft(np.fft.fft(u) * np.fft.fft(2**j_in * h[:: 2**j_in]))
-        return y[:: 2 ** (j_out - j_in)]
-
-    def over_time(self, u, xi, sigma, j_in, j):
-        return self.convolve(u, np.fft.ifft(morlet_1d(self.N, xi, sigma)), j_in, min(j, self.log2_T))
-
-    def average_over_time(self, u, j_in):
-        return np.array([u.mean()]) if self.global_T else self.convolve(u, self.phi_T, j_in, self.log2_T).real
-
-    def scale_path(self, Y, n_fr):
-        """Y: {n1: (time,)} -> (log-frequency, time)."""
-        xi, sigma, j = self.along[n_fr]
-        j = min(j, self.log2_F)
-        padded = np.zeros((self.N_fr, len(Y[0])), dtype=complex)
-        for n1, y in Y.items():
-            padded[n1] = y
-        columns = []
-        for column in padded.T:
-            u = np.abs(self.convolve(column, np.fft.ifft(morlet_1d(self.N_fr, xi or None, sigma)), 0, j))
-            if self.global_F:
-                u = np.array([u.mean()])
-            elif n_fr:
-                u = self.convolve(u, self.phi_F, j, self.log2_F).real
-            columns.append(u)
-        return np.array(columns).T
-
-    def __call__(self, x):
-        """x (shape,) -> {n_fr: first-order path}, {(n2, n_fr): second-order path}, padded frames kept."""
-        x = np.pad(x, (self.left, self.N - self.shape - self.left), mode="reflect")
-        U1 = {n1: np.abs(self.over_time(x, *w[:2], 0, w[2])) for n1, w in enumerate(self.first)}
-        strides = {n1: min(w[2], self.log2_T) for n1, w in enumerate(self.first)}
-        S1 = {n1: self.average_over_time(u, strides[n1]) for n1, u in U1.items()}
-        first = {n_fr: self.scale_path(S1, n_fr) for n_fr, w in enumerate(self.along) if w[0] >= 0}
-        second = {}
-        for n2, (xi2, sigma2, j2) in enumerate(self.second):
-            Y2 = {n1: self.over_time(u, xi2, sigma2, strides[n1], j2) for n1, u in U1.items() if self.first[n1][2] < j2}
-            for n_fr in range(len(self.along) if Y2 else 0):
-                S = self.scale_path(Y2, n_fr)
-                second[n2, n_fr] = np.array([self.average_over_time(row, min(j2, self.log2_T)) for row in S])
-        return first, second
-
+# ---- the definition -------------------------------------------------------------------------------------------------
 
 TINY = dict(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1)
 TINY_CONFIGS = {
@@ -173,23 +102,21 @@ TINY_CONFIGS = {
 
 
 @pytest.mark.parametrize("case", TINY_CONFIGS)
-def test_equals_a_literal_double_loop(case):
-    """Largest relative difference of any path to 1e-9 in float64 (found: 2e-11).
+def test_every_path_is_the_one_of_the_definition(case):
+    """Largest difference of any path to 1e-9 of its peak, in float64 (found: 2e-11).
 
     What makes it more than rounding: rows of the log-frequency axis below 1e-10 of the peak are left out, and what lies beyond
-    the new Nyquist frequency is dropped where the literal loop folds it back.
+    the new Nyquist frequency is dropped where the definition folds it back.
     """
     config = TINY_CONFIGS[case]
-    x = noise(1, 1, config["shape"], seed=1)
-    jtfs = JTFS(**config)
-    first, second = Literal(**config)(x[0, 0].numpy())
-    assert list(second) == [(p.n2, p.n_fr) for p in jtfs.paths] and len(second) >= 7
-    assert list(first) == list(range(jtfs.first_order_paths))
-    found_first, bands = jtfs.first_order_and_bands(x)
-    for n_fr, expected in first.items():
-        assert relative_error(found_first[n_fr][0], expected) < 1e-9
-    for path, expected in zip(jtfs.paths, second.values()):
-        assert relative_error(jtfs.path(x, path.index)[0], expected) < 1e-9
+    jtfs, x = JTFS(**config), noise(1, 1, config["shape"], seed=1)
+    by_definition = functools.partial(path_by_definition, x[0, 0].numpy(), **dict(list(config.items())[1:]))
+    first = jtfs.first_order_and_bands(x)[0]
+    assert len(first) == jtfs.first_order_paths and jtfs.n_paths >= 7
+    for n_fr, found in enumerate(first):
+        assert relative_error(found[0], by_definition(None, n_fr)) < 1e-9
+    for path in jtfs.paths:
+        assert relative_error(jtfs.path(x, path.index)[0], by_definition(path.n2, path.n_fr)) < 1e-9
 
 
 @pytest.mark.parametrize("case", TINY_CONFIGS)
@@ -220,62 +147,55 @@ def test_unpad_keeps_the_frames_of_the_signal():
 # ---- two ways to compute, one number --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("T", [None, 8, 23, "global"])
-def test_matrix_and_fft_averages_agree(T, monkeypatch):
-    """The limit decides on speed only (a global average is a mean on either side of it)."""
-    jtfs, x = JTFS(**dict(TINY, T=T)), noise(2, 1, 512, seed=3).requires_grad_()
-    weights = noise(*jtfs(x).shape, seed=4)
-    results = []
-    for limit in (jtfs_module.MATRIX_LIMIT, 0):
-        monkeypatch.setattr(jtfs_module, "MATRIX_LIMIT", limit)
-        S = jtfs(x)
-        results.append((S, *torch.autograd.grad((S * weights).sum(), x)))
-    assert relative_error(results[1][0], results[0][0]) < 1e-12
-    assert relative_error(results[1][1], results[0][1]) < 1e-10
+@pytest.fixture
+def both_ways(monkeypatch):
+    """Coefficients and gradient of one transform before and after `change(monkeypatch)`, compared to 1e-12 (gradient 1e-10)."""
 
-
-@pytest.mark.parametrize("chunk,threads", [(1, 1), (1, 2), (10**9, 3)])
-def test_neither_the_size_of_chunks_nor_the_threads_matter(monkeypatch, chunk, threads):
-    jtfs, x = JTFS(**dict(TINY, T=200)), noise(2, 1, 512, seed=5).requires_grad_()
-    weights = noise(*jtfs(x).shape, seed=6)
-    results = []
-    before = torch.get_num_threads()
-    for size, n in ((10**9, 1), (chunk, threads)):
-        monkeypatch.setattr(jtfs_module, "CHUNK", size)
-        torch.set_num_threads(n)
-        try:
-            psi = torch.zeros(5, 5, dtype=torch.complex128)
-            bands = jtfs.first_order_and_bands(x)[1]
-            pieces = [jtfs_module._Pieces(psi, x.new_zeros(band.shape[2], 3), band) for band in bands.values()]
+    def compare(change, T=200):
+        jtfs, x = JTFS(**dict(TINY, T=T)), noise(2, 1, 512, seed=5).requires_grad_()
+        results = []
+        for setting in (lambda _: None, change):
+            setting(monkeypatch)
             S = jtfs(x)
-            results.append(
-                (
-                    {p.lanes for p in pieces},
-                    max(len(p.times) for p in pieces),
-                    S,
-                    *torch.autograd.grad((S * weights).sum(), x),
-                )
-            )
-        finally:
-            torch.set_num_threads(before)
-    assert results[0][:2] == ({1}, 1)
-    assert results[1][0] == {1 if threads == 1 else 2} and (
-        results[1][1] >= 4 / threads if chunk == 1 else results[1][1] == 1
-    )
-    assert relative_error(results[1][2], results[0][2]) < 1e-12
-    assert relative_error(results[1][3], results[0][3]) < 1e-12
+            results += [S, *torch.autograd.grad((S * noise(*S.shape, seed=6)).sum(), x)]
+        assert relative_error(results[2], results[0]) < 1e-12 and relative_error(results[3], results[1]) < 1e-10
+
+    return compare
 
 
-def test_items_side_by_side_as_on_a_gpu(monkeypatch):
-    jtfs, x = JTFS(**dict(TINY, T=200)), noise(3, 1, 512, seed=5).requires_grad_()
-    weights, results = noise(*jtfs(x).shape, seed=6), []
-    for apart, chunk in ((True, 2**18), (False, 2**27), (False, 1)):
-        monkeypatch.setattr(jtfs_module, "_items_apart", lambda Y, apart=apart: apart)
-        monkeypatch.setattr(jtfs_module, "DEVICE_CHUNK", chunk)
-        S = jtfs(x)
-        results.append((S, *torch.autograd.grad((S * weights).sum(), x)))
-    for S, grad in results[1:]:
-        assert relative_error(S, results[0][0]) < 1e-12 and relative_error(grad, results[0][1]) < 1e-12
+@pytest.mark.parametrize("T", [None, 8, 23, "global"])
+def test_matrix_and_fft_averages_agree(both_ways, T):
+    both_ways(lambda patch: patch.setattr(jtfs_module, "MATRIX_LIMIT", 0), T)
+
+
+def test_the_backward_pass_is_the_plain_formula(both_ways):
+    def plain(patch):
+        patch.setattr(jtfs_module, "averaged_modulus", lambda Y, psi, phi: (psi @ Y).abs() @ phi)
+        patch.setattr(jtfs_module, "modulus", torch.abs)
+
+    both_ways(plain)
+
+
+@pytest.mark.parametrize("chunk", [1, 10**9])
+@pytest.mark.parametrize(("threads", "on_gpu"), [(1, False), (2, False), (3, False), (1, True)])
+def test_neither_chunks_nor_lanes_nor_threads_matter(both_ways, chunk, threads, on_gpu):
+    """A lane for each thread (a power of two); one for each item, all at once, as on a GPU; pieces of 64 samples, or one."""
+    before = torch.get_num_threads()
+
+    def change(patch):
+        for name in ("CHUNK", "DEVICE_CHUNK"):
+            patch.setattr(_fast, name, chunk)
+        patch.setattr(_fast, "_items_apart", lambda Y: not on_gpu)
+        torch.set_num_threads(threads)
+        Y = torch.zeros(2, 5, 512, dtype=torch.complex128)
+        lanes = _fast._Lanes(Y, Y[0, :, :5], Y[0, 0, :, None].real)
+        assert (lanes.n, lanes.at_once) == ((1, 2) if on_gpu else (min(threads, 2), min(threads, 2)))
+        assert len(lanes.times) == (512 // lanes.n // 64 if chunk == 1 else 1)
+
+    try:
+        both_ways(change)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_modulus_has_the_closed_forms_gradient_and_none_at_zero():
@@ -284,34 +204,12 @@ def test_modulus_has_the_closed_forms_gradient_and_none_at_zero():
     g = torch.tensor([2.0, -1, 1e8, 1, 0.5])
     expected = torch.tensor([1.2 + 1.6j, 1j, 0, 0, -0.5], dtype=torch.complex64)
     for create_graph in (False, True):
-        r = jtfs_module.modulus(z)
+        r = _fast.modulus(z)
         (grad,) = torch.autograd.grad(r, z, g, create_graph=create_graph)
         assert (r.detach() - torch.tensor([5, 1e-3, 0, 0, 2])).abs().max() < 1e-6
         assert (grad.detach() - expected).abs().max() < 1e-5 and grad[2] == 0
     (second,) = torch.autograd.grad(torch.view_as_real(grad).sum(), z)
     assert second.abs().max() < 2 * g.max() and second[0] != 0
-
-
-def test_the_backward_pass_is_the_plain_formula(monkeypatch):
-    """The hand-written backward pass against autograd through modulus and matrix products."""
-    jtfs, x = JTFS(**TINY), noise(1, 1, 512, seed=7).requires_grad_()
-    weights = noise(*jtfs(x).shape, seed=8)
-    (by_hand,) = torch.autograd.grad((jtfs(x) * weights).sum(), x)
-    plain = lambda Y, psi, phi: (psi @ Y).abs() @ phi  # noqa: E731
-    monkeypatch.setattr(jtfs_module.AveragedModulus, "apply", plain)
-    monkeypatch.setattr(jtfs_module, "modulus", torch.abs)
-    (automatic,) = torch.autograd.grad((jtfs(x) * weights).sum(), x)
-    assert relative_error(by_hand, automatic) < 1e-12
-
-
-@pytest.mark.parametrize("n, left, right", [(5, 0, 0), (5, 4, 4), (44100, 43486, 43486), (2, 1, 0)])
-def test_reflection_by_an_index_is_that_of_padding(n, left, right):
-    x = noise(2, 1, n)
-    padded = torch.nn.functional.pad(x, (left, right), mode="reflect")
-    assert (
-        torch.equal(x[..., jtfs_module._reflection(n, left, right, x.device)], padded)
-        and padded.shape[-1] == n + left + right
-    )
 
 
 @pytest.mark.parametrize(("T", "limit"), [(None, 2**22), (None, 0), ("global", 2**22)], ids=["matrix", "fft", "global"])
@@ -322,6 +220,78 @@ def test_finite_differences(T, limit, monkeypatch):
     index = jtfs.n_paths - 1
     assert torch.autograd.gradcheck(lambda x: jtfs.path(x, index), x, rtol=1e-4, atol=1e-8)
     assert torch.autograd.gradgradcheck(lambda x: jtfs.path(x, index), x, fast_mode=True)
+
+
+# ---- a user's surroundings ------------------------------------------------------------------------------------------
+
+
+def everything(T=None, x=None):
+    """Coefficients and gradients of whatever is public, in float32; the transform is built anew."""
+    jtfs, jets = JTFS(**dict(TINY, T=T)), Jets(2)
+    x = noise(2, 1, 512, dtype=torch.float32) if x is None else x
+    found = []
+    for y in (jtfs(x.requires_grad_()), jtfs.path(x, 3), *jtfs.first_order_and_bands(x)[0]):
+        found += [y, *torch.autograd.grad(y.square().sum(), x, retain_graph=True)]
+    (_, S), *_ = jtfs.path_jets(torch.cat([x.detach()] * jets.K, dim=1), jets, [3, 7])
+    return [*found, S, *jets.distance(S)]
+
+
+@contextlib.contextmanager
+def changed(setter, value, before):
+    setter(value)
+    try:
+        yield
+    finally:
+        setter(before)
+
+
+@contextlib.contextmanager
+def warnings_as_errors():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("T", [None, 8, 500, "global"])
+@pytest.mark.parametrize(
+    "surroundings",
+    [
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: changed(torch.set_default_device, "meta", "cpu"),
+        lambda: changed(torch.set_default_dtype, torch.float64, torch.float32),
+        lambda: changed(torch.use_deterministic_algorithms, True, False),
+        lambda: np.errstate(all="raise"),
+        warnings_as_errors,
+    ],
+    ids=["autocast", "with meta", "default meta", "float64", "deterministic", "numpy errors", "warnings"],
+)
+def test_surroundings_do_not_move_a_bit(surroundings, T):
+    """Values and gradients, forward and backward, under the setting; T = 500 of 512 samples makes kymatio warn."""
+    expected, x = everything(T), noise(2, 1, 512, dtype=torch.float32)
+    with surroundings():
+        found = everything(T, x)
+    assert len(found) > 8 and all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(found, expected))
+
+
+def test_filters_made_in_inference_mode_serve_training_and_copies_make_their_own():
+    expected = everything()[:4]
+    with torch.inference_mode():
+        jtfs = JTFS(**TINY)
+        S = jtfs(noise(2, 1, 512, dtype=torch.float32)), jtfs.path(noise(2, 1, 512, dtype=torch.float32), 3)
+    file = io.BytesIO()
+    torch.save(jtfs, file)
+    file.seek(0)
+    for copied in (jtfs, copy.deepcopy(jtfs), pickle.loads(pickle.dumps(jtfs)), torch.load(file, weights_only=False)):
+        x = noise(2, 1, 512, dtype=torch.float32).requires_grad_()
+        for i, y in enumerate((copied(x), copied.path(x, 3))):
+            assert torch.equal(y, S[i]) and torch.equal(y, expected[2 * i])
+            assert torch.equal(*torch.autograd.grad(y.square().sum(), x), expected[2 * i + 1])
+    assert len(file.getvalue()) < 100_000  # no filters
+
+
+# ---- scale, precision, batch ----------------------------------------------------------------------------------------
 
 
 def test_batch_and_dtype():

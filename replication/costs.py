@@ -1,35 +1,34 @@
 """What the losses cost on this machine, for notebook 08_cost: Table 5 of the paper, and how cost grows.
 
-Time by torch.utils.benchmark: forward and backward with respect to the reconstruction. Memory: the most that tensors took
-at once during such a call beyond what was there before it (inputs, filters), by the allocators' own count. Audio is noise of
-unit norm.
+Time: forward and backward with respect to the reconstruction, by torch.utils.benchmark. Memory: the most that tensors took at once
+during such a call beyond what was there before it (inputs, filters), by the allocators' own count. Audio is noise of unit norm.
 """
-
-from __future__ import annotations
 
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler speaks of its own starts and stops
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler reports its own starts and stops
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import linregress
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
-from replication import published as paper
-from replication.baselines import MSSLoss
-from replication.tasks import NOT_RUN, RunConfig
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
+
+from . import published as paper
+from .baselines import MSSLoss
+from .tasks import NOT_RUN, RunConfig
 
 MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
 MEASURED = ("p_loss", "jtfs", "scrapl", *MSS)
 LEAST_SAMPLES = 1027  # that the MSS losses take
-MODEL = "encoder and synthesizer"
 AXES = {"n_samples": "signal length (samples)", "batch": "batch", "n_paths": "number of paths P"}
+COLUMNS = "method loss n ms iqr_ms mib times_mss paper_ms paper_iqr_ms paper_mb paper_times_mss note".split()
 
 
 def noise(batch: int, n_samples: int, seed: int, device: str) -> torch.Tensor:
@@ -45,12 +44,11 @@ def calls(method: str, transform: dict[str, int], batch: int, device: str) -> tu
     """
     x_hat, x = (noise(batch, transform["shape"], seed, device) for seed in (1, 2))
     if method == "p_loss":
-        x_hat, x = (torch.rand(batch, 2, device=device) for _ in range(2))
-        loss = p_loss
-    elif method == "scrapl":
-        loss = SCRAPLLoss(**transform)
+        x_hat, x, loss = torch.rand(batch, 2, device=device), torch.rand(batch, 2, device=device), p_loss
+    elif method in MSS:
+        loss = MSSLoss(method).to(device)
     else:
-        loss = JTFSLoss(**transform) if method == "jtfs" else MSSLoss(method).to(device)
+        loss = (SCRAPLLoss if method == "scrapl" else JTFSLoss)(**transform)
     x_hat.requires_grad_()
 
     def call(path: int | None = None) -> None:
@@ -69,8 +67,9 @@ def model_call(config: RunConfig, batch: int, device: str) -> Callable:
 
 
 def times_ms(call: Callable, arguments: Sequence, least_s: float) -> np.ndarray:
-    """Milliseconds of call(argument), once for each argument, two calls before each that is timed; if there is a single one, of
-    runs that add up to `least_s`, at least three, so that one during which the machine did something else is no median.
+    """Milliseconds of call(argument), once for each, after two calls that are not timed; if there is one, for `least_s` seconds.
+
+    At least three times then, so that one call during which the machine did something else is no median.
     """
     timers = [Timer("call(a)", globals={"call": call, "a": a}, num_threads=torch.get_num_threads()) for a in arguments]
     if len(timers) > 1:
@@ -95,7 +94,6 @@ def peak_mib(call: Callable, arguments: Iterable, device: str) -> float:
             sizes = np.cumsum([event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())])
             peak = max(peak, sizes.max(initial=0))
         else:
-            torch.cuda.synchronize(device)
             before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
             call(argument)
@@ -106,120 +104,81 @@ def peak_mib(call: Callable, arguments: Iterable, device: str) -> float:
 
 def spread(values: Sequence, n: int) -> list:
     """At most n of the values, evenly spaced."""
-    return (
-        list(values)
-        if len(values) <= n
-        else [values[i] for i in np.linspace(0, len(values) - 1, n).round().astype(int)]
-    )
+    return [values[i] for i in np.linspace(0, len(values) - 1, min(n, len(values))).round().astype(int)]
 
 
-def _quartiles(ms: np.ndarray) -> dict[str, float]:
+def _quartiles(ms: Sequence) -> dict[str, float]:
     low, middle, high = np.quantile(ms, [0.25, 0.5, 0.75])
     return {"n": len(ms), "ms": middle, "iqr_ms": high - low if len(ms) > 1 else math.nan}
 
 
 def cost(call: Callable, arguments: Sequence, device: str, least_s: float, n_memory: int) -> dict[str, float]:
     """n, ms (median), iqr_ms (NaN if measured once) over the arguments, and mib over `n_memory` of them."""
-    return {
-        **_quartiles(times_ms(call, arguments, least_s)),
-        "mib": peak_mib(call, spread(arguments, n_memory), device),
-    }
+    times = _quartiles(times_ms(call, arguments, least_s))
+    return times | {"mib": peak_mib(call, spread(arguments, n_memory), device)}
 
 
 def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: float, bench: Path) -> pd.DataFrame:
     """Table 5: time and memory of every loss, and of encoder and synthesizer, beside the paper's.
 
-    n_paths: SCRAPL is measured on so many of its paths, evenly spaced; its memory on a quarter of them. least_s: seconds spent on each other loss. bench: the
-    folder `make bench` writes; the authors' package has its rows from there, at the granular configuration.
-    Columns loss, n (paths or runs), ms, iqr_ms, mib, times_mss (over the mean of the four MSS), the same as printed, and
-    note. The paper's memory is that of the whole process: P-loss stands for what all have in common.
+    n_paths: SCRAPL is measured on so many of its paths, evenly spaced; its memory on a quarter of them. least_s: seconds spent
+    on each other loss. bench: the folder `make bench` writes, which has the rows of the authors' package, at the granular
+    configuration. Columns (`COLUMNS`): n counts paths or runs, times_mss is over the mean of the four MSS. The paper's memory is
+    that of the whole process: P-loss stands for what all have in common.
     """
     rows = []
     for method in (name for name in paper.METHODS if name in MEASURED or name in NOT_RUN):
-        row = {"method": method, "loss": paper.METHODS[method], "n": 0, "note": ""}
-        if method in NOT_RUN:
-            row["note"] = f"not run: {NOT_RUN[method]}"
-        else:
+        row = {"method": method, "loss": paper.METHODS[method], "n": 0, "note": f"not run: {NOT_RUN.get(method)}"}
+        if method not in NOT_RUN:
             call, arguments = calls(method, config.transform(), batch, device)
-            row |= cost(call, spread(arguments, n_paths), device, least_s, max(1, n_paths // 4))
-        printed = (paper.published("table_5", method, metric).value for metric in ("median_time", "iqr", "max_memory"))
-        rows.append(row | dict(zip(("paper_ms", "paper_iqr_ms", "paper_mb"), printed)))
-    model = {
-        "paper_ms": paper.published("figure_1", "encoder_and_synth", "model_step_time").value,
-        "note": "not part of Table 5",
-    }
-    rows.append(
-        {"method": "model", "loss": MODEL} | cost(model_call(config, batch, device), [None], device, least_s, 1) | model
-    )
+            row |= cost(call, spread(arguments, n_paths), device, least_s, max(1, n_paths // 4)) | {"note": ""}
+        for column, metric in {"paper_ms": "median_time", "paper_iqr_ms": "iqr", "paper_mb": "max_memory"}.items():
+            row[column] = paper.published("table_5", method, metric).value
+        rows.append(row)
+    row = {"method": "model", "loss": "encoder and synthesizer", "note": "not part of Table 5"}
+    row["paper_ms"] = paper.published("figure_1", "encoder_and_synth", "model_step_time").value
+    rows.append(row | cost(model_call(config, batch, device), [None], device, least_s, 1))
     for method, part in {"scrapl": "single_path", "jtfs": "jtfs"}.items():
-        row = {
-            "method": f"{method}_official",
-            "loss": f"{paper.METHODS[method]}, scrapl-loss 0.1.0",
-            "n": 0,
-            "note": "not run: make bench",
-        }
+        row = {"method": f"{method}_official", "loss": f"{paper.METHODS[method]}, scrapl-loss 0.1.0", "n": 0}
+        rows.append(row | {"note": "not run: make bench"})
         if (bench / f"{part}.csv").exists():
             pairs = pd.read_csv(bench / f"{part}.csv")
             per_path = pairs.groupby("path_idx").median()
-            row |= _quartiles((per_path if method == "scrapl" else pairs)["scrapl_loss_ms"].to_numpy())
-            row |= {"mib": pairs["scrapl_loss_peak_mib"].max()}
-            row["note"] = (
-                f"granular configuration, batch 4, on the CPU, memory of the process, by make bench; "
+            rows[-1] |= _quartiles((per_path if method == "scrapl" else pairs)["scrapl_loss_ms"])
+            rows[-1] |= {"mib": pairs["scrapl_loss_peak_mib"].max()}
+            rows[-1]["note"] = (
+                "granular configuration, batch 4, on the CPU, memory of the process, by make bench; "
                 f"{per_path['times_faster'].median():.3g} times ours there"
             )
-        rows.append(row)
     table = pd.DataFrame(rows)
-    mss = table.loc[table["method"].isin(MSS), ["ms", "paper_ms"]].mean()
-    ours = ~table["method"].str.endswith("_official")
-    table["times_mss"], table["paper_times_mss"] = (
-        (table["ms"] / mss["ms"]).where(ours),
-        table["paper_ms"] / mss["paper_ms"],
-    )
-    return table[
-        [
-            "method",
-            "loss",
-            "n",
-            "ms",
-            "iqr_ms",
-            "mib",
-            "times_mss",
-            "paper_ms",
-            "paper_iqr_ms",
-            "paper_mb",
-            "paper_times_mss",
-            "note",
-        ]
-    ]
-
-
-def sizes(config: RunConfig, batch: int, points: int) -> dict[str, list[tuple[dict[str, int], int]]]:
-    """For each of `AXES` the (transform, batch) to measure, about `points` of them, `batch` where that is not the axis."""
-    base, few = config.transform(), points // 2
-    lengths = [(config.n_samples << k) >> few for k in range(points)]
-    qs = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 4), (6, 6)][:points]
-    return {
-        "n_samples": [(base | {"shape": n}, batch) for n in lengths if n >= max(2 ** base["J"], LEAST_SAMPLES)],
-        "batch": [(base, 2**k) for k in range(points)],
-        "n_paths": [(base | {"Q2": q2, "Q_fr": q_fr}, batch) for q2, q_fr in qs],
-    }
+    mss, official = table[table["method"].isin(MSS)], table["method"].str.endswith("_official")
+    table["times_mss"] = (table["ms"] / mss["ms"].mean()).mask(official)
+    table["paper_times_mss"] = table["paper_ms"] / mss["paper_ms"].mean()
+    return table[COLUMNS]
 
 
 def growth(
     config: RunConfig, batch: int, device: str, points: int, n_paths: int, least_s: float, methods: Sequence[str]
 ) -> pd.DataFrame:
-    """Time and memory as signal length, batch and P grow, the rest fixed: columns axis (of `AXES`), size, method, n, ms, iqr_ms, mib.
+    """Time and memory as signal length, batch and P grow, the rest fixed: axis (of `AXES`), size, method, n, ms, iqr_ms, mib.
 
-    SCRAPL: the median over `n_paths` of its paths. P grows with the wavelets per octave of the second order, Q2 and Q_fr.
+    About `points` sizes on each axis; `batch` where that is not the axis. SCRAPL: the median over `n_paths` of its paths. P grows
+    with the wavelets per octave of the second order, Q2 and Q_fr.
     """
-    rows = []
-    for axis, cases in sizes(config, batch, points).items():
+    base, rows = config.transform(), []
+    lengths = [(config.n_samples << k) >> points // 2 for k in range(points)]
+    qs = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 4), (6, 6)][:points]
+    sizes = {
+        "n_samples": [(base | {"shape": n}, batch) for n in lengths if n >= max(2 ** base["J"], LEAST_SAMPLES)],
+        "batch": [(base, 2**k) for k in range(points)],
+        "n_paths": [(base | {"Q2": q2, "Q_fr": q_fr}, batch) for q2, q_fr in qs],
+    }
+    for axis, cases in sizes.items():
         for transform, n in cases:
-            size = {"n_samples": transform["shape"], "batch": n}
-            size["n_paths"] = SCRAPLLoss(**transform).n_paths if axis == "n_paths" else 0
+            size = {"n_samples": transform["shape"], "batch": n}.get(axis) or SCRAPLLoss(**transform).n_paths
             for method in methods:
                 call, arguments = calls(method, transform, n, device)
-                row = {"axis": axis, "size": size[axis], "method": method}
+                row = {"axis": axis, "size": size, "method": method}
                 rows.append(row | cost(call, spread(arguments, n_paths), device, least_s, n_paths))
     return pd.DataFrame(rows)
 
@@ -229,8 +188,8 @@ def power_laws(data: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (axis, method), group in data.groupby(["axis", "method"], sort=False):
         for quantity in ("ms", "mib"):
-            slope, intercept = np.polyfit(np.log(group["size"]), np.log(group[quantity]), 1)
-            rows.append((axis, method, quantity, round(slope, 6) + 0.0, math.exp(intercept)))
+            fit = linregress(np.log(group["size"]), np.log(group[quantity]))
+            rows.append((axis, method, quantity, round(fit.slope, 6) + 0.0, math.exp(fit.intercept)))
     return pd.DataFrame(rows, columns=["axis", "method", "quantity", "slope", "factor"])
 
 
@@ -240,15 +199,13 @@ def crossings(data: pd.DataFrame, one: str, others: Sequence[str]) -> pd.DataFra
     Columns axis, other, least_ratio and largest_ratio (one / other, as measured), size (NaN: their slopes differ by less than
     0.1) and measured: whether that lies among the sizes measured.
     """
-    laws, rows = power_laws(data).query("quantity == 'ms'").set_index(["axis", "method"]), []
-    for axis in data["axis"].unique():
-        mine = data[data["axis"] == axis].pivot(index="size", columns="method", values="ms")
+    rows = []
+    for axis, group in data.groupby("axis", sort=False):
+        ms = group.pivot(index="size", columns="method", values="ms")
         for other in others:
-            a, b = laws.loc[(axis, one)], laws.loc[(axis, other)]
-            steeper = b["slope"] - a["slope"]
-            size = (a["factor"] / b["factor"]) ** (1 / steeper) if abs(steeper) > 0.1 else math.nan
-            ratio = mine[one] / mine[other]
-            rows.append(
-                (axis, other, ratio.min(), ratio.max(), size, bool(mine.index.min() <= size <= mine.index.max()))
-            )
+            ratio = ms[one] / ms[other]
+            fit = linregress(np.log(ms.index), np.log(ratio))
+            size = math.exp(-fit.intercept / fit.slope) if abs(fit.slope) > 0.1 else math.nan
+            among = bool(ms.index.min() <= size <= ms.index.max())
+            rows.append((axis, other, ratio.min(), ratio.max(), size, among))
     return pd.DataFrame(rows, columns=["axis", "other", "least_ratio", "largest_ratio", "size", "measured"])
