@@ -20,9 +20,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
-from replication import published as paper
 from replication.baselines import MSSLoss
-from replication.tasks import NOT_RUN, RunConfig
+from replication.published import published
+from replication.tasks import METHODS, NOT_RUN, RunConfig
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
 
 MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
@@ -135,17 +135,17 @@ def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: f
     note. The paper's memory is that of the whole process: P-loss stands for what all have in common.
     """
     rows = []
-    for method in (name for name in paper.METHODS if name in MEASURED or name in NOT_RUN):
-        row = {"method": method, "loss": paper.METHODS[method], "n": 0, "note": ""}
+    for method in (name for name in METHODS if name in MEASURED or name in NOT_RUN):
+        row = {"method": method, "loss": METHODS[method].label, "n": 0, "note": ""}
         if method in NOT_RUN:
             row["note"] = f"not run: {NOT_RUN[method]}"
         else:
             call, arguments = calls(method, config.transform(), batch, device)
             row |= cost(call, spread(arguments, n_paths), device, least_s, max(1, n_paths // 4))
-        printed = (paper.published("table_5", method, metric).value for metric in ("median_time", "iqr", "max_memory"))
+        printed = (published("table_5", method, metric).value for metric in ("median_time", "iqr", "max_memory"))
         rows.append(row | dict(zip(("paper_ms", "paper_iqr_ms", "paper_mb"), printed)))
     model = {
-        "paper_ms": paper.published("figure_1", "encoder_and_synth", "model_step_time").value,
+        "paper_ms": published("figure_1", "encoder_and_synth", "model_step_time").value,
         "note": "not part of Table 5",
     }
     rows.append(
@@ -154,7 +154,7 @@ def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: f
     for method, part in {"scrapl": "single_path", "jtfs": "jtfs"}.items():
         row = {
             "method": f"{method}_official",
-            "loss": f"{paper.METHODS[method]}, scrapl-loss 0.1.0",
+            "loss": f"{METHODS[method].label}, scrapl-loss 0.1.0",
             "n": 0,
             "note": "not run: make bench",
         }
