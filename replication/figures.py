@@ -37,17 +37,12 @@ from .tasks import CHIRPLETS, METHODS, TR808
 BAND = "mean and 95 % interval over seeds (± 1.96 population standard deviations / √n)"
 OURS_COST = "our Table 5 (08_cost, batch 4) plus encoder and synthesizer"
 NO_COSTS = "ours is not drawn: notebook 08_cost, which measures it, was not run"
-LOOK = sns.axes_style(
-    "ticks",
-    {
-        "axes.grid": True,
-        "grid.color": "0.9",
-        "grid.linewidth": 0.6,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "font.sans-serif": ["DejaVu Sans"],  # which comes with matplotlib
-    },
-)
+LOOK = sns.axes_style("ticks") | {"axes.grid": True, "grid.color": "0.9", "grid.linewidth": 0.6}
+LOOK |= {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.sans-serif": ["DejaVu Sans"],
+}  # comes with matplotlib
 
 
 class Plot(NamedTuple):
@@ -158,17 +153,22 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half_width, mean + half_width
 
 
-def _draw_curves(ax: Axes, values: pd.DataFrame, x: str, metric: str = "theta_synth_l1") -> None:
-    """`curve_values` as lines and bands; what always guessing the middle costs is another function's."""
-    for method, group in values.groupby("method", sort=False):
+def _draw_curves(
+    ax: Axes, runs: Sequence[Run], methods: Iterable[str], metric: str = "theta_synth_l1", costs: dict | None = None
+) -> pd.DataFrame:
+    """Validation errors as lines and bands, per step or, with costs, over time; returns the numbers, as `tables.curves`."""
+    values = tables.curve_values(runs, methods, metric)
+    values["wall_s"] = values["step"] * values["method"].map(costs or {}).astype(float) / 1000
+    x, drawn = ("step", values) if costs is None else ("wall_s", values[values["wall_s"] > 0])
+    for method, group in drawn.groupby("method", sort=False):
         colour, _, line = METHODS[method].style
         look = {"color": colour, "linestyle": line, "linewidth": 1.6, "err_kws": {"alpha": 0.18, "linewidth": 0}}
-        sns.lineplot(
-            group, x=x, y="value", errorbar=_interval, label=METHODS[method].label, legend=False, ax=ax, **look
-        )
+        look |= {"label": METHODS[method].label, "legend": False}
+        sns.lineplot(group, x=x, y="value", errorbar=_interval, ax=ax, **look)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("training step" if x == "step" else "time spent on training steps (s)")
+    ax.set_xlabel("training step" if costs is None else "time spent on training steps (s)")
     ax.set_ylabel(f"validation {METRICS[metric].label} (‰)")
+    return tables.curves(runs, methods, metric)
 
 
 def _draw_chance(ax: Axes, runs: Sequence[Run]) -> None:
@@ -242,18 +242,13 @@ def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: 
 
     Arguments as in `figure_1`; data as in `tables.curves`, and wall_s, the steps' cost.
     """
-    data, values = tables.curves(runs, METHODS), tables.curve_values(runs, METHODS)
-    for table in (data, values):
-        table.insert(2, "wall_s", table["step"] * table["method"].map(costs).astype(float) / 1000)
     figure, axes = _start(runs, profile, 9.6, 2)
-    _draw_curves(axes[0], values[values["wall_s"] > 0], "wall_s")
+    _draw_curves(axes[0], runs, METHODS, costs=costs)
     _plain_log(axes[0], "x")
-    _draw_curves(axes[1], values, "step")
-    notes = [
-        f"Lines and bands: {BAND}.",
-        f"Time of a step: {OURS_COST if costs else NO_COSTS}.",
-        seeds_note(runs, METHODS, not_run),
-    ]
+    data = _draw_curves(axes[1], runs, METHODS)
+    data.insert(2, "wall_s", data["step"] * data["method"].map(costs).astype(float) / 1000)
+    notes = [f"Lines and bands: {BAND}.", f"Time of a step: {OURS_COST if costs else NO_COSTS}."]
+    notes.append(seeds_note(runs, METHODS, not_run))
     title = "Figure 2: convergence in time and in steps, granular synthesizer"
     return _finish(figure, axes, data, title, notes, profile)
 
@@ -267,11 +262,11 @@ def learning_curves(
     metric: theta_synth_l1, theta_density_l1 or theta_slope_l1. Other arguments as in `figure_1`, data as in `tables.curves`.
     """
     figure, (ax,) = _start(runs, profile, 7.2, 1)
-    _draw_curves(ax, tables.curve_values(runs, methods, metric), "step", metric)
+    data = _draw_curves(ax, runs, methods, metric)
     _draw_chance(ax, runs)
     notes = [f"Lines and bands: {BAND}.", seeds_note(runs, methods, not_run)]
     title = title or f"Validation {METRICS[metric].label} while training, granular synthesizer"
-    return _finish(figure, [ax], tables.curves(runs, methods, metric), title, notes, profile)
+    return _finish(figure, [ax], data, title, notes, profile)
 
 
 def figure_4(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
@@ -325,8 +320,7 @@ def figure_5(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot
     for (task, about), column in zip(CHIRPLETS.items(), axes.reshape(len(TABLES[3]), -1).T):
         mine = [run for run in runs if run.task == task]
         for ax, metric in zip(column, TABLES[3]):
-            data = tables.curves(mine, SAMPLERS, metric)
-            _draw_curves(ax, tables.curve_values(mine, SAMPLERS, metric), "step", metric)
+            data = _draw_curves(ax, mine, SAMPLERS, metric)
             _draw_chance(ax, mine)
             if data.empty:
                 _not_run(ax)

@@ -177,9 +177,9 @@ class RunConfig:
 class Method:
     """A way to train the encoder, and how tables and figures show it.
 
+    style: colour (Okabe & Ito, Tol), marker and line in every figure.
     make_loss: takes a `RunConfig` and returns the loss. loss: the loss's name in it, by default the method's own; methods that
         differ in optimizer or path probabilities only share a loss.
-    style: colour (Okabe & Ito, Tol), marker and line in every figure.
     tables: the paper's tables it stands in; it is run on the tasks that have them. A method of your own stands in Table 1, with
         blank cells where the paper's would be.
     optimizer: of `OPTIMIZERS`. gradient_scale: multiplies a loss whose gradient is below Adam's eps; not with log1p.
@@ -189,8 +189,8 @@ class Method:
 
     name: str
     label: str
-    make_loss: Callable[[RunConfig], Callable]
     style: tuple[str, str, str]
+    make_loss: Callable[[RunConfig], Callable]
     tables: tuple[int, ...] = (1,)
     optimizer: str = "adamw"
     loss: str = ""
@@ -202,37 +202,26 @@ class Method:
         self.loss = self.loss or self.name
 
 
-def _jtfs(config: RunConfig) -> Callable:
-    return JTFSLoss(**config.transform())
-
-
-def _scrapl(config: RunConfig) -> Callable:
-    return SCRAPLLoss(**config.transform(), seed=config.seed)
-
-
-def _mss(config: RunConfig) -> Callable:
-    return MSSLoss(config.loss)
-
-
-def _embedding(config: RunConfig) -> Callable:
-    return EmbeddingLoss(config.loss, config.sample_rate_hz)
-
-
-_PATHS = {"loss": "scrapl", "gradient_scale": 1e8, "step_cost": 1.0}
-_EXTRA = {"not_run": "weights unavailable"}  # and a package that is not installed with the rest
+_JTFS = {"make_loss": lambda c: JTFSLoss(**c.transform()), "gradient_scale": 1e8, "step_cost": 11.0}
+_SCRAPL = {"make_loss": lambda c: SCRAPLLoss(**c.transform(), seed=c.seed), "loss": "scrapl"}
+_SCRAPL |= {"gradient_scale": 1e8, "step_cost": 1.0}
+_PSAGA = {"tables": (1, 2, 3, 4), "optimizer": "psaga"}
+_MSS = {"make_loss": lambda c: MSSLoss(c.loss), "tables": (1, 4)}
+_EMBEDDING = {"make_loss": lambda c: EmbeddingLoss(c.loss, c.sample_rate_hz)}
+_EMBEDDING |= {"not_run": "weights unavailable"}  # and a package that is not installed with the rest
 _METHODS = (  # in display order
-    Method("p_loss", "P-loss", lambda config: p_loss, ("#000000", "*", "-"), (1, 2), step_cost=0.15),
-    Method("jtfs", "JTFS", _jtfs, ("#0072B2", "s", "-"), (1, 2, 4), gradient_scale=1e8, step_cost=11.0),
-    Method("scrapl", "SCRAPL", _scrapl, ("#D55E00", "o", "-"), (1, 2, 3, 4), "psaga", **_PATHS),
-    Method("scrapl_no_theta_is", "SCRAPL (no θ-IS)", _scrapl, ("#E69F00", "p", "--"), (1, 2, 3, 4), "psaga", **_PATHS),
-    Method("scrapl_padam", "SCRAPL (P-Adam)", _scrapl, ("#CC79A7", "D", "-."), (2,), "padam", **_PATHS),
-    Method("scrapl_plain", "SCRAPL (plain)", _scrapl, ("#882255", "P", ":"), (2,), **_PATHS),
-    Method("mss_linear", "MSS linear", _mss, ("#009E73", "^", "-"), (1, 4)),
-    Method("mss_log_linear", "MSS log + linear", _mss, ("#56B4E9", "v", "--"), (1, 4)),
-    Method("mss_revisited", "MSS revisited", _mss, ("#999933", "<", "-."), (1, 4)),
-    Method("mss_random", "MSS random", _mss, ("#332288", ">", ":"), (1, 4)),
-    Method("ms_clap", "MS-CLAP", _embedding, ("#999999", "X", "--"), **_EXTRA),
-    Method("panns_wavegram_logmel", "PANNs Wavegram-Logmel", _embedding, ("#661100", "d", "-."), **_EXTRA),
+    Method("p_loss", "P-loss", ("#000000", "*", "-"), lambda c: p_loss, (1, 2), step_cost=0.15),
+    Method("jtfs", "JTFS", ("#0072B2", "s", "-"), tables=(1, 2, 4), **_JTFS),
+    Method("scrapl", "SCRAPL", ("#D55E00", "o", "-"), **_SCRAPL | _PSAGA),
+    Method("scrapl_no_theta_is", "SCRAPL (no θ-IS)", ("#E69F00", "p", "--"), **_SCRAPL | _PSAGA),
+    Method("scrapl_padam", "SCRAPL (P-Adam)", ("#CC79A7", "D", "-."), tables=(2,), optimizer="padam", **_SCRAPL),
+    Method("scrapl_plain", "SCRAPL (plain)", ("#882255", "P", ":"), tables=(2,), **_SCRAPL),
+    Method("mss_linear", "MSS linear", ("#009E73", "^", "-"), **_MSS),
+    Method("mss_log_linear", "MSS log + linear", ("#56B4E9", "v", "--"), **_MSS),
+    Method("mss_revisited", "MSS revisited", ("#999933", "<", "-."), **_MSS),
+    Method("mss_random", "MSS random", ("#332288", ">", ":"), **_MSS),
+    Method("ms_clap", "MS-CLAP", ("#999999", "X", "--"), **_EMBEDDING),
+    Method("panns_wavegram_logmel", "PANNs Wavegram-Logmel", ("#661100", "d", "-."), **_EMBEDDING),
 )
 METHODS = {method.name: method for method in _METHODS}
 NOT_RUN = {method.name: method.not_run for method in _METHODS if method.not_run}
@@ -268,18 +257,9 @@ class Task:
         only = sizes.pop("only", {})
         return sizes | only.get(method, {})
 
-
-def _granular(c: RunConfig) -> GranularSynth:
-    return GranularSynth(c.sample_rate_hz, c.n_samples, c.n_grains, c.grain_samples, c.slope_hop)
-
-
-def _chirplet(c: RunConfig) -> ChirpletSynth:
-    sizes = (c.sample_rate_hz, c.n_samples, c.f0_hz, c.bandwidth_oct, c.max_shift)
-    return ChirpletSynth(c.am_hz, c.fm_oct_per_s, *sizes)
-
-
-def _snare(c: RunConfig) -> SnareSynth:
-    return SnareSynth(c.sample_rate_hz, c.n_samples, c.common_delay, c.max_shift)
+    def seeds(self, method: str, profile: str) -> list[int]:
+        """The seeds of a method in a profile."""
+        return list(range(self.fields(method, profile)["seeds"]))
 
 
 def _theta_grid(c: RunConfig) -> ThetaGrid:
@@ -297,11 +277,14 @@ def _one_shots(c: RunConfig) -> OneShots:
     return OneShots.from_circuit(_circuit_counts(c), c.sample_rate_hz, n_samples, c.seed, cache=ROOT / "cache")
 
 
-_MAKE = {
-    "granular": {"make_synth": _granular, "make_data": _theta_grid},
-    "chirplet": {"make_synth": _chirplet, "make_data": _theta_grid},
-    "tr808": {"make_synth": _snare, "make_data": _one_shots},
+_SYNTHS = {
+    "granular": lambda c: GranularSynth(c.sample_rate_hz, c.n_samples, c.n_grains, c.grain_samples, c.slope_hop),
+    "chirplet": lambda c: ChirpletSynth(
+        c.am_hz, c.fm_oct_per_s, c.sample_rate_hz, c.n_samples, c.f0_hz, c.bandwidth_oct, c.max_shift
+    ),
+    "tr808": lambda c: SnareSynth(c.sample_rate_hz, c.n_samples, c.common_delay, c.max_shift),
 }
+_DATA = {"granular": _theta_grid, "chirplet": _theta_grid, "tr808": _one_shots}
 
 
 def _read_tasks() -> dict[str, Task]:
@@ -318,7 +301,8 @@ def _read_tasks() -> dict[str, Task]:
             size = kinds["granular"][profile] | dict.fromkeys(kind["unused"]) | kind[profile] | own
             sizes[profile] = {field: frozen(value) for field, value in size.items()}
         about = {field: kind[field] for field in ("tables", "hyperparameters")}
-        tasks[name] = Task(name, **task, **about, **_MAKE[task["kind"]], sizes=sizes)
+        about |= {"make_synth": _SYNTHS[task["kind"]], "make_data": _DATA[task["kind"]], "sizes": sizes}
+        tasks[name] = Task(name, **task, **about)
     return tasks
 
 
@@ -394,11 +378,7 @@ def methods_of(task: str) -> tuple[str, ...]:
 
 def seeds_of(method: str, profile: str, task: str = "granular") -> list[int]:
     """The seeds of a method in a profile; none for a method that is not run."""
-    return [] if method in NOT_RUN else _profile_seeds(method, profile, task)
-
-
-def _profile_seeds(method: str, profile: str, task: str) -> list[int]:
-    return list(range(TASKS[task].fields(method, profile)["seeds"]))
+    return [] if method in NOT_RUN else TASKS[task].seeds(method, profile)
 
 
 def grid(
@@ -420,7 +400,7 @@ def grid(
         if METHODS[method].loss == "p_loss" and TASKS[task].kind == "tr808":
             why = "needs to know theta, which sounds of drums do not tell"
             raise ValueError(f"method {method!r} {why}: {task} takes {', '.join(suited)}")
-        chosen = _profile_seeds(method, profile, task) if seeds is None else seeds
+        chosen = TASKS[task].seeds(method, profile) if seeds is None else seeds
         wanted = [make_config(task, method, seed, profile) for seed in chosen]
         if method in NOT_RUN and wanted:
             try:

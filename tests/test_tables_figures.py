@@ -85,7 +85,7 @@ def test_table_1(runs, tmp_path):
 
 
 def test_a_method_of_ones_own_has_blank_cells_where_the_papers_would_be(runs, monkeypatch):
-    mine = Method("mine", "Mine", lambda config: torch.nn.functional.mse_loss, ("#123456", "h", "-"))
+    mine = Method("mine", "Mine", ("#123456", "h", "-"), lambda config: torch.nn.functional.mse_loss)
     monkeypatch.setitem(METHODS, "mine", mine)
     table = tables.paper_table(1, runs, {"mine": "new", "p_loss": "some reason"})
     row = cell(table, "mine", "theta_synth_l1")

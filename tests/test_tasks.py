@@ -212,7 +212,7 @@ def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, re
 
 def test_a_method_of_ones_own_is_one_object(monkeypatch):
     """What docs/add_a_method.md adds; test_tables_figures shows it in tables and figures."""
-    mine = Method("mine", "Mine", lambda config: mse_loss, ("#123456", "h", "-"))
+    mine = Method("mine", "Mine", ("#123456", "h", "-"), lambda config: mse_loss)
     monkeypatch.setitem(METHODS, "mine", mine)
     assert methods_of("granular")[-1] == "mine" and "mine" not in methods_of("tr808_meso")
     configs = [config for config in grid("granular", "quick") if config.method == "mine"]
