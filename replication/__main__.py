@@ -244,11 +244,13 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from . import compare, tables
+    from . import report_card, tables
 
-    profiles = compare.compared(check_name("profile", args.profile, PROFILES))
+    profiles = report_card.compared(check_name("profile", args.profile, PROFILES))
     runs = {name: [run for task in TASKS for run in runs_on_disk(task, name, args.output)] for name in profiles}
-    for name, (table, caption) in compare.comparison(runs, NOT_RUN, args.profile, args.output).items():
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # an encoding without ‰ or θ loses these, not the table
+    for name, (table, caption) in report_card.comparison(runs, NOT_RUN, args.profile, args.output).items():
         print(tables.as_markdown(table, name, args.profile, caption))
     return 0
 

@@ -20,9 +20,9 @@ from torch.utils.benchmark import Timer
 
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
 
-from . import published as paper
 from .baselines import MSSLoss
-from .tasks import NOT_RUN, RunConfig
+from .published import published
+from .tasks import METHODS, NOT_RUN, RunConfig
 
 MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
 MEASURED = ("p_loss", "jtfs", "scrapl", *MSS)
@@ -127,19 +127,20 @@ def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: f
     that of the whole process: P-loss stands for what all have in common.
     """
     rows = []
-    for method in (name for name in paper.METHODS if name in MEASURED or name in NOT_RUN):
-        row = {"method": method, "loss": paper.METHODS[method], "n": 0, "note": f"not run: {NOT_RUN.get(method)}"}
-        if method not in NOT_RUN:
+    for method in (name for name in METHODS if name in MEASURED or name in NOT_RUN):
+        row = {"method": method, "loss": METHODS[method].label, "n": 0, "note": ""}
+        if method in NOT_RUN:
+            row["note"] = f"not run: {NOT_RUN[method]}"
+        else:
             call, arguments = calls(method, config.transform(), batch, device)
-            row |= cost(call, spread(arguments, n_paths), device, least_s, max(1, n_paths // 4)) | {"note": ""}
-        for column, metric in {"paper_ms": "median_time", "paper_iqr_ms": "iqr", "paper_mb": "max_memory"}.items():
-            row[column] = paper.published("table_5", method, metric).value
-        rows.append(row)
+            row |= cost(call, spread(arguments, n_paths), device, least_s, max(1, n_paths // 4))
+        printed = (published("table_5", method, metric).value for metric in ("median_time", "iqr", "max_memory"))
+        rows.append(row | dict(zip(("paper_ms", "paper_iqr_ms", "paper_mb"), printed)))
     row = {"method": "model", "loss": "encoder and synthesizer", "note": "not part of Table 5"}
-    row["paper_ms"] = paper.published("figure_1", "encoder_and_synth", "model_step_time").value
+    row["paper_ms"] = published("figure_1", "encoder_and_synth", "model_step_time").value
     rows.append(row | cost(model_call(config, batch, device), [None], device, least_s, 1))
     for method, part in {"scrapl": "single_path", "jtfs": "jtfs"}.items():
-        row = {"method": f"{method}_official", "loss": f"{paper.METHODS[method]}, scrapl-loss 0.1.0", "n": 0}
+        row = {"method": f"{method}_official", "loss": f"{METHODS[method].label}, scrapl-loss 0.1.0", "n": 0}
         rows.append(row | {"note": "not run: make bench"})
         if (bench / f"{part}.csv").exists():
             pairs = pd.read_csv(bench / f"{part}.csv")

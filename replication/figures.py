@@ -3,59 +3,46 @@
     plot = figure_1(runs, "quick", not_run, costs)
     save_figure(*plot[:2], "figure_1", "quick", caption=plot.caption)
 
-In a notebook a `Plot` as the last value of a cell shows itself.
+In a notebook a `Plot` as the last value of a cell shows itself. seaborn gives the look and draws curves with their intervals; points
+are matplotlib's, since seaborn computes intervals from values, and of the paper only the intervals are printed. The user's own
+settings of matplotlib and seaborn neither change a figure nor are changed by one.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import math
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib.style
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from .claims import chance_permille, drum_paper_cells, paper_cells
-from .published import CHIRPLETS, METHODS, TIMED_AS, TR808
+from . import tables
 from .records import ROOT, Run, write_bytes_atomic, write_csv
 from .stats import mean_ci95
-from .tables import (
-    ABLATION,
-    DRUM_METHODS,
-    DRUM_SCALES,
-    METRICS,
-    SAMPLERS,
-    TABLE_3_METRICS,
-    curves,
-    profile_note,
-    read_table,
-    seed_values,
-    seeds_note,
-    values_by_seed,
-)
+from .tables import ABLATION, DRUM_METHODS, METRICS, NAN, SAMPLERS, STEP, TABLES, seeds_note
+from .tasks import CHIRPLETS, METHODS, TR808
 
-STYLE = {  # method: colour (Okabe & Ito, Tol), marker, line; one for every figure
-    "p_loss": ("#000000", "*", "-"),
-    "jtfs": ("#0072B2", "s", "-"),
-    "scrapl": ("#D55E00", "o", "-"),
-    "scrapl_no_theta_is": ("#E69F00", "p", "--"),
-    "scrapl_padam": ("#CC79A7", "D", "-."),
-    "scrapl_plain": ("#882255", "P", ":"),
-    "mss_linear": ("#009E73", "^", "-"),
-    "mss_log_linear": ("#56B4E9", "v", "--"),
-    "mss_revisited": ("#999933", "<", "-."),
-    "mss_random": ("#332288", ">", ":"),
-    "ms_clap": ("#999999", "X", "--"),
-    "panns_wavegram_logmel": ("#661100", "d", "-."),
-}
 BAND = "mean and 95 % interval over seeds (± 1.96 population standard deviations / √n)"
+OURS_COST = "our Table 5 (08_cost, batch 4) plus encoder and synthesizer"
+NO_COSTS = "ours is not drawn: notebook 08_cost, which measures it, was not run"
+LOOK = sns.axes_style("ticks") | {"axes.grid": True, "grid.color": "0.9", "grid.linewidth": 0.6}
+LOOK |= {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.sans-serif": ["DejaVu Sans"],
+}  # comes with matplotlib
 
 
 class Plot(NamedTuple):
@@ -69,6 +56,18 @@ class Plot(NamedTuple):
         return _bytes(self, "png")
 
 
+def _themed(draw: Callable) -> Callable:
+    """`draw` under `LOOK` on top of matplotlib's defaults, whatever the settings around it, which stay."""
+
+    @functools.wraps(draw)
+    def themed(*args: Any, **kwargs: Any) -> Any:
+        with matplotlib.style.context(["default", LOOK]):
+            return draw(*args, **kwargs)
+
+    return themed
+
+
+@_themed
 def _bytes(plot: Plot, kind: str) -> bytes:
     stream = io.BytesIO()
     about = {"Description": plot.caption} if kind == "png" else {"Subject": plot.caption, "CreationDate": None}
@@ -91,6 +90,9 @@ def save_figure(
     return paths
 
 
+# ---- what figures share ---------------------------------------------------------------------------------------------
+
+
 def _start(
     runs: Sequence[Run], profile: str, width: float, panels: int, tasks: Collection[str] = ("granular",), rows: int = 1
 ) -> tuple[Figure, np.ndarray]:
@@ -99,11 +101,7 @@ def _start(
     if other:
         raise ValueError(f"runs of {other} given for a figure of {', '.join(wanted)}; load them with load_runs")
     figure = Figure(figsize=(width, 4.2 if rows == 1 else 2.9 * rows), layout="constrained")
-    axes = figure.subplots(rows, panels, squeeze=False).ravel()
-    for ax in axes:
-        ax.grid(True, which="major", color="0.9", linewidth=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return figure, figure.subplots(rows, panels, squeeze=False).ravel()
 
 
 def _finish(
@@ -111,177 +109,151 @@ def _finish(
 ) -> Plot:
     handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8, frameon=False)
-    caption = " ".join([f"{title}.", *filter(None, [profile_note(profile), *notes])])
+    caption = " ".join([f"{title}.", *filter(None, [tables.profile_note(profile), *notes])])
     figure.suptitle(title + ("" if profile == "paper" else f" [profile {profile}]"), fontsize=10, x=0.01, ha="left")
     wrapped = textwrap.fill(caption, width=int(figure.get_figwidth() * 18))
     figure.text(0.01, -0.02, wrapped, fontsize=7, va="top", color="0.25")
     return Plot(figure, data, caption)
 
 
-def _plain_log(axis_name: str, ax: Axes) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, 10, ..., the more of them the less it spans."""
-    getattr(ax, f"set_{axis_name}scale")("log")
-    axis = getattr(ax, f"{axis_name}axis")
-    low, high = axis.get_view_interval()
-    spans = {3000: (1,), 100: (1, 3), 10: (1, 2, 5), 4: (1, 2, 3, 5)}
-    subs = next((subs for span, subs in spans.items() if high > span * low), (1, 1.2, 1.5, 2, 3, 4, 5, 7))
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+def _plain_log(ax: Axes, *names: str) -> None:
+    """Logarithmic axes with plain numbers at 1, 2, 5, 10, ..., the more of them the less an axis spans."""
+    for name in names:
+        ax.set(**{f"{name}scale": "log"})
+        axis = getattr(ax, f"{name}axis")
+        low, high = axis.get_view_interval()
+        spans = {3000: (1,), 100: (1, 3), 10: (1, 2, 5), 4: (1, 2, 3, 5)}
+        subs = next((subs for span, subs in spans.items() if high > span * low), (1, 1.2, 1.5, 2, 3, 4, 5, 7))
+        axis.set_major_locator(LogLocator(subs=subs))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def step_costs(folder: Path) -> dict[str, float]:
-    """Milliseconds of a training step by method: Table 5's loss plus encoder and synthesizer, as `paper.step_ms` has it.
-
-    folder: holds table_5.csv, written by notebook 08_cost. Without it {}: nothing was measured.
-    """
-    ms = read_table(folder / "table_5.csv", ["method", "ms"]).set_index("method")["ms"].dropna()
-    return {method: float(ms[name] + ms["model"]) for method, name in TIMED_AS.items() if name in ms.index}
-
-
-OURS_COST = "our Table 5 (08_cost, batch 4) plus encoder and synthesizer"
-NO_COSTS = "ours is not drawn: notebook 08_cost, which measures it, was not run"
+def _point(ax: Axes, method: str, x: float, y: float, filled: bool, **errors: float) -> None:
+    """A method's marker with bars; errors: xerr or yerr, NaN for none."""
+    colour, marker, _ = METHODS[method].style
+    errors = {name: 0.0 if math.isnan(error) else error for name, error in errors.items()}
+    look = {"markersize": 9 if marker == "*" else 7, "elinewidth": 1, "capsize": 2 if any(errors.values()) else 0}
+    face = colour if filled else "white"
+    ax.errorbar(x, y, fmt=marker, color=colour, markerfacecolor=face, zorder=2 + filled, **look, **errors)
 
 
-def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str, relative: bool) -> pd.DataFrame:
-    """Rows method, source ("ours", "paper"), n_seeds, cost (train step relative to P-loss's), value, ci95."""
-    values, cells, rows = seed_values(runs), paper_cells(), []
-    for method in METHODS:
-        seeds = values_by_seed(values, method, metric)
-        if len(seeds) and method in costs:
-            rows.append((method, "ours", len(seeds), costs[method], *mean_ci95(seeds)))
-        if (method, metric) in cells and (method, "train_step_ms") in cells:
-            cell = cells[method, metric]
-            rows.append(
-                (method, "paper", cell.n, cells[method, "train_step_ms"].mean, cell.mean, cell.half_width or math.nan)
-            )
-    data = pd.DataFrame(rows, columns=["method", "source", "n_seeds", "train_step_ms", "value", "ci95"])
-    data.insert(4, "cost", np.nan)
+def _key(ax: Axes, label: str, filled: bool, colour: str = "0.4", marker: str = "o") -> None:
+    """An entry of the legend."""
+    ax.plot([], [], marker, color=colour, markerfacecolor=colour if filled else "white", label=label)
+
+
+def _not_run(ax: Axes) -> None:
+    ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    mean, half_width = mean_ci95(values)
+    half_width = 0.0 if math.isnan(half_width) else half_width
+    return mean - half_width, mean + half_width
+
+
+def _draw_curves(
+    ax: Axes, runs: Sequence[Run], methods: Iterable[str], metric: str = "theta_synth_l1", costs: dict | None = None
+) -> pd.DataFrame:
+    """Validation errors as lines and bands, per step or, with costs, over time; returns the numbers, as `tables.curves`."""
+    values = tables.curve_values(runs, methods, metric)
+    values["wall_s"] = values["step"] * values["method"].map(costs or {}).astype(float) / 1000
+    x, drawn = ("step", values) if costs is None else ("wall_s", values[values["wall_s"] > 0])
+    for method, group in drawn.groupby("method", sort=False):
+        colour, _, line = METHODS[method].style
+        look = {"color": colour, "linestyle": line, "linewidth": 1.6, "err_kws": {"alpha": 0.18, "linewidth": 0}}
+        look |= {"label": METHODS[method].label, "legend": False}
+        sns.lineplot(group, x=x, y="value", errorbar=_interval, ax=ax, **look)
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("training step" if costs is None else "time spent on training steps (s)")
+    ax.set_ylabel(f"validation {METRICS[metric].label} (‰)")
+    return tables.curves(runs, methods, metric)
+
+
+def _draw_chance(ax: Axes, runs: Sequence[Run]) -> None:
+    for grid_size in {run.config["grid_size"] for run in runs}:
+        look = {"color": "0.3", "linewidth": 1.2, "linestyle": (0, (1, 3))}
+        ax.axhline(tables.chance_permille(grid_size), label="always guessing 1/2", **look)
+
+
+def _capital(label: str) -> str:
+    return label[0].upper() + label[1:]
+
+
+# ---- the granular task ----------------------------------------------------------------------------------------------
+
+
+def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str) -> pd.DataFrame:
+    """Columns method, source ("ours", "paper"), n_seeds, train_step_ms, cost (train step relative to P-loss's), value, ci95."""
+    theirs, rows = tables.paper_cells(), []
+    sides = {"ours": (tables.cells_of(runs), tables.cost_cells(costs)), "paper": (theirs, theirs)}
+    for method, (source, (cells, steps)) in itertools.product(METHODS, sides.items()):
+        cell, step = cells.get(("granular", method, metric)), steps.get(("granular", method, STEP))
+        if cell and step:
+            rows.append((method, source, cell.n, step.mean, NAN, cell.mean, cell.ci95))
+    columns = ["method", "source", "n_seeds", "train_step_ms", "cost", "value", "ci95"]
+    data = pd.DataFrame(rows, columns=columns)
     for _, group in data.groupby("source"):
         base = group[group["method"] == "p_loss"]
         if len(base):
             data.loc[group.index, "cost"] = group["train_step_ms"] / base["train_step_ms"].iloc[0]
-            if relative:
+            if metric == "jtfs_distance":
                 data.loc[group.index, ["value", "ci95"]] /= base["value"].iloc[0]
     return data.dropna(subset="cost").reset_index(drop=True)
 
 
-def _scatter(
-    runs: Sequence[Run],
-    profile: str,
-    not_run: dict[str, str],
-    costs: dict[str, float],
-    metric: str,
-    title: str,
-    ylabel: str,
-    relative: bool = False,
+@_themed
+def figure_1(
+    runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float], metric: str = "theta_synth_l1"
 ) -> Plot:
-    data = _against_cost(runs, costs, metric, relative)
-    figure, axes = _start(runs, profile, 7.2, 1)
+    """Figure 1: test error (theta L1, per mille) against the cost of a training step relative to P-loss, log axes. With metric
+    "jtfs_distance" Figure 3: JTFS distance on test, relative to P-loss, too (the paper's axis has an arbitrary scale).
+
+    runs: finished and failed ones of the granular task and this profile (ValueError otherwise), as `records.load_runs` gives
+    them. not_run: method -> why it has no runs. costs: see `tables.step_costs`. data: method, source, n_seeds, train_step_ms, cost,
+    the metric, ci95.
+    """
+    data = _against_cost(runs, costs, metric)
+    figure, (ax,) = _start(runs, profile, 7.2, 1)
     for row in data.itertuples():
-        colour, marker, _ = STYLE[row.method]
-        ours = row.source == "ours"
-        error = None if math.isnan(row.ci95) else row.ci95
-        axes[0].errorbar(
-            row.cost,
-            row.value,
-            error,
-            fmt=marker,
-            color=colour,
-            markersize=9 if marker == "*" else 7,
-            markerfacecolor=colour if ours else "white",
-            elinewidth=1,
-            capsize=2,
-            zorder=3 if ours else 2,
-        )
-    for method in data["method"].unique():
-        colour, marker, _ = STYLE[method]
-        face = colour if "ours" in set(data.loc[data["method"] == method, "source"]) else "white"
-        axes[0].plot([], [], marker, color=colour, markerfacecolor=face, label=METHODS[method])
-    axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="hollow: the paper's")
-    _plain_log("x", axes[0])
-    _plain_log("y", axes[0])
-    axes[0].set_xlabel("time of one training step, relative to P-loss")
-    axes[0].set_ylabel(ylabel)
-    notes = [
-        f"Filled: ours, hollow: the paper's. Bars: {BAND}.",
-        seeds_note(runs, METHODS, not_run),
-        f"Cost: {OURS_COST}; the paper's: Table 5 plus 54.7 ms for the model.",
-    ]
+        _point(ax, row.method, row.cost, row.value, row.source == "ours", yerr=row.ci95)
+    for method, group in data.groupby("method", sort=False):
+        _key(ax, METHODS[method].label, "ours" in set(group["source"]), *METHODS[method].style[:2])
+    _key(ax, "hollow: the paper's", False)
+    _plain_log(ax, "x", "y")
+    title, ylabel = "Figure 1: error", "test L1 of θ (‰)"
+    if metric == "jtfs_distance":
+        title, ylabel = "Figure 3: JTFS distance", "JTFS distance on test, relative to P-loss"
+    ax.set(xlabel="time of one training step, relative to P-loss", ylabel=ylabel)
+    notes = [f"Filled: ours, hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run)]
+    notes.append(f"Cost: {OURS_COST}; the paper's: Table 5 plus 54.7 ms for the model.")
     if not costs:
         notes.append(f"Cost: {NO_COSTS}.")
     elif "ours" not in set(data["source"]):
         notes.append("Ours is not drawn: there is no finished P-loss run to relate the cost to.")
-    return _finish(figure, axes, data.rename(columns={"value": metric}), title, notes, profile)
+    title = f"{title} against cost, granular synthesizer"
+    return _finish(figure, [ax], data.rename(columns={"value": metric}), title, notes, profile)
 
 
-def figure_1(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float]) -> Plot:
-    """Figure 1: test error (theta L1, per mille) against the cost of a training step relative to P-loss, log axes.
-
-    runs: finished and failed ones of the granular task and this profile (ValueError otherwise), as `records.load_runs` gives
-    them. not_run: method -> why it has no runs. costs: see `step_costs`. data: method, source, n_seeds, train_step_ms, cost,
-    the metric, ci95.
-    """
-    return _scatter(
-        runs,
-        profile,
-        not_run,
-        costs,
-        "theta_synth_l1",
-        "Figure 1: error against cost, granular synthesizer",
-        "test L1 of θ (‰)",
-    )
-
-
-def figure_3(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float]) -> Plot:
-    """Figure 3: JTFS distance on test against cost, both relative to P-loss (the paper's axis has an arbitrary scale).
-
-    Arguments and data as in `figure_1`.
-    """
-    return _scatter(
-        runs,
-        profile,
-        not_run,
-        costs,
-        "jtfs_distance",
-        "Figure 3: JTFS distance against cost, granular synthesizer",
-        "JTFS distance on test, relative to P-loss",
-        relative=True,
-    )
-
-
-def _draw_curves(ax: Axes, data: pd.DataFrame, x: str, metric: str = "theta_synth_l1") -> None:
-    for method, group in data.groupby("method", sort=False):
-        colour, _, line = STYLE[method]
-        band = group["ci95"].fillna(0)
-        ax.plot(group[x], group["mean"], line, color=colour, linewidth=1.6, label=METHODS[method])
-        ax.fill_between(group[x], group["mean"] - band, group["mean"] + band, color=colour, alpha=0.18, linewidth=0)
-    ax.set_ylim(bottom=0)
-    ax.set_xlabel("training step" if x == "step" else "time spent on training steps (s)")
-    ax.set_ylabel(f"validation {METRICS[metric][0]} (‰)")
-
-
+@_themed
 def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float]) -> Plot:
     """Figure 2: validation error against wall-clock time (left, log axis) and training steps (right), all methods.
 
     Arguments as in `figure_1`; data as in `tables.curves`, and wall_s, the steps' cost.
     """
-    data = curves(runs, METHODS)
-    data.insert(2, "wall_s", data["step"] * data["method"].map(costs) / 1000)
     figure, axes = _start(runs, profile, 9.6, 2)
-    _draw_curves(axes[0], data[data["wall_s"] > 0], "wall_s")
-    _plain_log("x", axes[0])
-    _draw_curves(axes[1], data, "step")
-    notes = [
-        f"Lines and bands: {BAND}.",
-        f"Time of a step: {OURS_COST if costs else NO_COSTS}.",
-        seeds_note(runs, METHODS, not_run),
-    ]
-    return _finish(
-        figure, axes, data, "Figure 2: convergence in time and in steps, granular synthesizer", notes, profile
-    )
+    _draw_curves(axes[0], runs, METHODS, costs=costs)
+    _plain_log(axes[0], "x")
+    data = _draw_curves(axes[1], runs, METHODS)
+    data.insert(2, "wall_s", data["step"] * data["method"].map(costs).astype(float) / 1000)
+    notes = [f"Lines and bands: {BAND}.", f"Time of a step: {OURS_COST if costs else NO_COSTS}."]
+    notes.append(seeds_note(runs, METHODS, not_run))
+    title = "Figure 2: convergence in time and in steps, granular synthesizer"
+    return _finish(figure, axes, data, title, notes, profile)
 
 
+@_themed
 def learning_curves(
     runs: Sequence[Run], methods: Sequence[str], metric: str, profile: str, not_run: dict[str, str], title: str = ""
 ) -> Plot:
@@ -289,16 +261,12 @@ def learning_curves(
 
     metric: theta_synth_l1, theta_density_l1 or theta_slope_l1. Other arguments as in `figure_1`, data as in `tables.curves`.
     """
-    data = curves(runs, methods, metric)
-    figure, axes = _start(runs, profile, 7.2, 1)
-    _draw_curves(axes[0], data, "step", metric)
-    for grid_size in {run.config["grid_size"] for run in runs}:
-        axes[0].axhline(
-            chance_permille(grid_size), color="0.3", linewidth=1.2, linestyle=(0, (1, 3)), label="always guessing 1/2"
-        )
+    figure, (ax,) = _start(runs, profile, 7.2, 1)
+    data = _draw_curves(ax, runs, methods, metric)
+    _draw_chance(ax, runs)
     notes = [f"Lines and bands: {BAND}.", seeds_note(runs, methods, not_run)]
-    title = title or f"Validation {METRICS[metric][0]} while training, granular synthesizer"
-    return _finish(figure, axes, data, title, notes, profile)
+    title = title or f"Validation {METRICS[metric].label} while training, granular synthesizer"
+    return _finish(figure, [ax], data, title, notes, profile)
 
 
 def figure_4(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
@@ -307,75 +275,62 @@ def figure_4(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot
     return learning_curves(runs, ABLATION, "theta_synth_l1", profile, not_run, title)
 
 
+@_themed
 def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, str]) -> Plot:
     """One metric of every method, seed by seed, beside the paper's mean.
 
     metric: any of `tables.METRICS`. Other arguments as in `figure_1`. data: method, source ("ours", "paper"), seed (blank for
     a mean), n_seeds, value, ci95.
     """
-    values, printed, rows = seed_values(runs), paper_cells(), []
-    figure, axes = _start(runs, profile, 7.2, 1)
-    for height, method in enumerate(METHODS):
-        colour, marker, _ = STYLE[method]
-        if len(seeds := values_by_seed(values, method, metric)):
-            mean, half_width = mean_ci95(seeds)
-            rows += [(method, "ours", seed, 1, value, math.nan) for seed, value in seeds.items()]
-            rows.append((method, "ours", None, len(seeds), mean, half_width))
-            axes[0].plot(seeds, [height - 0.16] * len(seeds), "|", color=colour, markersize=9)
-            axes[0].errorbar(
-                mean,
-                height - 0.16,
-                xerr=0 if math.isnan(half_width) else half_width,
-                fmt=marker,
-                color=colour,
-                capsize=2,
-            )
-        if cell := printed.get((method, metric)):
-            rows.append((method, "paper", None, cell.n, cell.mean, cell.half_width or math.nan))
-            axes[0].errorbar(
-                cell.mean,
-                height + 0.16,
-                xerr=cell.half_width,
-                fmt=marker,
-                color=colour,
-                markerfacecolor="white",
-                capsize=2,
-            )
+    figure, (ax,) = _start(runs, profile, 7.2, 1)
+    sides, rows = {"ours": tables.cells_of(runs), "paper": tables.paper_cells()}, []
+    for (height, method), (source, cells) in itertools.product(enumerate(METHODS), sides.items()):
+        if cell := cells.get(("granular", method, metric)):
+            ours, place = source == "ours", height + (-0.16 if source == "ours" else 0.16)
+            if ours:
+                rows += [(method, source, seed, 1, value, NAN) for seed, value in cell.seeds.items()]
+                ax.plot(cell.seeds, [place] * cell.n, "|", color=METHODS[method].style[0], markersize=9)
+            rows.append((method, source, None, cell.n, cell.mean, cell.ci95))
+            _point(ax, method, cell.mean, place, ours, xerr=cell.ci95)
     data = pd.DataFrame(rows, columns=["method", "source", "seed", "n_seeds", "value", "ci95"]).astype(
         {"seed": "Int64"}
     )
-    label, unit = METRICS[metric]
-    axes[0].set_yticks(range(len(METHODS)), METHODS.values(), fontsize=8)
-    axes[0].invert_yaxis()
-    _plain_log("x", axes[0])
-    axes[0].set_xlabel(f"{label} ({unit})" if unit and unit not in label else label)
+    ax.set_yticks(range(len(METHODS)), [method.label for method in METHODS.values()], fontsize=8)
+    ax.invert_yaxis()
+    _plain_log(ax, "x")
+    ax.set_xlabel(str(METRICS[metric]))
     notes = [f"Filled: ours, ticks: its seeds; hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run)]
-    return _finish(figure, axes, data, f"{label[0].upper()}{label[1:]} by seed, granular synthesizer", notes, profile)
+    return _finish(
+        figure, [ax], data, f"{_capital(METRICS[metric].label)} by seed, granular synthesizer", notes, profile
+    )
 
 
+# ---- chirplets and drum sounds --------------------------------------------------------------------------------------
+
+
+@_themed
 def figure_5(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
     """Figure 5: validation error of AM (above) and FM (below) per step on the chirplet tasks, with uniform and with
     theta-importance sampling, and what always guessing the middle costs.
 
     runs: of the chirplet tasks and this profile. data: task, metric and the columns of `tables.curves`.
     """
-    figure, axes = _start(runs, profile, 12.0, len(CHIRPLETS), CHIRPLETS, rows=len(TABLE_3_METRICS))
+    figure, axes = _start(runs, profile, 12.0, len(CHIRPLETS), CHIRPLETS, rows=len(TABLES[3]))
     parts, notes = [], [f"Lines and bands: {BAND}."]
-    for column, (task, (_, name)) in enumerate(CHIRPLETS.items()):
+    for (task, about), column in zip(CHIRPLETS.items(), axes.reshape(len(TABLES[3]), -1).T):
         mine = [run for run in runs if run.task == task]
-        for row, metric in enumerate(TABLE_3_METRICS):
-            ax, data = axes[row * len(CHIRPLETS) + column], curves(mine, SAMPLERS, metric)
-            _draw_curves(ax, data, "step", metric)
-            for grid_size in {run.config["grid_size"] for run in mine}:
-                ax.axhline(chance_permille(grid_size), color="0.3", linestyle=(0, (1, 3)), label="always guessing 1/2")
-            ax.set_title("" if row else name, fontsize=9)
+        for ax, metric in zip(column, TABLES[3]):
+            data = _draw_curves(ax, mine, SAMPLERS, metric)
+            _draw_chance(ax, mine)
             if data.empty:
-                ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
+                _not_run(ax)
             parts.append(data.assign(task=task, metric=metric))
-        notes.append(f"{name[0].upper()}{name[1:]}: {seeds_note(mine, SAMPLERS, not_run)}")
+        column[0].set_title(about.label, fontsize=9)
+        notes.append(f"{_capital(about.label)}: {seeds_note(mine, SAMPLERS, not_run)}")
     return _finish(figure, axes, pd.concat(parts), "Figure 5: convergence on chirplets", notes, profile)
 
 
+@_themed
 def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: str, not_run: dict[str, str]) -> Plot:
     """Figure 6: probability of each path over the uniform one, in the plane of FM rate and AM rate; the synthesizer's range is
     the dashed rectangle. Spins +1 and -1 share a centre and are shown by their mean; low-pass paths have no FM rate.
@@ -385,65 +340,37 @@ def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: s
     """
     figure, axes = _start([], profile, 12.0, len(CHIRPLETS))
     notes, dots = ["Dots: centres of paths."], None
-    for ax in axes[1:]:
-        ax.sharex(axes[0])
-        ax.sharey(axes[0])
-    for ax, (task, (_, name)) in zip(axes, CHIRPLETS.items()):
-        ax.set_title(name, fontsize=9)
+    for ax, (task, about) in zip(axes, CHIRPLETS.items()):
+        if ax is not axes[0]:
+            ax.sharex(axes[0])
+            ax.sharey(axes[0])
         (am_low, am_high), (fm_low, fm_high) = ranges[task]["am_hz"], ranges[task]["fm_oct_per_s"]
-        ax.plot(
-            [fm_low, fm_high, fm_high, fm_low, fm_low],
-            [am_low, am_low, am_high, am_high, am_low],
-            "--",
-            color="black",
-            zorder=4,
-            label="range of the synthesizer",
-        )
+        fm, am = [fm_low, fm_high, fm_high, fm_low, fm_low], [am_low, am_low, am_high, am_high, am_low]
+        ax.plot(fm, am, "--", color="black", zorder=4, label="range of the synthesizer")
         if task in paths:
-            centres = (
-                paths[task][paths[task]["spin"] != 0]
-                .groupby(["fm_oct_per_s", "am_hz"], as_index=False)["over_uniform"]
-                .mean()
-            )
+            with_spin = paths[task]["spin"] != 0
+            centres = paths[task][with_spin].groupby(["fm_oct_per_s", "am_hz"])["over_uniform"].mean().reset_index()
+            look = {"cmap": "viridis", "norm": LogNorm(0.1, 10), "edgecolors": "0.4", "linewidths": 0.5, "zorder": 3}
             dots = ax.scatter(
-                centres["fm_oct_per_s"],
-                centres["am_hz"],
-                c=centres["over_uniform"],
-                s=min(60, 3000 / len(centres)),
-                cmap="viridis",
-                norm=LogNorm(0.1, 10),
-                edgecolors="0.4",
-                linewidths=0.5,
-                zorder=3,
+                *centres.to_numpy().T[:2], c=centres["over_uniform"], s=min(60, 3000 / len(centres)), **look
             )
-            low_pass = paths[task].loc[paths[task]["spin"] == 0, "over_uniform"].mean()
-            notes.append(
-                f"{name[0].upper()}{name[1:]}: low-pass paths, not drawn, have {low_pass:.2g} times the uniform probability."
-            )
+            low_pass = f"{paths[task].loc[~with_spin, 'over_uniform'].mean():.2g} times the uniform probability"
+            notes.append(f"{_capital(about.label)}: low-pass paths, not drawn, have {low_pass}.")
         else:
-            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
-            notes.append(f"{name[0].upper()}{name[1:]}: not run, {not_run.get(task, 'no record yet')}.")
+            _not_run(ax)
+            notes.append(f"{_capital(about.label)}: not run, {not_run.get(task, 'no record yet')}.")
         ax.set(xlabel="FM rate (octaves/s)", ylabel="AM rate (Hz)")
-    for axis in ("x", "y"):
-        _plain_log(axis, axes[0])
+        ax.set_title(about.label, fontsize=9)
+    _plain_log(axes[0], "x", "y")
     if dots is not None:
-        figure.colorbar(
-            dots,
-            ax=list(axes),
-            label="probability over uniform",
-            location="bottom",
-            shrink=0.3,
-            format="{x:g}",
-            extend="both",
-        )
-    data = (
-        pd.concat([table.assign(task=task) for task, table in paths.items()])
-        if paths
-        else pd.DataFrame(columns=["task"])
-    )
+        look = {"location": "bottom", "shrink": 0.3, "format": "{x:g}", "extend": "both"}
+        figure.colorbar(dots, ax=list(axes), label="probability over uniform", **look)
+    parts = [table.assign(task=task) for task, table in paths.items()]
+    data = pd.concat(parts) if parts else pd.DataFrame(columns=["task"])
     return _finish(figure, axes, data, "Figure 6: path probabilities of theta-importance sampling", notes, profile)
 
 
+@_themed
 def drum_features(runs: Sequence[Run], metrics: Sequence[str], profile: str, not_run: dict[str, str]) -> Plot:
     """Some measures of drum sounds by method, aligned and misaligned: ours above, the paper's below.
 
@@ -451,40 +378,31 @@ def drum_features(runs: Sequence[Run], metrics: Sequence[str], profile: str, not
     n_seeds, value, ci95.
     """
     figure, axes = _start(runs, profile, 12.0, len(metrics), TR808, rows=2)
-    printed, rows = drum_paper_cells(), []
-    for task, (condition, _) in TR808.items():
-        values = seed_values([run for run in runs if run.task == task])
-        for method, metric in ((method, metric) for method in DRUM_METHODS for metric in metrics):
-            if len(seeds := values_by_seed(values, method, metric)):
-                rows.append((task, "ours", method, metric, len(seeds), *mean_ci95(seeds)))
-            cell = printed[f"{method} {condition}", metric]
-            rows.append((task, "paper", method, metric, cell.n, cell.mean, cell.half_width))
+    sides, rows, notes = {"ours": tables.cells_of(runs), "paper": tables.paper_cells()}, [], []
+    for task, about in TR808.items():
+        for method, metric, (source, cells) in itertools.product(DRUM_METHODS, metrics, sides.items()):
+            if cell := cells.get((task, method, metric)):
+                rows.append((task, source, method, metric, cell.n, cell.mean, cell.ci95))
+        of_task = seeds_note([run for run in runs if run.task == task], DRUM_METHODS, not_run)
+        notes.append(f"{_capital(about.label)}: {of_task}")
     data = pd.DataFrame(rows, columns=["task", "source", "method", "metric", "n_seeds", "value", "ci95"])
-    panels = ((source, metric) for source in ("ours", "paper") for metric in metrics)
-    for number, (ax, (source, metric)) in enumerate(zip(axes, panels)):
+    panels = [(source, metric) for source in ("ours", "paper") for metric in metrics]
+    for ax, (source, metric) in zip(axes, panels):
         mine = data[(data["source"] == source) & (data["metric"] == metric)]
         for row in mine.itertuples():
-            colour, marker, _ = STYLE[row.method]
-            place, face = DRUM_METHODS.index(row.method), colour if row.task == "tr808_meso" else "white"
-            error = 0 if math.isnan(row.ci95) else row.ci95
-            ax.errorbar(row.value, place, xerr=error, fmt=marker, color=colour, markerfacecolor=face, capsize=2)
-        labels = [METHODS[method] for method in DRUM_METHODS] if number % len(metrics) == 0 else []
-        ax.set_yticks(range(len(DRUM_METHODS)), labels or [""] * len(DRUM_METHODS), fontsize=8)
+            _point(ax, row.method, row.value, DRUM_METHODS.index(row.method), row.task == "tr808_meso", xerr=row.ci95)
+        labels = [METHODS[method].label if metric == metrics[0] else "" for method in DRUM_METHODS]
+        ax.set_yticks(range(len(DRUM_METHODS)), labels, fontsize=8)
         ax.set_ylim(len(DRUM_METHODS) - 0.5, -0.5)
         if mine.empty:
-            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
+            _not_run(ax)
             ax.set_xticks([])
         else:
-            _plain_log("x", ax)
+            _plain_log(ax, "x")
             ax.tick_params(axis="x", labelsize=8)
-        ax.set_title(f"{METRICS[metric][0]}, {source}", fontsize=9)
-    axes[0].plot([], [], "o", color="0.4", markerfacecolor="white", label="aligned")
-    axes[0].plot([], [], "o", color="0.4", label="misaligned")
-    notes = [
-        f"Hollow: aligned, filled: misaligned. Bars: {BAND}; one that reaches the left edge goes on below. {DRUM_SCALES}"
-    ]
-    notes += [
-        f"{name.capitalize()}: {seeds_note([run for run in runs if run.task == task], DRUM_METHODS, not_run)}"
-        for task, (_, name) in TR808.items()
-    ]
+        ax.set_title(f"{METRICS[metric].label}, {source}", fontsize=9)
+    for task, about in TR808.items():
+        _key(axes[0], about.label, task == "tr808_meso")
+    bars = f"Bars: {BAND}; one that reaches the left edge goes on below."
+    notes.insert(0, f"Hollow: aligned, filled: misaligned. {bars} {tables.DRUM_SCALES}")
     return _finish(figure, axes, data, "Drum sounds, aligned and misaligned", notes, profile)

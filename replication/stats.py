@@ -40,13 +40,11 @@ def paired_comparison(a: Sequence[float], b: Sequence[float]) -> tuple[float, fl
     a, b = _finite(a, "a", 2), _finite(b, "b", 2)
     if len(a) != len(b):
         raise ValueError(f"paired values must match seed by seed, got {len(a)} and {len(b)}")
-    difference = b - a
-    mean, error = difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
+    mean, error, freedom = float((b - a).mean()), stats.sem(b - a), len(a) - 1
     if error == 0:
-        return float(mean), 0.0, 1.0 if mean == 0 else 0.0
-    freedom = len(difference) - 1
-    p_value = 2 * stats.t.sf(abs(mean) / error, freedom)
-    return float(mean), float(stats.t.ppf(0.975, freedom) * error), float(p_value)
+        return mean, 0.0, float(mean == 0)
+    # as stats.ttest_rel, which also warns where the differences are nearly equal
+    return mean, float(stats.t.ppf(0.975, freedom) * error), float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 
 def standard_error(half_width: float, n: int, paired: bool = False) -> float:
@@ -79,9 +77,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     """p-values (n,) corrected for all of them together (Holm 1979): the i-th smallest of m times m - i + 1, at least the one before
     it, at most 1. NaN, a test not made, stays and does not count."""
     p_values = np.asarray(p_values, dtype=np.float64)
-    corrected, order = (
-        np.full_like(p_values, np.nan),
-        np.argsort(p_values)[: np.isfinite(p_values).sum()],
-    )  # NaN sort last
+    corrected = np.full_like(p_values, np.nan)
+    order = np.argsort(p_values)[: np.isfinite(p_values).sum()]  # NaN sort last
     corrected[order] = np.minimum(np.maximum.accumulate(p_values[order] * np.arange(len(order), 0, -1)), 1)
     return corrected

@@ -6,114 +6,172 @@ the wide, rounded text that people read, which is also the Markdown file beside 
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from . import published as paper
+from . import published
 from .records import ROOT, Run, write_csv, write_text_atomic
 from .stats import mean_ci95, paired_comparison
+from .tasks import CHIRPLETS, METHODS, TASKS, TR808, methods_in
 
-METRICS = {  # metric: label, unit
-    "theta_synth_l1": ("θ L1", "‰"),
-    "theta_density_l1": ("density L1", "‰"),
-    "theta_slope_l1": ("slope L1", "‰"),
-    "val_total_variation": ("total variation", "‰"),
-    "val_convergence_steps": ("steps to 100 ‰", "steps"),
-    "jtfs_distance": ("JTFS distance", ""),
-    "train_step_ms": ("time per step", "ms"),
-    "theta_am_l1": ("AM L1", "‰"),
-    "theta_fm_l1": ("FM L1", "‰"),
-    "theta_am_convergence_rate": ("AM converged", "%"),
-    "theta_am_convergence_steps": ("AM steps to 100 ‰", "steps"),
-    "theta_fm_convergence_rate": ("FM converged", "%"),
-    "theta_fm_convergence_steps": ("FM steps to 100 ‰", "steps"),
-    "mss_log_linear_distance": ("MSS distance", ""),
-    "fad_encodec": ("FAD, EnCodec", ""),
-    "frechet_log_mel": ("Fréchet distance, log-mel statistics", ""),
-    "median_time": ("time of the loss", "ms"),
-    "iqr": ("interquartile range of the time", "ms"),
-    "max_memory": ("memory of tensors (MiB, paper: MB of the process)", "MiB, paper: MB"),
-    **{
-        f"{part}_{name}_l1": (f"{part} {name.replace('_', ' ')} L1", unit)
-        for part in ("transient", "decay")
-        for name, unit in {"loudness": "0.01 dB", "spectral_centroid": "0.1 dB", "spectral_flatness": "dB²"}.items()
-    },
-}
-_DRUM_SCALE = {
-    "jtfs_distance": 1000,
-    "mss_log_linear_distance": 1000,
-    "transient_loudness_l1": 100,
-    "decay_loudness_l1": 100,
-    "transient_spectral_centroid_l1": 10,
-    "decay_spectral_centroid_l1": 10,
-}
+NAN = math.nan
+STEP = "train_step_ms"
+
+
+class Metric(NamedTuple):
+    """What a value is called, its unit, and what the paper multiplies it by in its tables of drum sounds."""
+
+    label: str
+    unit: str
+    drum_scale: int
+
+    def __str__(self) -> str:
+        return self.label if self.unit in self.label else f"{self.label} ({self.unit})"
+
+
+def _read_metrics() -> dict[str, Metric]:
+    with open(Path(__file__).parent / "data_tasks" / "metrics.csv", encoding="utf-8", newline="") as file:
+        return {
+            row["metric"]: Metric(row["label"], row["unit"], int(row["drum_scale"])) for row in csv.DictReader(file)
+        }
+
+
+METRICS = _read_metrics()
 DRUM_SCALES = (
     "MSS and JTFS distances times 1000, loudness times 100, centroid times 10, as printed; centroid and flatness are weighted by "
     "the decibels above silence."
 )
+TABLES = {  # number: metrics
+    1: ("theta_synth_l1", "theta_density_l1", "theta_slope_l1"),
+    2: ("theta_synth_l1", "val_total_variation", "val_convergence_steps"),
+    3: ("theta_am_l1", "theta_fm_l1"),
+    4: ("mss_log_linear_distance", "jtfs_distance", "fad_encodec", "frechet_log_mel"),
+    7: tuple(metric for metric in METRICS if metric.startswith(("theta_am_conv", "theta_fm_conv"))),
+    8: tuple(metric for metric in METRICS if metric.startswith("transient_")),
+    9: tuple(metric for metric in METRICS if metric.startswith("decay_")),
+}
 STEPS = {  # Table 6: technique: label, before, after
     "plus_padam": ("+ P-Adam", "scrapl_plain", "scrapl_padam"),
     "plus_psaga": ("+ P-SAGA", "scrapl_padam", "scrapl_no_theta_is"),
     "plus_theta_is": ("+ θ-IS", "scrapl_no_theta_is", "scrapl"),
 }
-ABLATION = ("scrapl_plain", "scrapl_padam", "scrapl_no_theta_is", "scrapl", "jtfs", "p_loss")
-SAMPLERS = ("scrapl_no_theta_is", "scrapl")
-DRUM_METHODS = tuple(method for method in paper.METHODS if method in paper.methods_in("table_4"))
-TABLE_3_METRICS = ("theta_am_l1", "theta_fm_l1")
-TABLE_7_METRICS = tuple(metric for metric in METRICS if "convergence" in metric and metric.startswith("theta_"))
-TABLE_4_METRICS = ("mss_log_linear_distance", "jtfs_distance", "fad_encodec", "frechet_log_mel")
-TABLE_8_METRICS, TABLE_9_METRICS = (tuple(m for m in METRICS if m.startswith(part)) for part in ("transient", "decay"))
-TABLE_2_METRICS = ("theta_synth_l1", "val_total_variation", "val_convergence_steps")
+ABLATION, SAMPLERS, DRUM_METHODS = methods_in(2)[::-1], methods_in(3)[::-1], methods_in(4)
 
 
-def seed_values(runs: Iterable[Run]) -> pd.DataFrame:
-    """The test values of the finished runs: columns method, seed, metric, value, as `paper.authors_seeds` has them.
+# ---- ours and theirs ------------------------------------------------------------------------------------------------
 
-    train_step_ms, the median over a run's training steps, is added as a metric. Values a run lacks are NaN or absent. Those of
-    the TR-808 tasks are scaled as the paper prints them.
-    """
+
+def chance_permille(grid_size: int) -> float:
+    """What always guessing 1/2 costs: mean |theta - 1/2| over the points (i + 1) / (grid_size + 1) of a grid; 242 for 32."""
+    return 1000 * sum(abs((i + 1) / (grid_size + 1) - 0.5) for i in range(grid_size)) / grid_size
+
+
+class Cell(NamedTuple):
+    """One method in one metric: mean, 95 % half-width (0 where none is known), number of seeds, values by seed if known, and
+    what guessing costs on its grid."""
+
+    label: str
+    mean: float
+    half_width: float
+    n: int
+    seeds: pd.Series | None = None
+    chance: float = chance_permille(32)
+
+    @property
+    def ci95(self) -> float:
+        """The half-width, NaN where none is known."""
+        return self.half_width if self.half_width or (self.seeds is not None and self.n > 1) else NAN
+
+    def __str__(self) -> str:
+        return f"{self.label} {measured(self.mean, self.half_width or NAN)}"
+
+
+Cells = dict[tuple[str, str, str], Cell]  # by task, method and metric
+
+
+def label(task: str, method: str) -> str:
+    """What a report card calls a method's runs of a task."""
+    return METHODS[method].label + (f", {TASKS[task].label}" if task in TR808 else "")
+
+
+def _cell(task: str, method: str, mean: float, ci95: float, *more: Any) -> Cell:
+    return Cell(label(task, method), mean, 0.0 if math.isnan(ci95) else ci95, *more)
+
+
+def seed_cells(values: pd.DataFrame) -> Cells:
+    """Cells of a table with columns task, method, seed, metric, value and grid_size, such as `published.authors_seeds`."""
+    cells = {}
+    for key, group in values.dropna(subset="value").groupby(["task", "method", "metric"], sort=False):
+        seeds = group.set_index("seed")["value"].sort_index()
+        cells[key] = _cell(*key[:2], *mean_ci95(seeds), len(seeds), seeds, chance_permille(group["grid_size"].iloc[0]))
+    return cells
+
+
+def cells_of(runs: Iterable[Run]) -> Cells:
+    """The test values of the finished runs, those of the TR-808 tasks scaled as the paper prints them, and train_step_ms, the
+    median over a run's training steps. What no run has is absent."""
     rows = []
     for run in (run for run in runs if run.ok):
-        scale = _DRUM_SCALE if run.task in paper.TR808 else {}
-        rows += [
-            (run.method, run.seed, row.metric, scale.get(row.metric, 1) * row.value) for row in run.test.itertuples()
-        ]
-        rows += [(run.method, run.seed, "train_step_ms", (run.info["train_step_ms"] or {}).get("median"))]
-    return pd.DataFrame(rows, columns=["method", "seed", "metric", "value"]).astype({"value": float})
+        scales = {name: metric.drum_scale for name, metric in METRICS.items() if run.task in TR808}
+        values = {row.metric: scales.get(row.metric, 1) * row.value for row in run.test.itertuples()}
+        values[STEP] = (run.info["train_step_ms"] or {}).get("median")
+        grid_size = run.config.get("grid_size", 32)  # drum sounds have none, and no claim on guessing
+        rows += [(run.task, run.method, run.seed, name, value, grid_size) for name, value in values.items()]
+    columns = ["task", "method", "seed", "metric", "value", "grid_size"]
+    return seed_cells(pd.DataFrame(rows, columns=columns).astype({"value": float}))
 
 
-def values_by_seed(values: pd.DataFrame, method: str, metric: str) -> pd.Series:
-    """Values by seed of one cell of `values`, missing ones left out."""
-    chosen = values[(values["method"] == method) & (values["metric"] == metric)]
-    return chosen.set_index("seed")["value"].dropna().sort_index()
+def cost_cells(ms: dict[str, float]) -> Cells:
+    """Milliseconds of a training step by method, see `step_costs`, as cells."""
+    return {("granular", method, STEP): _cell("granular", method, cost, NAN, 1) for method, cost in ms.items()}
 
 
-def pairs_by_seed(values: pd.DataFrame, before: str, after: str, metric: str) -> tuple[pd.Series, pd.Series]:
-    """The two cells at the seeds that both have."""
-    a, b = values_by_seed(values, before, metric), values_by_seed(values, after, metric)
-    seeds = a.index.intersection(b.index)
-    return a[seeds], b[seeds]
+@cache
+def paper_cells() -> Cells:
+    """The paper's numbers: from the authors' seeds where they are known, else as printed (Tables 1, 3, 4, 7 to 9, Figure 3; costs of
+    Figure 1). What never converged is left out."""
+    places = [(f"table_{n}", task, m) for task in TASKS.values() for n in task.tables if n != 2 for m in TABLES[n]]
+    cells = cost_cells(published.step_ms())
+    for table, task, metric in [*places, ("figure_3", TASKS["granular"], "jtfs_distance")]:
+        for method in published.methods_in(table):
+            printed = published.find(table, method, metric, task.condition)
+            if not math.isnan(printed.value):
+                cells[task.name, method, metric] = _cell(task.name, method, *printed)
+    return cells | seed_cells(published.authors_seeds())
+
+
+def step_costs(folder: Path) -> dict[str, float]:
+    """Milliseconds of a training step by method: Table 5's loss plus encoder and synthesizer, as `published.step_ms` has it.
+
+    folder: holds table_5.csv, written by notebook 08_cost. Without it {}: nothing was measured.
+    """
+    ms = read_table(folder / "table_5.csv", ["method", "ms"]).set_index("method")["ms"].dropna()
+    return {name: float(ms[method.loss] + ms["model"]) for name, method in METHODS.items() if method.loss in ms.index}
+
+
+def curve_values(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_synth_l1") -> pd.DataFrame:
+    """Validation values of `metric` of finished runs, at the steps all seeds of a method share: columns method, step, value."""
+    parts, runs = [pd.DataFrame(columns=["method", "step", "value"])], list(runs)
+    for method in methods:
+        histories = [run.history for run in runs if run.method == method and run.ok]
+        if histories:
+            every = pd.concat(h[(h["split"] == "val") & (h["metric"] == metric)] for h in histories)
+            shared = every[every.groupby("step")["value"].transform("size") == len(histories)]
+            parts.append(shared[["step", "value"]].assign(method=method))
+    return pd.concat(parts[1:] or parts)
 
 
 def curves(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_synth_l1") -> pd.DataFrame:
-    """Validation values of `metric` of finished runs at the steps all seeds of a method share.
-
-    Columns method, step, n_seeds, mean, ci95 (NaN for one seed).
-    """
-    rows, runs = [], list(runs)
-    for method in methods:
-        histories = [run.history for run in runs if run.method == method and run.ok]
-        if not histories:
-            continue
-        every = pd.concat(h[(h["split"] == "val") & (h["metric"] == metric)] for h in histories)
-        for step, group in every.groupby("step"):
-            if len(group) == len(histories):
-                rows.append((method, step, len(group), *mean_ci95(group["value"])))
+    """Mean and interval over seeds of `curve_values`: columns method, step, n_seeds, mean, ci95 (NaN for one seed)."""
+    groups = curve_values(runs, methods, metric).groupby(["method", "step"], sort=False)["value"]
+    rows = [(method, step, len(values), *mean_ci95(values)) for (method, step), values in groups]
     return pd.DataFrame(rows, columns=["method", "step", "n_seeds", "mean", "ci95"])
 
 
@@ -122,16 +180,14 @@ def seeds_note(runs: Sequence[Run], methods: Iterable[str], not_run: dict[str, s
     methods = list(methods)
     counts = {m: n for m in methods if (n := sum(run.ok for run in runs if run.method == m))}
     usual = max(set(counts.values()), key=list(counts.values()).count, default=0)
-    others = ", ".join(f"{paper.METHODS[m]} {n}" for m, n in counts.items() if n != usual)
-    failed = ", ".join(
-        f"{paper.METHODS[run.method]} seed {run.seed}" for run in runs if run.method in methods and not run.ok
-    )
+    others = ", ".join(f"{METHODS[m].label} {n}" for m, n in counts.items() if n != usual)
+    failed = [f"{METHODS[run.method].label} seed {run.seed}" for run in runs if run.method in methods and not run.ok]
     absent: dict[str, list[str]] = {}
     for method in methods:
         if not any(run.method == method for run in runs):
-            absent.setdefault(not_run.get(method, "no record yet"), []).append(paper.METHODS[method])
+            absent.setdefault(not_run.get(method, "no record yet"), []).append(METHODS[method].label)
     missing = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in absent.items())
-    notes = [f"Seeds: {usual}{f' ({others})' if others else ''}.", f"Failed: {failed or 'none'}."]
+    notes = [f"Seeds: {usual}{f' ({others})' if others else ''}.", f"Failed: {', '.join(failed) or 'none'}."]
     return " ".join([*notes, f"Not run: {missing}." if missing else ""]).strip()
 
 
@@ -143,107 +199,79 @@ def row_note(runs: Sequence[Run], method: str, not_run: dict[str, str]) -> str:
     return "; ".join(f"seed {run.seed} {run.status}" for run in mine if not run.ok)
 
 
-def _table(
-    runs: Sequence[Run],
-    methods: Sequence[str],
-    metrics: Sequence[str],
-    not_run: dict[str, str],
-    table: str,
-    prefix: dict[str, str],
-    condition: str | None = None,
-) -> pd.DataFrame:
-    values, rows = seed_values(runs), []
-    for method in methods:
-        finished = sum(run.ok for run in runs if run.method == method)
-        failed = sum(not run.ok for run in runs if run.method == method)
-        for metric in metrics:
-            cell = values_by_seed(values, method, metric.replace("_rate", "_steps"))
-            n, lack = len(cell), ""
-            mean, half_width = mean_ci95(cell) if n else (math.nan, math.nan)
+def _joined(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
+# ---- the tables -----------------------------------------------------------------------------------------------------
+
+
+def paper_table(number: int, runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
+    """Table 1, 2, 3, 4, 7, 8 or 9 of the paper, ours beside what it prints.
+
+    1  granular accuracy: test L1 of theta, density and slope in per mille
+    2  the ablation: test L1 of theta, total variation (both per mille), steps to a validation L1 of 100 per mille
+    3  chirplet accuracy: test L1 of AM and FM in per mille with uniform and with theta-importance sampling
+    7  chirplet convergence: share of seeds in percent that reach a validation L1 of 100 per mille, and their steps
+    4, 8, 9  reconstructions of drum sounds: audio distances; L1 of loudness, spectral centroid and flatness of the transient;
+       of the decay. The Fréchet distance of log-mel statistics stands beside FAD, which takes EnCodec's weights; it is ours
+
+    runs: of one profile; those of other tasks are not looked at. not_run: method -> why it has no runs.
+    Columns task (not in Tables 1 and 2), method, metric, unit, n_seeds, n_failed, mean, ci95 (1.96 population std / sqrt(n); NaN
+    for one seed), paper_mean, paper_ci95, paper_n, note. Steps are averaged over the seeds that converged; the note counts others.
+    """
+    methods = {1: methods_in(1), 2: ABLATION, 3: SAMPLERS, 7: SAMPLERS}.get(number, DRUM_METHODS)
+    rows, tasks = [], [task for task in TASKS.values() if number in task.tables]
+    for task, method in ((task, method) for task in tasks for method in methods):
+        mine = [run for run in runs if (run.task, run.method) == (task.name, method)]
+        ours, finished, why = cells_of(mine), sum(run.ok for run in mine), row_note(mine, method, not_run)
+        for metric in TABLES[number]:
+            cell, lack = ours.get((task.name, method, metric.replace("_rate", "_steps"))), ""
+            n, mean, ci95 = (cell.n, cell.mean, cell.ci95) if cell else (0, NAN, NAN)
             if metric.endswith("_rate"):
-                n, mean, half_width = finished, 100 * n / finished if finished else math.nan, math.nan
+                n, mean, ci95 = finished, 100 * n / finished if finished else NAN, NAN
             elif metric == "fad_encodec" and finished and not n:
                 lack = "FAD not run: EnCodec's weights unavailable"
             elif n < finished:
-                lack = f"{finished - n} of {finished} seeds without {METRICS[metric][0]}"
-            name = prefix.get(metric, "") + metric
-            there = paper.prints(table, method, name)  # a method or measure of one's own is not
-            printed = paper.published(table, method, name, condition) if there else (math.nan, math.nan, 0)
-            note = "; ".join(filter(None, [row_note(runs, method, not_run), lack]))
-            rows.append((method, metric, METRICS[metric][1], n, failed, mean, half_width, *printed, note))
-    columns = [
-        "method",
-        "metric",
-        "unit",
-        "n_seeds",
-        "n_failed",
-        "mean",
-        "ci95",
-        "paper_mean",
-        "paper_ci95",
-        "paper_n",
-        "note",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+                lack = f"{finished - n} of {finished} seeds without {METRICS[metric].label}"
+            printed = published.find(f"table_{number}", method, metric, task.condition)
+            counts = (METRICS[metric].unit, n, len(mine) - finished)
+            rows.append((task.name, method, metric, *counts, mean, ci95, *printed, _joined(why, lack)))
+    columns = "task method metric unit n_seeds n_failed mean ci95 paper_mean paper_ci95 paper_n note"
+    return pd.DataFrame(rows, columns=columns.split()).drop(columns="task" if number <= 2 else [])
 
 
-def table_1(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
-    """Table 1, granular accuracy: test L1 of theta, density and slope in per mille, mean and 1.96 population std / sqrt(n).
+def pairs(cells: Cells, task: str, before: str, after: str, metric: str) -> tuple[pd.Series, pd.Series]:
+    """The values by seed of two methods at the seeds that both have."""
+    a, b = (cells.get((task, m, metric), Cell("", NAN, 0, 0, pd.Series(dtype=float))).seeds for m in (before, after))
+    seeds = a.index.intersection(b.index)
+    return a[seeds], b[seeds]
 
-    runs: of the task granular and one profile. not_run: method -> why it has no runs (methods with runs need none).
-    Columns method, metric, unit, n_seeds, n_failed, mean, ci95 (NaN for one seed), paper_mean, paper_ci95, paper_n, note.
+
+def table_6(cells: Cells, not_run: dict[str, str]) -> pd.DataFrame:
+    """Table 6, what each technique changes: paired differences over seeds, 95 % t interval, paired t-test.
+
+    cells: `cells_of(runs)`, or `seed_cells(published.authors_seeds())` to recompute the printed table. Pairs are the seeds in which
+    both variants have the value; a seed without one (failed, or never converged) is left out and n_seeds says how many remain.
+    Columns as in `paper_table`, with p_value and paper_p ("<0.01" where so printed) and without n_failed.
     """
-    methods = [method for method in paper.METHODS if method not in ("scrapl_padam", "scrapl_plain")]
-    return _table(runs, methods, list(METRICS)[:3], not_run, "table_1", {})
-
-
-def table_2(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
-    """Table 2, the ablation: test L1 of theta, total variation (both per mille) and steps to a validation L1 of 100 per mille.
-
-    Arguments and columns as in `table_1`. Steps are averaged over the seeds that converged, the others are counted in the note.
-    """
-    return _table(runs, ABLATION, TABLE_2_METRICS, not_run, "table_2", {"theta_synth_l1": "test_"})
-
-
-def _by_task(
-    tasks: dict[str, tuple[str, str]],
-    runs: Sequence[Run],
-    methods: Sequence[str],
-    metrics: Sequence[str],
-    not_run: dict[str, str],
-    table: str,
-) -> pd.DataFrame:
-    parts = []
-    for task, (condition, _) in tasks.items():
-        part = _table([run for run in runs if run.task == task], methods, metrics, not_run, table, {}, condition)
-        part.insert(0, "task", task)
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
-
-
-def table_3(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
-    """Table 3, chirplet accuracy: test L1 of AM and FM in per mille with uniform and with theta-importance sampling.
-
-    runs: of the chirplet tasks and one profile. Columns task and those of `table_1`.
-    """
-    return _by_task(paper.CHIRPLETS, runs, SAMPLERS, TABLE_3_METRICS, not_run, "table_3")
-
-
-def table_7(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
-    """Table 7, chirplet convergence, per parameter: share of seeds in percent that reach a validation L1 of 100 per mille, and
-    their steps. Arguments and columns as in `table_3`."""
-    return _by_task(paper.CHIRPLETS, runs, SAMPLERS, TABLE_7_METRICS, not_run, "table_7")
-
-
-def drum_table(table: str, runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
-    """Tables 4, 8 and 9, reconstructions of drum sounds, aligned (micro) and misaligned (meso): audio distances, then L1 of
-    loudness, spectral centroid and flatness of the transient and of the decay.
-
-    table: "table_4", "table_8" or "table_9". runs: of the TR-808 tasks and one profile. Columns task and those of `table_1`.
-    The Fréchet distance of log-mel statistics stands beside FAD, which takes EnCodec's weights, and is not in the paper.
-    """
-    metrics = {"table_4": TABLE_4_METRICS, "table_8": TABLE_8_METRICS, "table_9": TABLE_9_METRICS}[table]
-    return _by_task(paper.TR808, runs, DRUM_METHODS, metrics, not_run, table)
+    rows = []
+    for step, (_, before, after) in STEPS.items():
+        absent = [m for m in (before, after) if ("granular", m, "theta_synth_l1") not in cells]
+        possible = len(pairs(cells, "granular", before, after, "theta_synth_l1")[0])
+        for metric in TABLES[2]:
+            a, b = pairs(cells, "granular", before, after, metric)
+            ours = paired_comparison(a, b) if len(a) >= 2 else (NAN,) * 3
+            note = "; ".join(f"{METHODS[m].label} not run: {not_run.get(m, 'no record yet')}" for m in absent)
+            if not absent and possible < 2:
+                note = f"seeds in common: {possible}, a comparison takes 2"
+            elif len(a) < possible:
+                note = f"{len(a)} of {possible} pairs have {METRICS[metric].label}"
+            printed = published.published("table_6", step, f"delta_{metric}")
+            paper_p = published.published("table_6", step, f"delta_{metric}_p_value").value
+            rows.append((step, metric, METRICS[metric].unit, len(a), *ours, *printed, paper_p, note))
+    columns = "method metric unit n_seeds mean ci95 p_value paper_mean paper_ci95 paper_n paper_p note"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def theta_is_effect(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
@@ -251,51 +279,24 @@ def theta_is_effect(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFram
     interval, paired t-test, and the improvement of the mean in percent, beside the one in the paper's Tables 3 and 7.
 
     The improvement takes the same pairs; steps are compared where both seeds converged, and the note says how many did.
-    Arguments as in `table_3`. Columns task, method, metric, unit, n_seeds, mean, ci95, p_value, improvement,
+    Arguments as in `paper_table`. Columns task, method, metric, unit, n_seeds, mean, ci95, p_value, improvement,
     paper_improvement (both in percent, positive is better), note.
     """
-    rows = []
-    for task, (condition, _) in paper.CHIRPLETS.items():
+    rows, cells, theirs = [], cells_of(runs), paper_cells()
+    for task in CHIRPLETS:
         mine = [run for run in runs if run.task == task]
-        values = seed_values(mine)
-        for metric in (*TABLE_3_METRICS, *TABLE_7_METRICS[1::2]):
-            a, b = pairs_by_seed(values, *SAMPLERS, metric)
-            result = paired_comparison(a, b) if len(a) >= 2 else (math.nan,) * 3
-            table = "table_3" if metric in TABLE_3_METRICS else "table_7"
-            before, after = (paper.published(table, method, metric, condition).value for method in SAMPLERS)
-            improvement = 100 * (1 - b.mean() / a.mean()) if a.any() else math.nan
-            finished = [sum(run.method == method and run.ok for run in mine) for method in SAMPLERS]
-            reasons = [f"{paper.METHODS[m]}: {note}" for m in SAMPLERS if (note := row_note(mine, m, not_run))]
-            note = f"{len(a)} of {min(finished)} pairs have {METRICS[metric][0]}" if len(a) < min(finished) else ""
-            rows.append(
-                (
-                    task,
-                    "plus_theta_is",
-                    metric,
-                    METRICS[metric][1],
-                    len(a),
-                    *result,
-                    improvement,
-                    100 * (1 - after / before),
-                    "; ".join(filter(None, [*reasons, note])),
-                )
-            )
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "task",
-            "method",
-            "metric",
-            "unit",
-            "n_seeds",
-            "mean",
-            "ci95",
-            "p_value",
-            "improvement",
-            "paper_improvement",
-            "note",
-        ],
-    )
+        finished = min(sum(run.method == method and run.ok for run in mine) for method in SAMPLERS)
+        reasons = [f"{METHODS[m].label}: {note}" for m in SAMPLERS if (note := row_note(mine, m, not_run))]
+        for metric in (*TABLES[3], *TABLES[7][1::2]):
+            a, b = pairs(cells, task, *SAMPLERS, metric)
+            ours = paired_comparison(a, b) if len(a) >= 2 else (NAN,) * 3
+            before, after = (getattr(theirs.get((task, method, metric)), "mean", NAN) for method in SAMPLERS)
+            better = (100 * (1 - b.mean() / a.mean()) if a.any() else NAN, 100 * (1 - after / before))
+            note = f"{len(a)} of {finished} pairs have {METRICS[metric].label}" if len(a) < finished else ""
+            row = (task, "plus_theta_is", metric, METRICS[metric].unit, len(a), *ours, *better, _joined(*reasons, note))
+            rows.append(row)
+    columns = "task method metric unit n_seeds mean ci95 p_value improvement paper_improvement note"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def modulation_of_paths(probabilities: pd.DataFrame, config: dict[str, Any]) -> pd.DataFrame:
@@ -305,17 +306,13 @@ def modulation_of_paths(probabilities: pd.DataFrame, config: dict[str, Any]) -> 
 
     config: of a run, with sample_rate_hz, am_hz and fm_oct_per_s.
     """
-    rate_hz = probabilities["rate"] * config["sample_rate_hz"]
-    fm_oct_per_s = rate_hz / probabilities["scale"].where(probabilities["spin"] != 0, 0)
+    am_hz = probabilities["rate"] * config["sample_rate_hz"]
+    fm_oct_per_s = am_hz / probabilities["scale"].where(probabilities["spin"] != 0, 0)
     inside = True
-    for rate, (low, high) in ((rate_hz, config["am_hz"]), (fm_oct_per_s, config["fm_oct_per_s"])):
+    for rate, (low, high) in ((am_hz, config["am_hz"]), (fm_oct_per_s, config["fm_oct_per_s"])):
         inside &= (rate > low / 1.01) & (rate < high * 1.01)
-    return probabilities.assign(
-        am_hz=rate_hz,
-        fm_oct_per_s=fm_oct_per_s,
-        inside=inside,
-        over_uniform=probabilities["probability"] * len(probabilities),
-    )
+    over = probabilities["probability"] * len(probabilities)
+    return probabilities.assign(am_hz=am_hz, fm_oct_per_s=fm_oct_per_s, inside=inside, over_uniform=over)
 
 
 def mass_in_range(paths: dict[str, pd.DataFrame], not_run: dict[str, str]) -> pd.DataFrame:
@@ -325,72 +322,33 @@ def mass_in_range(paths: dict[str, pd.DataFrame], not_run: dict[str, str]) -> pd
     probabilities of the paths inside), uniform (their share of all paths), ratio, note.
     """
     rows = []
-    for task in paper.CHIRPLETS:
+    for task in CHIRPLETS:
         if task not in paths:
-            rows.append((task, 0, 0, *(math.nan,) * 3, f"not run: {not_run.get(task, 'no record yet')}"))
+            rows.append((task, 0, 0, *(NAN,) * 3, f"not run: {not_run.get(task, 'no record yet')}"))
             continue
         inside = paths[task]["inside"]
         mass, uniform = paths[task].loc[inside, "probability"].sum(), inside.mean()
-        ratio, note = (mass / uniform, "") if uniform else (math.nan, "no path has its centre in the range")
+        ratio, note = (mass / uniform, "") if uniform else (NAN, "no path has its centre in the range")
         rows.append((task, len(inside), int(inside.sum()), mass, uniform, ratio, note))
     return pd.DataFrame(rows, columns=["task", "n_paths", "n_inside", "mass", "uniform", "ratio", "note"])
 
 
-def table_6(values: pd.DataFrame, not_run: dict[str, str]) -> pd.DataFrame:
-    """Table 6, what each technique changes: paired differences over seeds, 95 % t interval, paired t-test.
+def table_10(configs: dict[str, dict[str, Any]], printed: str = "table_10") -> pd.DataFrame:
+    """Table 10, hyperparameters, or "table_11" or "table_12": columns name, one per config of the code that runs, paper (as
+    printed), and note, which marks the rows where the last config differs from the paper. What a side does not have is blank."""
 
-    values: `seed_values(runs)`, or `paper.authors_seeds()` to recompute the printed table. Pairs are the seeds in which both
-    variants have the value; a seed without one (failed, or never converged) is left out and n_seeds says how many remain.
-    Columns as in `table_1`, with p_value and paper_p ("<0.01" where so printed) and without n_failed.
-    """
-    rows = []
-    for step, (_, before, after) in STEPS.items():
-        for metric in TABLE_2_METRICS:
-            a, b = pairs_by_seed(values, before, after, metric)
-            result = paired_comparison(a, b) if len(a) >= 2 else (math.nan,) * 3
-            absent = [m for m in (before, after) if m not in set(values["method"])]
-            note = "; ".join(f"{paper.METHODS[m]} not run: {not_run.get(m, 'no record yet')}" for m in absent)
-            possible = len(pairs_by_seed(values, before, after, "theta_synth_l1")[0])
-            if not absent and possible < 2:
-                note = f"seeds in common: {possible}, a comparison takes 2"
-            elif len(a) < possible:
-                note = f"{len(a)} of {possible} pairs have {METRICS[metric][0]}"
-            name = f"delta_{'test_' if metric == 'theta_synth_l1' else ''}{metric}"
-            printed, p_value = (paper.published("table_6", step, name + suffix) for suffix in ("", "_p_value"))
-            rows.append((step, metric, METRICS[metric][1], len(a), *result, *printed, p_value.value, note))
-    return pd.DataFrame(
-        rows,
-        columns=[
-            "method",
-            "metric",
-            "unit",
-            "n_seeds",
-            "mean",
-            "ci95",
-            "p_value",
-            "paper_mean",
-            "paper_ci95",
-            "paper_n",
-            "paper_p",
-            "note",
-        ],
-    )
+    def text(value: Any) -> str:
+        return f"{value:g}" if isinstance(value, float) else str(value).replace("(", "[").replace(")", "]")
 
-
-def table_10(configs: dict[str, dict[str, Any]], printed: dict[str, Any] = paper.HYPERPARAMETERS) -> pd.DataFrame:
-    """Table 10, hyperparameters, or Tables 11 and 12 if `printed` is
-    `paper.CHIRPLET_HYPERPARAMETERS` or `TR808_HYPERPARAMETERS`: columns name, one per config of the code that runs, paper (as printed), and note, which marks
-    the rows where the last config differs from the paper. What a side does not have is blank."""
-    sides = {**configs, "paper": printed}
+    sides = {**configs, "paper": published.HYPERPARAMETERS[printed]}
     rows = []
     for name in dict.fromkeys(name for side in sides.values() for name in side):
-        texts = [_text(side[name]) if name in side else "" for side in sides.values()]
+        texts = [text(side[name]) if name in side else "" for side in sides.values()]
         rows.append((name, *texts, "differs" if len({*texts[-2:], ""}) > 2 else ""))
     return pd.DataFrame(rows, columns=["name", *sides, "note"])
 
 
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("(", "[").replace(")", "]")
+# ---- what people read -----------------------------------------------------------------------------------------------
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -401,7 +359,7 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{max(decimals, 0)}f}"
 
 
-def measured(mean: float, half_width: float, p_value: float | str = math.nan) -> str:
+def measured(mean: float, half_width: float, p_value: float | str = NAN) -> str:
     """ "73.8 ± 13 (p = 0.15)", the p-value also as printed ("<0.01"); what is NaN is left out."""
     text = number(mean) + ("" if math.isnan(half_width) else f" ± {number(half_width, 2)}")
     if isinstance(p_value, str):
@@ -409,88 +367,71 @@ def measured(mean: float, half_width: float, p_value: float | str = math.nan) ->
     return text if math.isnan(p_value) else f"{text} (p = {p_value:.2g})"
 
 
-def show(table: pd.DataFrame) -> pd.DataFrame:
-    """A tidy table as people read it: one row per method, "ours" and "paper" per metric, rounded; of a report card what one
-    looks for; of all cells (`compare.cells`) one row each; others unchanged."""
-    labels, rows = {**paper.METHODS, **{step: label for step, (label, *_) in STEPS.items()}}, []
-    if "equivalence_p" in table:
-        for cell in table.itertuples():
-            rows.append(
-                {
-                    "table": cell.table.removeprefix("table_"),
-                    "task": paper.NAMES.get(cell.task, cell.task),
-                    "method": labels[cell.method],
-                    "metric": _with_unit(cell.metric),
-                    "seeds": cell.n_seeds,
-                    "ours": measured(cell.mean, cell.ci95, cell.p_value),
-                    "Holm": _p_text(cell.p_holm),
-                    "paper": measured(cell.paper_mean, cell.paper_ci95, cell.paper_p),
-                    "paper: Holm": _p_text(cell.paper_p_holm),
-                    "difference": number(cell.difference),
-                    "in %": number(cell.percent, 2),
-                    "verdict": cell.verdict,
-                    "note": cell.note,
-                    "records": cell.records,
-                }
-            )
-        return pd.DataFrame(rows)
-    if "verdict" in table:
-        return table.drop(columns=["profile", "paper_verdict", "p_value", "rule"], errors="ignore")
-    if "metric" not in table:
-        floats = table.select_dtypes("float")
-        numbers = {name: floats[name].map(_p_text if name.endswith(("_p", "_p_holm")) else number) for name in floats}
-        return table.assign(**numbers, **_named_tasks(table))
-    for place, group in table.groupby(["task", "method"] if "task" in table else ["method"], sort=False):
-        method, failed = place[-1], group["n_failed"].max() if "n_failed" in group else 0
-        row = {name: values.iloc[0] for name, values in _named_tasks(group).items()} | {
-            "method": labels[method],
-            "seeds": str(group["n_seeds"].max()) + (f" ({failed} failed)" if failed else ""),
-        }
-        for cell in group.itertuples():
-            label, name = METRICS[cell.metric][0], _with_unit(cell.metric)
-            p_value, paper_p = getattr(cell, "p_value", math.nan), getattr(cell, "paper_p", math.nan)
-            row[name] = measured(cell.mean, cell.ci95, p_value) or ("not run" if "not run" in cell.note else "none")
-            if "improvement" in group:
-                row[f"{label} better by (%)"], row["paper: " + label] = (
-                    number(cell.improvement, 2),
-                    number(cell.paper_improvement, 2),
-                )
-            else:
-                row[f"paper: {name}"] = measured(cell.paper_mean, cell.paper_ci95, paper_p)
-        row["note"] = "; ".join(dict.fromkeys(filter(None, group["note"])))
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _with_unit(metric: str) -> str:
-    label, unit = METRICS[metric]
-    return label if unit in label else f"{label} ({unit})"
-
-
 def _p_text(p_value: float) -> str:
     return "" if math.isnan(p_value) else f"{p_value:.2g}"
 
 
-def _named_tasks(table: pd.DataFrame) -> dict[str, pd.Series]:
-    return {"task": table["task"].map(paper.NAMES)} if "task" in table else {}
+def show(table: pd.DataFrame) -> pd.DataFrame:
+    """A tidy table as people read it: one row per method, "ours" and "paper" per metric, rounded; of a report card what one
+    looks for; of all cells (`report_card.cells`) one row each; of others the numbers rounded."""
+    if "verdict" in table and "equivalence_p" not in table:
+        return table.drop(columns=["profile", "paper_verdict", "p_value", "rule"], errors="ignore")
+    if "task" in table:
+        labels = {name: task.label for name, task in TASKS.items()}
+        table = table.assign(task=[labels.get(task, task) for task in table["task"]])  # "cost" is no task
+    if "metric" not in table:
+        floats = table.select_dtypes("float")
+        numbers = {name: floats[name].map(_p_text if name.endswith(("_p", "_p_holm")) else number) for name in floats}
+        return table.assign(**numbers)
+    labels = {m.name: m.label for m in METHODS.values()} | {step: label for step, (label, *_) in STEPS.items()}
+    table = table.assign(method=table["method"].map(labels))
+    return _show_cells(table) if "verdict" in table else _show_wide(table)
+
+
+def _show_cells(table: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for cell in table.itertuples():
+        row = {"table": cell.table.removeprefix("table_"), "task": cell.task, "method": cell.method}
+        row |= {"metric": str(METRICS[cell.metric]), "seeds": cell.n_seeds}
+        row |= {"ours": measured(cell.mean, cell.ci95, cell.p_value), "Holm": _p_text(cell.p_holm)}
+        row["paper"] = measured(cell.paper_mean, cell.paper_ci95, cell.paper_p)
+        row |= {"paper: Holm": _p_text(cell.paper_p_holm), "difference": number(cell.difference)}
+        row |= {"in %": number(cell.percent, 2), "verdict": cell.verdict, "note": cell.note, "records": cell.records}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _show_wide(table: pd.DataFrame) -> pd.DataFrame:
+    rows, place = [], [name for name in ("task", "method") if name in table]
+    for names, group in table.groupby(place, sort=False):
+        failed = group["n_failed"].max() if "n_failed" in group else 0
+        row = dict(zip(place, names)) | {
+            "seeds": f"{group['n_seeds'].max()}" + (f" ({failed} failed)" if failed else "")
+        }
+        for cell in group.itertuples():
+            metric, p_value = METRICS[cell.metric], getattr(cell, "p_value", NAN)
+            row[str(metric)] = measured(cell.mean, cell.ci95, p_value) or (
+                "not run" if "not run" in cell.note else "none"
+            )
+            if "improvement" in group:
+                row[f"{metric.label} better by (%)"] = number(cell.improvement, 2)
+                row[f"paper: {metric.label}"] = number(cell.paper_improvement, 2)
+            else:
+                row[f"paper: {metric}"] = measured(cell.paper_mean, cell.paper_ci95, getattr(cell, "paper_p", NAN))
+        rows.append(row | {"note": _joined(*dict.fromkeys(group["note"]))})
+    return pd.DataFrame(rows)
 
 
 def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     """`show` for a notebook: nothing cut off, texts to the left, verdicts coloured, the caption above."""
-    green, yellow, red = "#c8e6c9", "#fff3c4", "#ffcdd2"
+    green, yellow, red, grey = "#c8e6c9", "#fff3c4", "#ffcdd2", "#eeeeee"
     colours = {"holds": green, "holds in part": yellow, "does not hold": red}
     colours |= {"equivalent": green, "intervals overlap": yellow, "different": red}
-    shown = show(table)
-    style = (
-        shown.style.hide(axis="index")
-        .format(escape="html")
-        .set_properties(**{"text-align": "left", "vertical-align": "top"})
-    )
-    style.set_caption(caption).set_table_styles([{"selector": "th, caption", "props": "text-align: left"}])
+    shown, left = show(table), {"text-align": "left", "vertical-align": "top"}
+    style = shown.style.hide(axis="index").format(escape="html").set_properties(**left).set_caption(caption)
+    style.set_table_styles([{"selector": "th, caption", "props": "text-align: left"}])
     verdicts = [name for name in shown if name.endswith("verdict")]
-    return style.map(
-        lambda verdict: f"background-color: {colours.get(verdict, '#eeeeee')}; color: black", subset=verdicts
-    )
+    return style.map(lambda verdict: f"background-color: {colours.get(verdict, grey)}; color: black", subset=verdicts)
 
 
 def write_table(table: pd.DataFrame, name: str, profile: str, output: Path = ROOT, caption: str = "") -> list[Path]:
@@ -507,16 +448,8 @@ def as_markdown(table: pd.DataFrame, name: str, profile: str, caption: str = "")
     """What `write_table` writes for people to read."""
     shown = show(table).astype(str).apply(lambda column: column.str.replace("|", "\\|"))
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-    heading = " ".join(
-        filter(
-            None,
-            [
-                f"**{name.replace('_', ' ').capitalize().replace('Theta is', 'Theta-IS')}.**",
-                caption,
-                profile_note(profile),
-            ],
-        )
-    )
+    title = name.replace("_", " ").capitalize().replace("Theta is", "Theta-IS")
+    heading = " ".join(filter(None, [f"**{title}.**", caption, profile_note(profile)]))
     return heading + "\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -527,11 +460,10 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=columns)
     try:
-        return pd.read_csv(path, usecols=columns, dtype={"note": "str"}).fillna({"note": ""})
+        return pd.read_csv(path, usecols=columns, dtype={"note": "str"}, encoding="utf-8").fillna({"note": ""})
     except ValueError as error:
-        raise ValueError(
-            f"broken table {path}: {error}. Delete it and execute the notebook that writes it again"
-        ) from error
+        advice = "Delete it and execute the notebook that writes it again"
+        raise ValueError(f"broken table {path}: {error}. {advice}") from error
 
 
 def profile_note(profile: str) -> str:

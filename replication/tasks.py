@@ -1,82 +1,42 @@
-"""The grid of experiments: task x method x seed, at the size of a profile; one flat, frozen config per run.
+"""The grid of experiments, task x method x seed, at the size of a profile; one flat, frozen config per run.
 
 smoke  toy size, everything in minutes on two cores; its numbers mean nothing
 quick  a reduced problem for a laptop, on which the paper's ordering shows
-paper  the hyperparameters of the paper (section 7, Tables 10 to 12), for a CUDA GPU
+paper  the hyperparameters of the paper (Tables 10 to 12), for a CUDA GPU
+
+A new method is an entry of `METHODS`, a new task one of `TASKS`: docs/add_a_method.md. Sizes are in data_tasks/tasks.toml.
 """
 
 import functools
 import hashlib
 import os
+import tomllib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import get_origin
+from typing import Any, get_origin
+
+import torch
 
 from scrapl_lib.checks import check_name
-from scrapl_lib.losses import SCRAPLLoss
+from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
+from scrapl_lib.optim import PSAGA, PAdam
 from scrapl_lib.synths import ChirpletSynth, GranularSynth, SnareSynth
 
 from . import circuit_808
-from .baselines import EmbeddingLoss, WeightsUnavailable
+from .baselines import EmbeddingLoss, MSSLoss, WeightsUnavailable
 from .data import COUNTS, OneShots, ThetaGrid, audio_files
 from .encoder import Encoder
 from .records import IMPORTANCE, ROOT
 
-SLOW_AM, FAST_AM = (0.9899, 1.9799), (3.9598, 7.9196)  # Hz, as run; the paper's text has 2.8 to 8.4 for the fast one
-SLOW_FM, MODERATE_FM, FAST_FM = (
-    (0.5, 1.0),
-    (2.0, 4.0),
-    (8.0, 16.0),
-)  # octaves per second; the text has 4 to 12 for the last
-CHIRPLETS = {  # task: ranges of AM and FM rate
-    "chirplet_slow_slow": (SLOW_AM, SLOW_FM),
-    "chirplet_slow_moderate": (SLOW_AM, MODERATE_FM),
-    "chirplet_fast_moderate": (FAST_AM, MODERATE_FM),
-    "chirplet_fast_fast": (FAST_AM, FAST_FM),
-}
-TR808 = {"tr808_micro": False, "tr808_meso": True}  # task: whether reconstructions are shifted in time
-TASKS = ("granular", *CHIRPLETS, *TR808)
+PROFILES = ("smoke", "quick", "paper")
 CIRCUIT = f"circuit-model corpus, version {circuit_808.VERSION}"
 RECORDINGS_HZ = 44100  # of the files in TR808_DIR, whatever the profile's own rate
-PROFILES = ("smoke", "quick", "paper")
-# method -> (loss, optimizer), in display order
-METHODS = {
-    "p_loss": ("p_loss", "adamw"),
-    "jtfs": ("jtfs", "adamw"),
-    "scrapl": ("scrapl", "psaga"),
-    "scrapl_no_theta_is": ("scrapl", "psaga"),
-    "scrapl_padam": ("scrapl", "padam"),
-    "scrapl_plain": ("scrapl", "adamw"),
-    "mss_linear": ("mss_linear", "adamw"),
-    "mss_log_linear": ("mss_log_linear", "adamw"),
-    "mss_revisited": ("mss_revisited", "adamw"),
-    "mss_random": ("mss_random", "adamw"),
-    "ms_clap": ("ms_clap", "adamw"),
-    "panns_wavegram_logmel": ("panns_wavegram_logmel", "adamw"),
-}
-NOT_RUN = {  # unless asked for by name: their losses need a package and weights that are not installed with the rest
-    "ms_clap": "weights unavailable",
-    "panns_wavegram_logmel": "weights unavailable",
-}
-SCATTERING = ("jtfs", "scrapl")
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "padam": PAdam, "psaga": PSAGA}
 # what the path probabilities of theta-importance sampling do not depend on
-_TRAINING = (
-    "optimizer",
-    "epochs",
-    "accumulate",
-    "lr",
-    "lr_end",
-    "beta1",
-    "beta2",
-    "eps",
-    "weight_decay",
-    "gradient_scale",
-    "n_audio_test",
-)
-SAMPLERS = ("scrapl_no_theta_is", "scrapl")  # the methods that the paper runs on the chirplet tasks
+_TRAINING = "optimizer epochs accumulate lr lr_end beta1 beta2 eps weight_decay gradient_scale n_audio_test".split()
 
 
 @dataclass(frozen=True)
@@ -140,25 +100,19 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, kinds = (
-                getattr(self, field.name),
-                field.type.__args__ if isinstance(field.type, UnionType) else (field.type,),
-            )
+            value = getattr(self, field.name)
+            kinds = field.type.__args__ if isinstance(field.type, UnionType) else (field.type,)
             kinds = tuple(get_origin(kind) or kind for kind in kinds)
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise TypeError(f"{field.name} must be {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
-            if isinstance(value, int) and value < (
-                least := int(field.name not in ("seed", "max_shift", "common_delay"))
-            ):
+            least = 0 if field.name in ("seed", "max_shift", "common_delay") else 1
+            if isinstance(value, int) and value < least:
                 raise ValueError(f"{field.name} must be at least {least}, got {value}")
-        check_name("loss", self.loss, dict.fromkeys(loss for loss, _ in METHODS.values()))
-        check_name("optimizer", self.optimizer, dict.fromkeys(optimizer for _, optimizer in METHODS.values()))
-        if self.importance_examples is not None and (
-            self.importance_examples < 1 or self.importance_examples % self.batch_size
-        ):
-            raise ValueError(
-                f"importance_examples must be a multiple of batch_size = {self.batch_size}, got {self.importance_examples}"
-            )
+        check_name("loss", self.loss, dict.fromkeys(method.loss for method in METHODS.values()))
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        if (self.importance_examples or 0) % self.batch_size:
+            found = self.importance_examples
+            raise ValueError(f"importance_examples must be a multiple of batch_size = {self.batch_size}, got {found}")
         if self.accumulate > 1 and self.optimizer != "adamw":
             raise ValueError(
                 f"accumulate must be 1 with {self.optimizer}: every part of a step would draw a path of its own"
@@ -173,198 +127,191 @@ class RunConfig:
 
     def synth(self) -> GranularSynth | ChirpletSynth | SnareSynth:
         """The task's synthesizer."""
-        if self.task in TR808:
-            return SnareSynth(self.sample_rate_hz, self.n_samples, self.common_delay, self.max_shift)
-        if self.task in CHIRPLETS:
-            return ChirpletSynth(
-                self.am_hz,
-                self.fm_oct_per_s,
-                self.sample_rate_hz,
-                self.n_samples,
-                self.f0_hz,
-                self.bandwidth_oct,
-                self.max_shift,
-            )
-        return GranularSynth(self.sample_rate_hz, self.n_samples, self.n_grains, self.grain_samples, self.slope_hop)
+        return TASKS[self.task].make_synth(self)
 
     def data(self) -> ThetaGrid | OneShots:
         """The task's parameters, synthesizer seeds and folds; or its sounds, which start without the common delay, and their
         split, which is the seed's own."""
-        if self.task in TR808:
-            n_samples = self.n_samples - self.common_delay
-            if self.sounds != CIRCUIT:
-                return OneShots.from_folder(None, self.sample_rate_hz, n_samples, self.seed, file_rate_hz=RECORDINGS_HZ)
-            return OneShots.from_circuit(
-                self._counts(), self.sample_rate_hz, n_samples, self.seed, cache=ROOT / "cache"
-            )
-        return ThetaGrid(self.grid_size, self.synth().n_params, self.n_synth_seeds)
-
-    def _counts(self) -> dict[str, int]:
-        return {kind: max(1, round(n * self.n_sounds / sum(COUNTS.values()))) for kind, n in COUNTS.items()}
+        return TASKS[self.task].make_data(self)
 
     def encoder(self) -> Encoder:
         """A new encoder; its weights come from torch's global generator."""
-        return Encoder(
-            self.sample_rate_hz,
-            self.n_samples,
-            self.synth().n_params,
-            self.cqt_octaves,
-            self.cqt_hop,
-            self.channels,
-            self.pools,
-            self.dense,
-            self.dropout,
-        )
+        sound = (self.sample_rate_hz, self.n_samples, self.synth().n_params)
+        return Encoder(*sound, self.cqt_octaves, self.cqt_hop, self.channels, self.pools, self.dense, self.dropout)
 
-    def derived(self) -> dict[str, int]:
-        """What follows from the config and is worth knowing beside it: sizes of the transform, of the encoder, of the run."""
-        known = self.sounds == CIRCUIT  # without rendering them
-        n_train = OneShots.sizes(sum(self._counts().values()))[0] if known else len(self.data().train)
-        steps = self.epochs * (n_train // (self.batch_size * self.accumulate))
-        n_weights = sum(weight.numel() for weight in self.encoder().parameters())
-        n_paths = SCRAPLLoss(**self.transform()).n_paths
-        return {
-            "T": self.T or 2**self.J,
-            "F": self.F or 2**self.J_fr,
-            "n_paths": n_paths,
-            "n_weights": n_weights,
-            "n_steps": steps,
-            "n_seeds": len(seeds_of(self.method, self.profile, self.task)),
-        }
+    def make_loss(self) -> Callable:
+        """The run's loss, a function of (x_hat, x); of (theta_hat, theta) for "p_loss"."""
+        return next(method for method in METHODS.values() if method.loss == self.loss).make_loss(self)
+
+    def make_optimizer(self, weights: Iterable[torch.nn.Parameter], loss: Callable) -> torch.optim.Optimizer:
+        """The run's optimizer of `weights`; P-Adam and P-SAGA read the drawn path from `loss`."""
+        options = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps, "weight_decay": self.weight_decay}
+        return OPTIMIZERS[self.optimizer](weights, *([] if self.optimizer == "adamw" else [loss]), **options)
 
     def transform(self) -> dict[str, int | bool]:
         """Arguments of SCRAPLLoss and JTFSLoss; those that are theirs by default are left out."""
-        arguments = {
-            "shape": self.n_samples,
-            "J": self.J,
-            "Q1": self.Q1,
-            "Q2": self.Q2,
-            "J_fr": self.J_fr,
-            "Q_fr": self.Q_fr,
+        arguments = {"shape": self.n_samples} | {
+            name: getattr(self, name) for name in ("J", "Q1", "Q2", "J_fr", "Q_fr")
         }
         arguments |= {name: getattr(self, name) for name in ("T", "F") if getattr(self, name) is not None}
         return arguments | ({"log1p": True} if self.rho == "log1p" else {})
 
-
-# Time is four times shorter and everything that has a duration with it, so that the slope (its unit is
-# sample_rate / (12 slope_hop) / 4 octaves per second) stays as audible; fewer wavelets, weights and steps.
-_QUICK = {
-    "n_samples": 8192,
-    "n_grains": 16,
-    "grain_samples": 1024,
-    "slope_hop": 64,
-    "grid_size": 16,
-    "n_synth_seeds": 3,
-    "J": 10,
-    "Q2": 1,
-    "Q_fr": 1,
-    "cqt_octaves": 4,
-    "cqt_hop": 64,
-    "channels": 32,
-    "pools": ((2, 2),) * 4,
-    "dense": 32,
-    "dropout": 0.0,
-    "epochs": 8,
-    "batch_size": 8,
-    "lr": 1e-3,
-    "n_audio_test": 64,
-}
-_SMOKE = {
-    "n_samples": 2560,
-    "n_grains": 4,
-    "grain_samples": 512,
-    "slope_hop": 32,
-    "grid_size": 5,
-    "n_synth_seeds": 1,
-    "J": 7,
-    "Q1": 4,
-    "Q2": 1,
-    "J_fr": 2,
-    "Q_fr": 1,
-    "cqt_octaves": 2,
-    "cqt_hop": 64,
-    "channels": 4,
-    "pools": ((2, 2),) * 3,
-    "dense": 8,
-    "dropout": 0.0,
-    "epochs": 3,
-    "batch_size": 4,
-    "lr": 1e-3,
-    "n_audio_test": 4,
-}
-# What sets the chirplet tasks apart. Rates and seconds are the paper's: the sample rate is eight times lower. The chirp lies an
-# octave lower than the paper's, below the new Nyquist frequency; half the wavelets per octave are then as long as there.
-_CHIRPLET = {
-    "smoke": {"sample_rate_hz": 1024, "f0_hz": 256.0, "max_shift": 160, "J": 5},
-    "quick": {
-        "sample_rate_hz": 1024,
-        "n_samples": 4096,
-        "f0_hz": 256.0,
-        "max_shift": 256,
-        "J": 9,
-        "Q1": 4,
-        "J_fr": 2,
-        "cqt_octaves": 2,
-        "epochs": 12,
-        "lr": 5e-4,
-    },
-    "paper": {"f0_hz": 512.0, "max_shift": 2048, "epochs": 50, "lr": 1e-4},
-}
-# What sets the TR-808 tasks apart. Quick: a quarter of the sample rate, 0.37 s; delays and averaging as long as the paper's.
-_TR808 = {
-    "smoke": {
-        "sample_rate_hz": 8820,
-        "n_samples": 4096,
-        "common_delay": 320,
-        "J": 5,
-        "T": 64,
-        "F": 1,
-        "n_sounds": 20,
-        "cqt_octaves": 3,
-    },
-    "quick": {
-        "sample_rate_hz": 11025,
-        "n_samples": 4096,
-        "common_delay": 512,
-        "J": 9,
-        "T": 512,
-        "F": 1,
-        "n_sounds": 120,
-        "cqt_octaves": 6,
-        "pools": ((2, 2), (2, 2), (2, 2), (3, 3)),
-        "epochs": 33,
-        "batch_size": 4,
-        "lr_end": 1e-4,
-    },
-    "paper": {
-        "sample_rate_hz": 44100,
-        "n_samples": 44100,
-        "common_delay": 2048,
-        "J_fr": 5,
-        "T": 2048,
-        "F": 1,
-        "n_sounds": 681,
-        "cqt_octaves": 9,
-        "pools": ((2, 2), (2, 2), (2, 3), (3, 3), (3, 3)),
-        "dense": 128,
-        "dropout": 0.25,
-        "epochs": 50,
-        "batch_size": 8,
-        "lr": 1e-4,
-        "lr_end": 1e-5,
-    },
-}
-_SIZES = {"smoke": _SMOKE, "quick": _QUICK, "paper": {}}
-# examples from which theta-importance sampling takes its probabilities, in batches: granular, chirplet, TR-808
-_IMPORTANCE_EXAMPLES = {"smoke": (8, 4, 4), "quick": (16, 8, 4), "paper": (320, 32, 16)}
-# seeds per profile: (every method but JTFS, JTFS); the paper ran JTFS once, four times for the TR-808
-_SEEDS = {"smoke": (2, 2), "quick": (5, 3), "paper": (20, 1)}
-_TR808_SEEDS = {"smoke": (1, 1), "quick": (3, 3), "paper": (40, 4)}
+    def derived(self) -> dict[str, int]:
+        """What follows from the config and is worth knowing beside it: sizes of the transform, of the encoder, of the run."""
+        known = self.sounds == CIRCUIT  # without rendering them
+        n_train = OneShots.sizes(sum(_circuit_counts(self).values()))[0] if known else len(self.data().train)
+        return {
+            "T": self.T or 2**self.J,
+            "F": self.F or 2**self.J_fr,
+            "n_paths": SCRAPLLoss(**self.transform()).n_paths,
+            "n_weights": sum(weight.numel() for weight in self.encoder().parameters()),
+            "n_steps": self.epochs * (n_train // (self.batch_size * self.accumulate)),
+            "n_seeds": len(seeds_of(self.method, self.profile, self.task)),
+        }
 
 
-# rough cost of a step relative to a SCRAPL step, for the order of runs and what is said of the time left
-STEP_COST = {"jtfs": 11.0, "scrapl": 1.0, "p_loss": 0.15, IMPORTANCE: 1.0}
-OTHER_STEP_COST = 0.3
+# ---- methods --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Method:
+    """A way to train the encoder, and how tables and figures show it.
+
+    style: colour (Okabe & Ito, Tol), marker and line in every figure.
+    make_loss: takes a `RunConfig` and returns the loss. loss: the loss's name in it, by default the method's own; methods that
+        differ in optimizer or path probabilities only share a loss.
+    tables: the paper's tables it stands in; it is run on the tasks that have them. A method of your own stands in Table 1, with
+        blank cells where the paper's would be.
+    optimizer: of `OPTIMIZERS`. gradient_scale: multiplies a loss whose gradient is below Adam's eps; not with log1p.
+    step_cost: of a step relative to a SCRAPL step, roughly, to order runs and tell the time left.
+    not_run: why it is not run unless asked for by name.
+    """
+
+    name: str
+    label: str
+    style: tuple[str, str, str]
+    make_loss: Callable[[RunConfig], Callable]
+    tables: tuple[int, ...] = (1,)
+    optimizer: str = "adamw"
+    loss: str = ""
+    gradient_scale: float = 1.0
+    step_cost: float = 0.3
+    not_run: str = ""
+
+    def __post_init__(self) -> None:
+        self.loss = self.loss or self.name
+
+
+_JTFS = {"make_loss": lambda c: JTFSLoss(**c.transform()), "gradient_scale": 1e8, "step_cost": 11.0}
+_SCRAPL = {"make_loss": lambda c: SCRAPLLoss(**c.transform(), seed=c.seed), "loss": "scrapl"}
+_SCRAPL |= {"gradient_scale": 1e8, "step_cost": 1.0}
+_PSAGA = {"tables": (1, 2, 3, 4), "optimizer": "psaga"}
+_MSS = {"make_loss": lambda c: MSSLoss(c.loss), "tables": (1, 4)}
+_EMBEDDING = {"make_loss": lambda c: EmbeddingLoss(c.loss, c.sample_rate_hz)}
+_EMBEDDING |= {"not_run": "weights unavailable"}  # and a package that is not installed with the rest
+_METHODS = (  # in display order
+    Method("p_loss", "P-loss", ("#000000", "*", "-"), lambda c: p_loss, (1, 2), step_cost=0.15),
+    Method("jtfs", "JTFS", ("#0072B2", "s", "-"), tables=(1, 2, 4), **_JTFS),
+    Method("scrapl", "SCRAPL", ("#D55E00", "o", "-"), **_SCRAPL | _PSAGA),
+    Method("scrapl_no_theta_is", "SCRAPL (no θ-IS)", ("#E69F00", "p", "--"), **_SCRAPL | _PSAGA),
+    Method("scrapl_padam", "SCRAPL (P-Adam)", ("#CC79A7", "D", "-."), tables=(2,), optimizer="padam", **_SCRAPL),
+    Method("scrapl_plain", "SCRAPL (plain)", ("#882255", "P", ":"), tables=(2,), **_SCRAPL),
+    Method("mss_linear", "MSS linear", ("#009E73", "^", "-"), **_MSS),
+    Method("mss_log_linear", "MSS log + linear", ("#56B4E9", "v", "--"), **_MSS),
+    Method("mss_revisited", "MSS revisited", ("#999933", "<", "-."), **_MSS),
+    Method("mss_random", "MSS random", ("#332288", ">", ":"), **_MSS),
+    Method("ms_clap", "MS-CLAP", ("#999999", "X", "--"), **_EMBEDDING),
+    Method("panns_wavegram_logmel", "PANNs Wavegram-Logmel", ("#661100", "d", "-."), **_EMBEDDING),
+)
+METHODS = {method.name: method for method in _METHODS}
+NOT_RUN = {method.name: method.not_run for method in _METHODS if method.not_run}
+
+
+# ---- tasks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Task:
+    """A problem of sound matching, and where the paper has it.
+
+    label: what tables call it. kind: "granular", "chirplet" or "tr808". condition: what published_tables.csv calls it.
+    tables: the paper's tables of its results, by which `methods_of` finds its methods. hyperparameters: the table of these.
+    make_synth, make_data: take a `RunConfig` and return its synthesizer and its data.
+    sizes: of a profile the fields of `RunConfig` that differ from its defaults, `seeds`, their number, and `only`, a dict
+        from a method to such fields of its own.
+    """
+
+    name: str
+    label: str
+    kind: str
+    condition: str
+    tables: list[int]
+    hyperparameters: str
+    make_synth: Callable[[RunConfig], Any]
+    make_data: Callable[[RunConfig], Any]
+    sizes: dict[str, dict[str, Any]]
+
+    def fields(self, method: str, profile: str) -> dict[str, Any]:
+        """`sizes` of a profile with those of one method."""
+        sizes = dict(self.sizes[profile])
+        only = sizes.pop("only", {})
+        return sizes | only.get(method, {})
+
+    def seeds(self, method: str, profile: str) -> list[int]:
+        """The seeds of a method in a profile."""
+        return list(range(self.fields(method, profile)["seeds"]))
+
+
+def _theta_grid(c: RunConfig) -> ThetaGrid:
+    return ThetaGrid(c.grid_size, c.synth().n_params, c.n_synth_seeds)
+
+
+def _circuit_counts(c: RunConfig) -> dict[str, int]:
+    return {kind: max(1, round(n * c.n_sounds / sum(COUNTS.values()))) for kind, n in COUNTS.items()}
+
+
+def _one_shots(c: RunConfig) -> OneShots:
+    n_samples = c.n_samples - c.common_delay
+    if c.sounds != CIRCUIT:
+        return OneShots.from_folder(None, c.sample_rate_hz, n_samples, c.seed, file_rate_hz=RECORDINGS_HZ)
+    return OneShots.from_circuit(_circuit_counts(c), c.sample_rate_hz, n_samples, c.seed, cache=ROOT / "cache")
+
+
+_SYNTHS = {
+    "granular": lambda c: GranularSynth(c.sample_rate_hz, c.n_samples, c.n_grains, c.grain_samples, c.slope_hop),
+    "chirplet": lambda c: ChirpletSynth(
+        c.am_hz, c.fm_oct_per_s, c.sample_rate_hz, c.n_samples, c.f0_hz, c.bandwidth_oct, c.max_shift
+    ),
+    "tr808": lambda c: SnareSynth(c.sample_rate_hz, c.n_samples, c.common_delay, c.max_shift),
+}
+_DATA = {"granular": _theta_grid, "chirplet": _theta_grid, "tr808": _one_shots}
+
+
+def _read_tasks() -> dict[str, Task]:
+    """The tasks of data_tasks/tasks.toml. A field of the task itself goes before its kind's, and that before the granular one."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    kinds = tomllib.loads((Path(__file__).parent / "data_tasks" / "tasks.toml").read_text(encoding="utf-8"))
+    tasks = {}
+    for name, task in kinds.pop("tasks").items():
+        kind, own, sizes = kinds[task["kind"]], task.pop("own", {}), {}
+        for profile in PROFILES:
+            size = kinds["granular"][profile] | dict.fromkeys(kind["unused"]) | kind[profile] | own
+            sizes[profile] = {field: frozen(value) for field, value in size.items()}
+        about = {field: kind[field] for field in ("tables", "hyperparameters")}
+        about |= {"make_synth": _SYNTHS[task["kind"]], "make_data": _DATA[task["kind"]], "sizes": sizes}
+        tasks[name] = Task(name, **task, **about)
+    return tasks
+
+
+TASKS = _read_tasks()
+CHIRPLETS = {name: task for name, task in TASKS.items() if task.kind == "chirplet"}
+TR808 = {name: task for name, task in TASKS.items() if task.kind == "tr808"}
+
+
+# ---- the grid -------------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -384,33 +331,18 @@ def make_config(task: str, method: str, seed: int, profile: str, **changes: obje
     check_name("task", task, TASKS)
     check_name("method", method, METHODS)
     check_name("profile", profile, PROFILES)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {seed!r}")
-    loss, optimizer = METHODS[method]
-    size = _SIZES[profile]
-    if task in CHIRPLETS:
-        am_hz, fm_oct_per_s = CHIRPLETS[task]
-        size = size | dict.fromkeys(("n_grains", "grain_samples", "slope_hop")) | _CHIRPLET[profile]
-        size |= {"am_hz": am_hz, "fm_oct_per_s": fm_oct_per_s, "bandwidth_oct": 2.0}
-    if task in TR808:
-        not_used = ("n_grains", "grain_samples", "slope_hop", "grid_size", "n_synth_seeds")
-        size = size | dict.fromkeys(not_used) | _TR808[profile] | {"rho": "log1p"}
-        size["max_shift"] = size["common_delay"] if TR808[task] else 0
-        if folder := os.environ.get("TR808_DIR"):
-            size |= {"sounds": _recordings(folder), "n_sounds": None}
-        else:
-            size["sounds"] = CIRCUIT
-    config = RunConfig(profile, task, method, seed, loss, optimizer, **size)
-    if loss in SCATTERING and task not in TR808:
-        config = replace(config, gradient_scale=1e8)
-    if method == "scrapl":
-        kind = 2 if task in TR808 else int(task in CHIRPLETS)
-        config = replace(config, importance_examples=_IMPORTANCE_EXAMPLES[profile][kind])
-    if loss == "jtfs" and profile == "paper" and task not in TR808:
-        config = replace(config, batch_size=6, accumulate=5)
     for name in changes:
         check_name("config field", name, (field.name for field in fields(RunConfig)))
-    return replace(config, **changes)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {seed!r}")
+    size, chosen = TASKS[task].fields(method, profile), METHODS[method]
+    del size["seeds"]
+    if "n_sounds" in size:
+        folder = os.environ.get("TR808_DIR")
+        size |= {"sounds": _recordings(folder), "n_sounds": None} if folder else {"sounds": CIRCUIT}
+    if size.get("rho") is None:
+        size["gradient_scale"] = chosen.gradient_scale
+    return replace(RunConfig(profile, task, method, seed, chosen.loss, chosen.optimizer, **size), **changes)
 
 
 def importance_config(task: str, profile: str, **changes: object) -> RunConfig:
@@ -419,23 +351,19 @@ def importance_config(task: str, profile: str, **changes: object) -> RunConfig:
     return replace(make_config(task, "scrapl", 0, profile, **changes), method=IMPORTANCE)
 
 
+def methods_in(*tables: int) -> tuple[str, ...]:
+    """The methods that stand in one of the paper's `tables`, in display order."""
+    return tuple(name for name, method in METHODS.items() if set(method.tables) & set(tables))
+
+
 def methods_of(task: str) -> tuple[str, ...]:
     """The methods that the paper runs on a task, in display order; `grid` takes others when they are asked for."""
-    if check_name("task", task, TASKS) in TR808:
-        return tuple(
-            method for method, (loss, _) in METHODS.items() if loss.startswith("mss_") or method in ("jtfs", *SAMPLERS)
-        )
-    return SAMPLERS[::-1] if task in CHIRPLETS else tuple(METHODS)
+    return methods_in(*TASKS[check_name("task", task, TASKS)].tables)
 
 
 def seeds_of(method: str, profile: str, task: str = "granular") -> list[int]:
     """The seeds of a method in a profile; none for a method that is not run."""
-    return [] if method in NOT_RUN else _profile_seeds(method, profile, task)
-
-
-def _profile_seeds(method: str, profile: str, task: str) -> list[int]:
-    others, jtfs = (_TR808_SEEDS if task in TR808 else _SEEDS)[profile]
-    return list(range(jtfs if METHODS[method][0] == "jtfs" else others))
+    return [] if method in NOT_RUN else TASKS[task].seeds(method, profile)
 
 
 def grid(
@@ -448,23 +376,20 @@ def grid(
 
     Raises: ValueError for unknown names, and for a method whose model cannot be loaded, with the reason and what to do.
     """
-    check_name("task", task, TASKS)
+    suited = methods_of(task)
     check_name("profile", profile, PROFILES)
     configs = []
     seeds = None if seeds is None else list(seeds)
-    for method in [name for name in methods_of(task) if name not in NOT_RUN] if methods is None else methods:
+    for method in [name for name in suited if name not in NOT_RUN] if methods is None else methods:
         check_name("method", method, METHODS)
-        if task in TR808 and METHODS[method][0] == "p_loss":
-            raise ValueError(
-                f"method {method!r} needs to know theta, which sounds of drums do not tell: {task} takes {', '.join(methods_of(task))}"
-            )
-        wanted = [
-            make_config(task, method, seed, profile)
-            for seed in (_profile_seeds(method, profile, task) if seeds is None else seeds)
-        ]
+        if METHODS[method].loss == "p_loss" and TASKS[task].kind == "tr808":
+            why = "needs to know theta, which sounds of drums do not tell"
+            raise ValueError(f"method {method!r} {why}: {task} takes {', '.join(suited)}")
+        chosen = TASKS[task].seeds(method, profile) if seeds is None else seeds
+        wanted = [make_config(task, method, seed, profile) for seed in chosen]
         if method in NOT_RUN and wanted:
             try:
-                EmbeddingLoss(wanted[0].loss, wanted[0].sample_rate_hz)
+                wanted[0].make_loss()
             except WeightsUnavailable as error:
                 raise ValueError(f"method {method!r} is not run: {NOT_RUN[method]}: {error}") from error
         configs += wanted
@@ -478,16 +403,13 @@ def needs(config: RunConfig) -> RunConfig | None:
 
 def step_cost(method: str) -> float:
     """Rough cost of a step of a method, or of path probabilities, relative to a SCRAPL step."""
-    return STEP_COST.get(method if method == IMPORTANCE else METHODS[method][0], OTHER_STEP_COST)
+    return 1.0 if method == IMPORTANCE else METHODS[method].step_cost
 
 
 def run_cost(config: RunConfig) -> float:
     """Rough cost of a run: samples heard times `step_cost`. Recordings count as many as the paper's."""
-    n_items = (
-        (config.n_sounds or sum(COUNTS.values()))
-        if config.task in TR808
-        else config.grid_size**2 * config.n_synth_seeds
-    )
+    known = config.grid_size and config.grid_size**2 * config.n_synth_seeds
+    n_items = known or config.n_sounds or sum(COUNTS.values())
     return config.epochs * n_items * config.n_samples * step_cost(config.method)
 
 
@@ -497,13 +419,12 @@ def by_worth(found: dict[RunConfig, str]) -> list[RunConfig]:
     One seed of every task and method, then a second one of each, and so on; within such a round the cheap before the dear, by
     `run_cost`, which counts path probabilities that are missing too. These come right before the first run that needs them.
     """
+
+    def missing(*configs: RunConfig | None) -> list[RunConfig]:
+        return [config for config in configs if found.get(config) == "missing"]
+
     seeds, worth = Counter((c.task, c.method) for c, state in found.items() if state == "done"), {}
-    missing = [c for c, state in found.items() if state == "missing" and c.method != IMPORTANCE]
-    for c in sorted(missing, key=lambda c: c.seed):
-        worth[c] = (
-            seeds[c.task, c.method],
-            sum(run_cost(each) for each in (needs(c), c) if found.get(each) == "missing"),
-        )
+    for c in sorted((c for c in missing(*found) if c.method != IMPORTANCE), key=lambda c: c.seed):
+        worth[c] = (seeds[c.task, c.method], sum(map(run_cost, missing(needs(c), c))))
         seeds[c.task, c.method] += 1
-    ordered = sorted(worth, key=worth.get)
-    return list(dict.fromkeys(each for c in ordered for each in (needs(c), c) if found.get(each) == "missing"))
+    return list(dict.fromkeys(each for c in sorted(worth, key=worth.get) for each in missing(needs(c), c)))

@@ -3,10 +3,9 @@
 import pandas as pd
 import torch
 
-from replication import published as paper
 from replication import records
 from replication import trainer as training
-from replication.tasks import importance_config
+from replication.tasks import CHIRPLETS, TR808, importance_config
 from scrapl_lib.importance import Importance
 from scrapl_lib.losses import SCRAPLLoss
 
@@ -34,39 +33,39 @@ def spread(seed):
     return 1 + 0.02 * (seed - 2)
 
 
-def write(output, method, seed, status="ok", profile="quick", **change):
-    """Write one run; `change` replaces test values by metric. Returns its folder."""
-    density, slope, variation, convergence, ms, _ = OUTCOME[method]
-    k = spread(seed)
-    test = {
-        "theta_synth_l1": k * (density + slope) / 2,
-        "theta_density_l1": k * density,
-        "theta_slope_l1": k * slope,
-        "val_total_variation": k * variation,
-        "val_convergence_steps": convergence and k * convergence,
-        "jtfs_distance": 1e-5 * k * (density + slope),
-        **change,
-    }
+def _write(place, output, test, curves, ms=None, status="ok", **config):
+    """Write one run; curves: metric -> where its validation errors end, from 400. Returns its folder."""
+    profile, task, method, seed = place
+    folder = records.run_folder(*place, output)
     history = [
-        (step, "val", metric, k * (last + (400 - last) / (1 + step)), ms / 1000 * step)
+        (step, "val", metric, spread(seed) * (last + (400 - last) / (1 + step)), step / 10)
         for step in STEPS
-        for metric, last in (("theta_synth_l1", (density + slope) / 2), ("theta_slope_l1", slope))
+        for metric, last in curves.items()
     ]
-    folder = records.run_folder(profile, "granular", method, seed, output)
+    rows = [(metric, value, "") for metric, value in test.items()]
     records.write_run(
         folder,
         status=status,
-        config={"method": method, "seed": seed, "grid_size": 16, "n_samples": 8192},
+        config={"method": method, "seed": seed, "n_samples": 8192} | config,
         start_utc=records.utc_now(),
         device="cpu",
         threads=1,
         history=pd.DataFrame(history, columns=records.COLUMNS["history.csv"]),
-        test=pd.DataFrame([(m, v, "") for m, v in test.items()], columns=records.COLUMNS["test.csv"]).astype(
-            {"value": float}
-        ),
-        train_step_ms={"median": k * ms, "q25": ms, "q75": ms, "n": 100},
+        test=pd.DataFrame(rows, columns=records.COLUMNS["test.csv"]).astype({"value": float}),
+        train_step_ms=ms and {"median": spread(seed) * ms, "q25": ms, "q75": ms, "n": 100},
     )
     return folder
+
+
+def write(output, method, seed, status="ok", profile="quick", **change):
+    """Write one run of the granular task; `change` replaces test values by metric. Returns its folder."""
+    density, slope, variation, convergence, ms, _ = OUTCOME[method]
+    theta, k = (density + slope) / 2, spread(seed)
+    test = {"theta_synth_l1": k * theta, "theta_density_l1": k * density, "theta_slope_l1": k * slope}
+    test |= {"val_total_variation": k * variation, "val_convergence_steps": convergence and k * convergence}
+    test |= {"jtfs_distance": 2e-5 * k * theta} | change
+    curves = {"theta_synth_l1": theta, "theta_slope_l1": slope}
+    return _write((profile, "granular", method, seed), output, test, curves, ms, status, grid_size=16)
 
 
 def write_all(output, methods=OUTCOME):
@@ -78,68 +77,31 @@ def write_all(output, methods=OUTCOME):
 
 def write_chirplet(output, task, method, seed, am, fm, am_steps=100, fm_steps=200, status="ok", profile="quick"):
     """Write one run of a chirplet task: test errors in per mille, times `spread`; steps None: never converged."""
-    k = spread(seed)
-    test = {
-        "theta_synth_l1": k * (am + fm) / 2,
-        "theta_am_l1": k * am,
-        "theta_fm_l1": k * fm,
-        "theta_am_convergence_steps": am_steps and k * am_steps,
-        "theta_fm_convergence_steps": fm_steps and k * fm_steps,
-    }
-    history = [
-        (step, "val", metric, k * (last + (400 - last) / (1 + step)), step / 10)
-        for step in STEPS
-        for metric, last in (("theta_am_l1", am), ("theta_fm_l1", fm))
-    ]
-    records.write_run(
-        records.run_folder(profile, task, method, seed, output),
-        status=status,
-        config={"method": method, "seed": seed, "grid_size": 16, "n_samples": 8192},
-        start_utc=records.utc_now(),
-        device="cpu",
-        threads=1,
-        history=pd.DataFrame(history, columns=records.COLUMNS["history.csv"]),
-        train_step_ms=None,
-        test=pd.DataFrame(
-            [(m, v, "") for m, v in test.items() if v is not None], columns=records.COLUMNS["test.csv"]
-        ).astype({"value": float}),
-    )
+    test = {"theta_synth_l1": (am + fm) / 2, "theta_am_l1": am, "theta_fm_l1": fm}
+    test |= {"theta_am_convergence_steps": am_steps, "theta_fm_convergence_steps": fm_steps}
+    test = {metric: spread(seed) * value for metric, value in test.items() if value is not None}
+    curves = {"theta_am_l1": am, "theta_fm_l1": fm}
+    _write((profile, task, method, seed), output, test, curves, status=status, grid_size=16)
 
 
 def write_drums(output, task, method, seed, loudness, jtfs=1.0, profile="quick"):
     """Write one run of a TR-808 task, times `spread`: transient loudness in dB, a tenth of it in the decay, JTFS distance."""
-    k = spread(seed)
-    test = {
-        "jtfs_distance": k * jtfs,
-        "mss_log_linear_distance": k,
-        "transient_loudness_l1": k * loudness,
-        "decay_loudness_l1": k * loudness / 10,
-        "transient_spectral_centroid_l1": k * loudness,
-        "frechet_log_mel": 5 * k,
-    }
-    records.write_run(
-        records.run_folder(profile, task, method, seed, output),
-        status="ok",
-        config={"method": method, "seed": seed, "n_samples": 8192},
-        start_utc=records.utc_now(),
-        device="cpu",
-        threads=1,
-        train_step_ms=None,
-        history=pd.DataFrame([(0, "val", "loss", 1.0, 0.0)], columns=records.COLUMNS["history.csv"]),
-        test=pd.DataFrame([(m, v, "") for m, v in test.items()], columns=records.COLUMNS["test.csv"]),
-    )
+    test = {"jtfs_distance": jtfs, "mss_log_linear_distance": 1.0, "frechet_log_mel": 5.0}
+    test |= {f"transient_{name}_l1": loudness for name in ("loudness", "spectral_centroid")}
+    test = {metric: spread(seed) * value for metric, value in (test | {"decay_loudness_l1": loudness / 10}).items()}
+    _write((profile, task, method, seed), output, test, {"loss": 1.0})
+
+
+def load(output, profile="quick", tasks=("granular",)):
+    return [run for task in tasks for run in records.load_runs(profile, task, None, output)]
 
 
 def load_drums(output, profile="quick"):
-    return [run for task in paper.TR808 for run in records.load_runs(profile, task, None, output)]
+    return load(output, profile, TR808)
 
 
 def load_chirplets(output, profile="quick"):
-    return [run for task in paper.CHIRPLETS for run in records.load_runs(profile, task, None, output)]
-
-
-def load(output, profile="quick"):
-    return records.load_runs(profile, "granular", None, output)
+    return load(output, profile, CHIRPLETS)
 
 
 def write_importance(output, task="granular", profile="smoke", curvature=None, **changes):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from replication import costs
-from replication import published as paper
+from replication.published import methods_in
 from replication.records import ROOT
 from replication.tasks import make_config
 
@@ -80,7 +80,7 @@ def test_spread_takes_the_ends():
 
 def test_table_5_has_every_row_and_says_what_was_not_run(tmp_path):
     table = costs.table_5(make_config("granular", "jtfs", 0, "smoke"), 1, "cpu", 2, 0.001, tmp_path).set_index("method")
-    assert set(paper.methods_in("table_5")) <= set(table.index) and table.loc["scrapl", "n"] == 2
+    assert set(methods_in("table_5")) <= set(table.index) and table.loc["scrapl", "n"] == 2
     assert (table.loc[list(costs.MEASURED), "ms"] > 0).all()
     assert table.loc["jtfs", "paper_ms"] == 1730 and abs(table.loc["scrapl", "paper_times_mss"] - 89.8 / 21.775) < 1e-9
     assert table.loc["ms_clap", "note"] == "not run: weights unavailable" and table.loc["ms_clap", "n"] == 0

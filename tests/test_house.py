@@ -19,7 +19,7 @@ from replication.records import ROOT
 
 ORDER = {  # design: a file imports only those above it in its list; scrapl_lib never imports replication
     "scrapl_lib": "checks _fast jets jtfs reference losses optim curvature importance synths",
-    "replication": "surroundings baselines encoder circuit_808 data measures records published stats tables claims figures compare tasks costs "
+    "replication": "surroundings baselines encoder circuit_808 data measures records tasks published stats tables report_card figures costs "
     "trainer jobs teaching exercises notebooks doctor __main__",
 }
 MODULES = [(package, module) for package, order in ORDER.items() for module in order.split()]

@@ -6,12 +6,10 @@ import pandas as pd
 import pytest
 
 from replication import tables
-from replication.claims import chirplet_card, drum_card, report_card
-from replication.compare import compared, comparison
-from replication.figures import step_costs
 from replication.published import authors_seeds
 from replication.records import IMPORTANCE, ROOT, config_hash
-from replication.tasks import CHIRPLETS, NOT_RUN, TASKS, TR808, grid, importance_config
+from replication.report_card import PARTS, compared, comparison, report_card
+from replication.tasks import CHIRPLETS, NOT_RUN, TASKS, grid, importance_config
 from replication.trainer import recorded_importance, runs_on_disk
 
 PINNED = ROOT / "tests" / "pinned_hashes.json"  # of the configs of all committed records
@@ -21,7 +19,8 @@ def committed() -> dict[str, str]:
     """Folder of each record, relative to results/, and the config hash written in it."""
     found = sorted((ROOT / "results").glob("*/*/*/seed_*/run.json"))
     return {
-        str(path.parent.relative_to(ROOT / "results")): json.loads(path.read_text())["config_hash"] for path in found
+        str(path.parent.relative_to(ROOT / "results")): json.loads(path.read_text(encoding="utf-8"))["config_hash"]
+        for path in found
     }
 
 
@@ -45,29 +44,16 @@ def test_today_s_configurations_have_the_pinned_hashes(monkeypatch):
 @pytest.fixture(scope="module")
 def computed() -> dict[str, pd.DataFrame]:
     """Every table that committed records decide, by the place it is committed at."""
-    of = {task: runs_on_disk(task, "quick", ROOT) for task in TASKS}
-    granular, chirplets, drums = (
-        of["granular"],
-        [r for t in CHIRPLETS for r in of[t]],
-        [r for t in TR808 for r in of[t]],
-    )
-    costs = step_costs(ROOT / "results" / "quick" / "tables")
     every = {name: [run for task in TASKS for run in runs_on_disk(task, name, ROOT)] for name in compared("quick")}
-    found = {
-        "table_1": tables.table_1(granular, NOT_RUN),
-        "table_2": tables.table_2(granular, NOT_RUN),
-        "table_3": tables.table_3(chirplets, NOT_RUN),
-        "table_6": tables.table_6(tables.seed_values(granular), NOT_RUN),
-        "table_7": tables.table_7(chirplets, NOT_RUN),
-        "theta_is_effect": tables.theta_is_effect(chirplets, NOT_RUN),
-        "report_card": report_card(granular, NOT_RUN, "quick", costs=costs),
-        "chirplet_card": chirplet_card(chirplets, NOT_RUN, "quick"),
-        "drum_card": drum_card(drums, NOT_RUN, "quick"),
-    }
-    found |= {name: tables.drum_table(name, drums, NOT_RUN) for name in ("table_4", "table_8", "table_9")}
+    runs, costs = every["quick"], tables.step_costs(ROOT / "results" / "quick" / "tables")
+    cards = dict(zip(PARTS, ("report_card", "chirplet_card", "drum_card"), strict=True))
+    found = {f"table_{number}": tables.paper_table(number, runs, NOT_RUN) for number in tables.TABLES}
+    found["table_6"] = tables.table_6(tables.cells_of(runs), NOT_RUN)
+    found["theta_is_effect"] = tables.theta_is_effect(runs, NOT_RUN)
+    found |= {name: report_card(part, runs, NOT_RUN, "quick", costs) for part, name in cards.items()}
     found |= {name: table for name, (table, _) in comparison(every, NOT_RUN, "quick", ROOT).items()}
     found = {f"quick/tables/{name}": table for name, table in found.items()}
-    found["paper/tables/table_6_authors"] = tables.table_6(authors_seeds(), {})
+    found["paper/tables/table_6_authors"] = tables.table_6(tables.seed_cells(authors_seeds()), {})
     for profile in ("quick", "paper"):
         paths, why = {}, {}
         for task in CHIRPLETS:

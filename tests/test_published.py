@@ -2,42 +2,47 @@
 
 import math
 
+import pandas as pd
 import pytest
 
-from replication import published as paper
-from replication.published import authors_seeds, published
+from replication.published import DATA, HYPERPARAMETERS, NAMES, authors_seeds, find, published, step_ms
+from replication.tasks import METHODS
 
 
 def test_known_numbers():
     assert published("table_1", "p_loss", "theta_synth_l1") == (20.5, 0.2, 20)
-    assert published("table_2", "scrapl_no_theta_is", "test_theta_synth_l1") == (73.8, 13.0, 20)  # P-Adam + P-SAGA
+    assert published("table_2", "scrapl_no_theta_is", "theta_synth_l1") == (73.8, 13.0, 20)  # P-Adam + P-SAGA
     assert published("table_2", "scrapl", "val_convergence_steps") == (6014.0, 642.0, 20)  # all three
     assert published("table_3", "scrapl_no_theta_is", "theta_fm_l1", "fast_am_fast_fm") == (95.6, 20.0, 20)  # uniform
     assert published("table_4", "jtfs", "fad_encodec", "meso") == (1.04, 0.15, 4)
-    assert published("table_6", "plus_psaga", "delta_test_theta_synth_l1_p_value").value == "<0.01"
+    assert published("table_6", "plus_psaga", "delta_theta_synth_l1_p_value").value == "<0.01"
     assert published("figure_1", "encoder_and_synth", "model_step_time").value == 54.727
+    assert HYPERPARAMETERS["table_10"]["lr"] == 1e-5 and HYPERPARAMETERS["table_12"]["pools"][2] == [2, 3]
 
 
 def test_blanks_are_nan():
     jtfs = published("table_1", "jtfs", "theta_slope_l1")
     assert jtfs.value == 19.0 and math.isnan(jtfs.ci95) and jtfs.n == 1
     never = published("table_7", "scrapl_no_theta_is", "theta_fm_convergence_steps", "fast_am_moderate_fm")
-    assert math.isnan(never.value)
+    assert math.isnan(never.value) and never.n == 20
+    for method, metric in (("mine", "theta_synth_l1"), ("jtfs", "mine")):  # what the paper does not have
+        absent = find("table_1", method, metric)
+        assert math.isnan(absent.value) and math.isnan(absent.ci95) and absent.n == 0
 
 
 def test_every_printed_number_can_be_reached():
-    rows = paper.pd.read_csv(paper.DATA / "published_tables.csv")
+    rows = pd.read_csv(DATA / "published_tables.csv")
     assert len(rows) == 277
     for row in rows.itertuples():
-        method = paper._RENAMED.get(row.method, row.method)
-        found = published(row.table, method, row.metric, row.condition)
+        method = NAMES["tables"].get(row.method, row.method)
+        found = published(row.table, method, row.metric.replace("test_", ""), row.condition)
         expected = float(row.value) if not str(row.value).startswith("<") else row.value
         assert found.n == row.n_seeds and (found.value == expected or math.isnan(found.value) and math.isnan(expected))
 
 
 def test_step_time_is_loss_plus_model():
-    times = paper.step_ms()
-    assert list(times) == list(paper.METHODS)
+    times = step_ms()
+    assert list(times) == list(METHODS)
     assert abs(times["jtfs"] - 1784.727) < 1e-9 and abs(times["scrapl_padam"] - 144.527) < 1e-9
 
 
@@ -67,7 +72,3 @@ def test_authors_seeds():
     means = seeds.groupby(["method", "metric"])["value"].mean()
     halves = (means["scrapl_plain", "theta_density_l1"] + means["scrapl_plain", "theta_slope_l1"]) / 2
     assert abs(means["scrapl_plain", "theta_synth_l1"] - halves) < 1e-3
-
-
-def test_methods_have_the_order_of_the_tables():
-    assert list(paper.METHODS)[:3] == ["p_loss", "jtfs", "scrapl"] and len(paper.METHODS) == 12
