@@ -57,3 +57,12 @@ def positive_int(name: str, value: object, or_else: str = "") -> int:
     if value < 1:
         raise ValueError(f"{name} must be at least 1{or_else}, got {value}")
     return int(value)
+
+
+def check_seed(value: object, name: str = "seed") -> int:
+    """The seed as a Python integer. Raises TypeError for no integer (bool is none), ValueError outside 0 .. 2^64 - 1."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer from 0 to 2^64 - 1, got {value!r}")
+    if not 0 <= value < 2**64:
+        raise ValueError(f"{name} must be an integer from 0 to 2^64 - 1, got {value}")
+    return int(value)
