@@ -20,6 +20,7 @@ import resource
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,7 +106,10 @@ def encoder_and_synth() -> tuple[torch.nn.Module, Callable]:
 
 
 class PathUpdate:
-    """P-Adam and P-SAGA on the weights, as a user of each library runs them, each of the first `fill` paths drawn once."""
+    """P-Adam and P-SAGA on the weights, as a user of each library runs them, each of the first `fill` paths drawn once.
+
+    In `prepare` gradients are random numbers: there `loss` stands in for ours, which would refuse to book such.
+    """
 
     def __init__(self, side: str, weights: list[torch.Tensor], loss: torch.nn.Module, fill: int) -> None:
         self.weights, self.loss, self.generator = weights, loss, torch.Generator().manual_seed(4)
@@ -124,9 +128,12 @@ class PathUpdate:
 
     def prepare(self, path: int, repetition: int = 0) -> Callable:
         """A step with random gradients, which is to be timed; the loss is called first, which is not."""
-        x = noise(1, 3)
-        with torch.no_grad():
-            self.loss(x, 0.5 * x, path_idx=path)
+        if isinstance(self.loss, torch.nn.Module):
+            x = noise(1, 3)
+            with torch.no_grad():
+                self.loss(x, 0.5 * x, path_idx=path)
+        else:
+            self.loss.path_idx = path
         gradients = [self.gradient_scale * torch.randn(w.shape, generator=self.generator) for w in self.weights]
         before = [w.detach().clone() for w in self.weights]
         self.optimizer.zero_grad()
@@ -141,6 +148,8 @@ class PathUpdate:
 
 def update(side: str, batch: int, fill: int) -> Callable:
     loss = scrapl_loss(side)
+    if side == "ours":
+        loss = types.SimpleNamespace(n_paths=loss.n_paths, path_idx=None)
     encoder, _ = encoder_and_synth()
     return PathUpdate(side, list(encoder.parameters()), loss, fill).prepare
 

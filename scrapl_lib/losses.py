@@ -1,14 +1,15 @@
-"""Losses between a reconstruction x_hat and its reference x, both audio of shape (batch, 1, samples) (paper, section 4)."""
+"""Losses between a reconstruction x_hat and its reference x, both audio (batch, 1, samples) (paper, section 4)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .checks import check_pair
+from .checks import check_pair, check_seed
 from .jets import Jets
 from .jtfs import JTFS
 
@@ -29,20 +30,31 @@ def p_loss(theta_hat: Tensor, theta: Tensor) -> Tensor:
 LOG_FLOOR = 1e-3  # rho(S) = log(1 + S / LOG_FLOOR)
 
 
-def _without_autocast(method: Callable) -> Callable:
+def _in_full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Check the two sounds, then call `method` without autocast, and outside of torch.compile's graph.
+
+    A graph would hold one path only: a draw, on the host, decides which filters are used.
+    """
+
     @functools.wraps(method)
-    def computed(self: nn.Module, x_hat: Tensor, *args: object, **options: object) -> Tensor:
-        with torch.autocast(x_hat.device.type if isinstance(x_hat, Tensor) else "cpu", enabled=False):
-            return method(self, x_hat, *args, **options)
+    def computed(self: nn.Module, x_hat: Tensor, x: Tensor, *args: object, **options: object) -> Tensor:
+        if torch.compiler.is_compiling():  # not at import: what `disable` needs takes seconds to load
+            return torch.compiler.disable(computed)(self, x_hat, x, *args, **options)
+        check_pair(x_hat, x, self.jtfs.shape)
+        with torch.autocast(x_hat.device.type, enabled=False):
+            return method(self, x_hat, x, *args, **options)
 
     return computed
 
 
-class _ScatteringLoss(nn.Module):
-    """What SCRAPLLoss and JTFSLoss share: the transform, and the distance of one path's coefficients.
+def _check_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
-    Under torch.autocast the audio's own precision is kept; call `backward()` outside of it, as PyTorch asks.
-    """
+
+class _ScatteringLoss(nn.Module):
+    """What SCRAPLLoss and JTFSLoss share: the transform, and the distances of its coefficients."""
 
     def __init__(
         self,
@@ -57,26 +69,44 @@ class _ScatteringLoss(nn.Module):
         log1p: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(log1p, bool):
-            raise TypeError(f"log1p must be True or False, got {log1p!r}")
+        self.log1p = _check_bool("log1p", log1p)
         self.jtfs = JTFS(shape, J, Q1, Q2, J_fr, Q_fr, T, F)
-        self.log1p = log1p
 
     @property
     def n_paths(self) -> int:
         """Number P of second-order paths."""
         return self.jtfs.n_paths
 
-    def _distance(self, S_hat: Tensor, S: Tensor) -> Tensor:
-        """L2 norm of the difference of two items' coefficients, after rho: (batch, ...) twice -> (batch,).
+    def _distances(
+        self, transform: Callable[[Tensor], Tensor], x_hat: Tensor, x: Tensor, S: Tensor | None, known: str
+    ) -> Tensor:
+        """|| rho(transform(x_hat)) - rho(transform(x)) ||_2, over log-frequency and time: (batch, ...).
 
-        Where they are equal, first and second derivatives are 0 (those of `vector_norm` would be 0 and NaN).
+        S: transform(x), if it is known already; `known` is what the error message calls it.
         """
+        S_hat = transform(x_hat)
+        if S is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
+                S = transform(x)
+        if S.shape != S_hat.shape:
+            raise ValueError(f"S must be {known}, of shape {tuple(S_hat.shape)} here, got {tuple(S.shape)}")
+        if S.dtype != S_hat.dtype:
+            raise TypeError(f"S must be {known} of the same x, {S_hat.dtype} here, got {S.dtype}: compute it anew")
         if self.log1p:
             S_hat, S = torch.log1p(S_hat / LOG_FLOOR), torch.log1p(S / LOG_FLOOR)
-        difference = (S_hat - S).flatten(1)
-        equal = (difference == 0).all(dim=1)
-        return torch.linalg.vector_norm(difference.masked_fill(equal[:, None], 1), dim=1).masked_fill(equal, 0)
+        difference = (S_hat - S).flatten(-2)
+        # where they are equal, derivatives are 0: those of vector_norm would be 0 and, the second ones, NaN
+        equal = (difference == 0).all(dim=-1)
+        return torch.linalg.vector_norm(difference.masked_fill(equal[..., None], 1), dim=-1).masked_fill(equal, 0)
+
+
+class BackwardPasses(NamedTuple):
+    """Whose gradients are pending: how many backward passes went through a loss, the path of the last one, and the
+    number (from 1) of the first in the unbroken row of passes of that path."""
+
+    n: int = 0
+    path: int | None = None
+    since: int = 0
 
 
 class SCRAPLLoss(_ScatteringLoss):
@@ -88,21 +118,32 @@ class SCRAPLLoss(_ScatteringLoss):
     Values and gradients are true ones, without the factor P of equation 3: gradients are of the order of 1e-9 for audio
     of unit norm. Adam's eps = 1e-8 would swallow them: multiply the loss by 1e8 before `backward()` (not with log1p).
 
+    Evaluation: in `loss.eval()` and under `torch.no_grad()` draws come from a generator of their own, and neither
+    `path_idx`, `weight` nor the draws of training change.
+
+    Accumulation: a step's gradients must be of one path: `loss(x_hat, x, path_idx=loss.path_idx)` for all parts but the
+    first (if unbiased, times the first's `weight`). Activation checkpointing: `path = loss.draw()` outside,
+    `loss(x_hat, x, path_idx=path)` inside. More: docs/training_loops.md.
+
     Args:
-        shape, J, Q1, Q2, J_fr, Q_fr, T, F: see `JTFS`; the defaults are the paper's granular and chirplet configuration.
+        shape, J, Q1, Q2, J_fr, Q_fr, T, F: see `JTFS`; by default the paper's granular and chirplet configuration.
         log1p: compress coefficients, rho(S) = log(1 + S / 1e-3) (TR-808), instead of the identity.
-        seed: of the draws. They come from a generator of the loss's own, on the CPU, whatever the device of the audio.
-        unbiased: multiply a drawn path's distance by 1 / (P probs[path]). Value and gradient then estimate those of the mean
-            over all paths whatever `probs` is, as long as none is 0; without it (the paper) they estimate those of the
-            mean weighted by `probs`. A path asked for by `path_idx` is never weighted.
+        seed: of the draws, 0 to 2^64 - 1. They are made on the CPU by the loss's own generators.
+        unbiased: multiply a drawn path's distance by 1 / (P probs[path]). Value and gradient then estimate those of the
+            mean over all paths whatever `probs` is, as long as none is 0; without it (the paper) they estimate those of
+            the mean weighted by `probs`. A path asked for by `path_idx` is never weighted.
 
     Attributes:
-        n_paths: number of paths P. path_idx: the path of the last call, None before the first. probs: float64 (P,).
-        weight: what the last call multiplied the distance by, 1 unless unbiased.
-        generator: the torch.Generator of the draws; its state and `path_idx` are in `state_dict()`.
+        n_paths: number of paths P. probs: float64 (P,).
+        path_idx: the path of the last training call or draw, None before the first.
+        weight: what the last training call multiplied the distance by, 1 unless unbiased.
+        backward_passes: by which `PAdam` and `PSAGA` see that a gradient is of `path_idx`.
+
+    `state_dict()` holds `probs`, `path_idx` and the state of the draws.
 
     Raises:
-        ValueError, TypeError: audio that is not (batch, 1, shape), unequal or non-finite; IndexError: no such path.
+        ValueError, TypeError: audio that is not (batch, 1, shape), unequal or non-finite; IndexError: no such path;
+        RuntimeError: a draw inside a backward pass, where activation checkpointing calls the loss a second time.
     """
 
     def __init__(
@@ -120,12 +161,13 @@ class SCRAPLLoss(_ScatteringLoss):
         unbiased: bool = False,
     ) -> None:
         super().__init__(shape, J, Q1, Q2, J_fr, Q_fr, T, F, log1p)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise TypeError(f"seed must be an integer, got {seed!r}")
-        self.unbiased, self.weight = unbiased, 1.0
-        self.generator = torch.Generator().manual_seed(seed)
+        seed, self.unbiased = check_seed(seed), _check_bool("unbiased", unbiased)
+        self.generator = torch.Generator("cpu").manual_seed(seed)
+        self.evaluation_generator = torch.Generator("cpu").manual_seed((seed + 2**63) % 2**64)
         self.path_idx: int | None = None
-        self._probs = torch.full((self.n_paths,), 1 / self.n_paths, dtype=torch.float64)
+        self.weight = 1.0
+        self.backward_passes = BackwardPasses()
+        self._probs = torch.full((self.n_paths,), 1 / self.n_paths, dtype=torch.float64, device="cpu")
 
     @property
     def probs(self) -> Tensor:
@@ -134,8 +176,12 @@ class SCRAPLLoss(_ScatteringLoss):
 
     @probs.setter
     def probs(self, value: Tensor) -> None:
+        probs = self._checked_probs(value)
+        self._probs = probs / probs.sum()
+
+    def _checked_probs(self, value: object) -> Tensor:
         try:
-            probs = torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone()
+            probs = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"probs must be an array of {self.n_paths} numbers, got {value!r}") from error
         if probs.shape != (self.n_paths,):
@@ -148,39 +194,53 @@ class SCRAPLLoss(_ScatteringLoss):
             raise ValueError(f"probs must be finite and not negative, got {probs[wrong[0]].item()} for path {wrong[0]}")
         if abs(probs.sum().item() - 1) > 1e-6:
             raise ValueError(f"probs must sum to 1 within 1e-6, got {probs.sum().item():.9g}: divide them by their sum")
-        self._probs = probs / probs.sum()
+        return probs
+
+    def _in_training(self) -> bool:
+        return self.training and torch.is_grad_enabled()
 
     def draw(self) -> int:
-        """Draw a path from `probs`, remember it as `path_idx` and return it."""
+        """Draw a path from `probs` and return it; in training remember it as `path_idx`, too."""
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "SCRAPLLoss was to draw a path inside a backward pass: activation checkpointing calls it twice, and "
+                "the gradient would be another path's. Call path = loss.draw() outside of the checkpointed function and "
+                "loss(x_hat, x, path_idx=path) inside"
+            )
+        generator = self.generator if self._in_training() else self.evaluation_generator
+        u = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")
         cumulative = torch.cumsum(self._probs, 0)
-        u = torch.rand((), dtype=torch.float64, generator=self.generator)
-        self.path_idx = min(int(torch.searchsorted(cumulative, u, right=True)), int(torch.nonzero(self._probs)[-1]))
-        return self.path_idx
+        path = min(int(torch.searchsorted(cumulative, u, right=True)), int(torch.nonzero(self._probs)[-1]))
+        if self._in_training():
+            self.path_idx = path
+        return path
 
-    @_without_autocast
+    @_in_full_precision
     def forward(self, x_hat: Tensor, x: Tensor, path_idx: int | None = None, S: Tensor | None = None) -> Tensor:
         """x_hat, x (batch, 1, shape) -> scalar. `path_idx` computes that path instead of a drawn one.
 
         S: `jtfs.path(x, path_idx)`, where it is known already (a reference that comes again).
         """
-        check_pair(x_hat, x, self.jtfs.shape)
-        self.weight = 1.0
-        if path_idx is None:
-            self.draw()
-            if self.unbiased:
-                self.weight = 1 / (self.n_paths * float(self._probs[self.path_idx]))
+        weight = 1.0
+        if path_idx is not None:
+            path = self.jtfs.checked_path(path_idx).index
+        elif S is not None:
+            raise ValueError("S must be jtfs.path(x, path_idx) for a given path_idx, got path_idx None: give both")
         else:
-            self.path_idx = self.jtfs.checked_path(path_idx).index
-        S_hat = self.jtfs.path(x_hat, self.path_idx)
-        if S is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-                S = self.jtfs.path(x, self.path_idx)
-        elif path_idx is None or S.shape != S_hat.shape:
-            raise ValueError(
-                f"S must be jtfs.path(x, path_idx), of shape {tuple(S_hat.shape)} here, for a given path_idx; got "
-                f"{tuple(S.shape)} for path_idx {path_idx}"
-            )
-        return self.weight * self._distance(S_hat, S).mean()
+            path = self.draw()
+            if self.unbiased:
+                weight = 1 / (self.n_paths * float(self._probs[path]))
+        if self._in_training():
+            self.path_idx, self.weight = path, weight
+        transform = functools.partial(self.jtfs.path, index=path)
+        value = weight * self._distances(transform, x_hat, x, S, "jtfs.path(x, path_idx)").mean()
+        if value.requires_grad:
+            value.register_hook(functools.partial(self._count_backward, path))
+        return value
+
+    def _count_backward(self, path: int, grad: Tensor) -> None:
+        n, last, since = self.backward_passes
+        self.backward_passes = BackwardPasses(n + 1, path, since if path == last else n + 1)
 
     def derivatives(
         self, x_hat: Tensor, x: Tensor, jets: Jets, paths: Sequence[int]
@@ -188,8 +248,8 @@ class SCRAPLLoss(_ScatteringLoss):
         """First and second derivatives of paths' distances in U parameters that x_hat depends on, without a graph.
 
         x_hat: jets of the reconstructions (batch, K, shape), see `Jets`. x: (batch, 1, shape). Yields (path, gradient
-        (batch, U), Hessian (batch, U, U)) of each item's own distance. Much cheaper than to differentiate `forward` twice,
-        path by path. Errors as in `JTFS.path_jets`.
+        (batch, U), Hessian (batch, U, U)) of each item's own distance. Much cheaper than differentiating `forward`
+        twice for each path. Errors as in `JTFS.path_jets`.
         """
         still = Jets(0)
         check_pair(x_hat[:, :1], x, self.jtfs.shape)
@@ -200,22 +260,48 @@ class SCRAPLLoss(_ScatteringLoss):
             S_hat[:, 0] -= S[:, 0]
             yield path, *jets.distance(S_hat)[1:]
 
+    def _settings(self) -> dict[str, int | str | bool]:
+        """All that decides what path number i measures."""
+        jtfs = self.jtfs
+        sizes = {name: getattr(jtfs, name) for name in ("shape", "J", "Q1", "Q2", "J_fr", "Q_fr")}
+        spans = {"T": 2**jtfs.J if jtfs.T is None else jtfs.T, "F": 2**jtfs.J_fr if jtfs.F is None else jtfs.F}
+        return sizes | {k: v if isinstance(v, str) else int(v) for k, v in spans.items()} | {"log1p": self.log1p}
+
     def get_extra_state(self) -> dict:
-        return {"generator": self.generator.get_state(), "path_idx": self.path_idx, "probs": self._probs}
+        """The state of the draws: no tensors, as `torch.load(map_location=...)` would move them to a device."""
+        generators = {"generator": self.generator, "evaluation_generator": self.evaluation_generator}
+        state = {name: bytes(generator.get_state().tolist()) for name, generator in generators.items()}
+        return state | {"path_idx": self.path_idx, "probs": self._probs.tolist(), "settings": self._settings()}
 
     def set_extra_state(self, state: dict) -> None:
+        """Go on from what `get_extra_state()` returned; ValueError, and nothing changes, if it is another loss's."""
         if not isinstance(state, dict) or not {"generator", "path_idx", "probs"} <= set(state):
             raise ValueError(f"expected what get_extra_state() of a SCRAPLLoss returned, got {state!r:.80}")
-        self.probs = state["probs"]
-        self.generator.set_state(state["generator"])
-        self.path_idx = state["path_idx"]
+        probs, path, own = self._checked_probs(state["probs"]), state["path_idx"], self._settings()
+        theirs, generators = (
+            state.get("settings", own),
+            {},
+        )  # earlier states have no settings, and generators as tensors
+        if other := [
+            f"{name} = {theirs.get(name)} (here {own[name]})" for name in own if theirs.get(name) != own[name]
+        ]:
+            raise ValueError(
+                f"the state is of a loss with {', '.join(other)}: load it into a loss of the same settings"
+            )
+        for name in {"generator", "evaluation_generator"} & set(state):
+            values = state[name].tolist() if isinstance(state[name], Tensor) else list(state[name])
+            generators[name] = torch.Generator("cpu").set_state(torch.tensor(values, dtype=torch.uint8, device="cpu"))
+        self.path_idx = None if path is None else self.jtfs.checked_path(path).index
+        self._probs = probs
+        for name, generator in generators.items():
+            setattr(self, name, generator)
 
 
 class JTFSLoss(_ScatteringLoss):
     """Full JTFS distance: mean over all first- and second-order paths of the L2 norm of the difference of coefficients.
 
-    The first order is shared by all paths, and only averaged coefficients are kept for the backward pass, so that memory
-    hardly grows with the number of paths. Frames of the reflected padding are dropped (section 10 of the paper's
+    The first order is shared by all paths, and only averaged coefficients are kept for the backward pass, so that
+    memory hardly grows with the number of paths. Frames of the reflected padding are dropped (section 10 of the paper's
     notes: SCRAPL's single paths keep them). Arguments, scale and errors as in `SCRAPLLoss`.
     """
 
@@ -223,17 +309,10 @@ class JTFSLoss(_ScatteringLoss):
         """x_hat, x (batch, 1, shape) -> scalar, the batch mean of `per_item`."""
         return self.per_item(x_hat, x, S).mean()
 
-    @_without_autocast
+    @_in_full_precision
     def per_item(self, x_hat: Tensor, x: Tensor, S: Tensor | None = None) -> Tensor:
         """x_hat, x (batch, 1, shape) -> distance of each item (batch,).
 
         S: `jtfs(x)`, where it is known already (a reference that comes again).
         """
-        check_pair(x_hat, x, self.jtfs.shape)
-        if S is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-                S = self.jtfs(x)
-        S_hat = self.jtfs(x_hat)
-        if S.shape != S_hat.shape:
-            raise ValueError(f"S must be jtfs(x), of shape {tuple(S_hat.shape)}, got {tuple(S.shape)}")
-        return self._distance(S_hat.flatten(0, 1), S.flatten(0, 1)).unflatten(0, S.shape[:2]).mean(dim=1)
+        return self._distances(self.jtfs, x_hat, x, S, "jtfs(x)").mean(dim=1)

@@ -21,17 +21,20 @@ per weight (P-SAGA one more for the sum), in the weights' dtype: P = 315, 604,10
 
 import copy
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 
 class Paths(Protocol):
-    """What the optimizers ask of a loss: the number of paths P and the path drawn last (None before any draw)."""
+    """What the optimizers ask of a loss: the number of paths P and the path drawn last (None before any draw).
+
+    A loss that also has `backward_passes`, as SCRAPLLoss does, is held to it: see `step`. Without, nothing is checked.
+    """
 
     @property
     def n_paths(self) -> int: ...
@@ -40,40 +43,59 @@ class Paths(Protocol):
     def path_idx(self) -> int | None: ...
 
 
-def add_p_adam_update_(
-    out: Sequence[Tensor],
-    g: Sequence[Tensor],
-    m: Sequence[Tensor],
-    v: Sequence[Tensor],
-    k: int,
-    tau: int,
-    n_paths: int,
-    betas: tuple[float, float],
-    eps: float,
-) -> None:
-    """One P-Adam update (eq. 6 to 8) of one path: m and v move on in place, and g_cur is added to `out`.
+def p_adam_(
+    g: Tensor, m: Tensor, v: Tensor, k: int, tau: int, n_paths: int, betas: tuple[float, float], eps: float
+) -> Tensor:
+    """Move the drawn path's m and v on in place and return its update g_cur (eq. 6 to 8); all of one shape and dtype.
 
-    The four lists run over weight tensors; tensors at the same place are contiguous and share shape, dtype and device.
-    tau is 0 on the path's first draw, when m and v are zero; g_cur is then g / (|g| + eps), the sign of g.
-
-    torch's fused Adam kernel makes it one pass over memory. Given beta^a for beta and one for its step it divides the
-    moments by 1 - beta^a, where eq. 8 wants 1 - beta^(k/P); the ratios of the two go into its learning rate and eps.
+    On a path's first draw m, v and tau are 0, and g_cur is g / (|g| + eps), the sign of g.
     """
-    decay = [beta ** ((k - tau) / n_paths) for beta in betas]
-    ratio_m, ratio_v = ((1 - d) / (1 - beta ** (k / n_paths)) for d, beta in zip(decay, betas, strict=True))
-    scale = 1 / math.sqrt(ratio_v)
-    kernel = {"lr": -ratio_m * scale, "beta1": decay[0], "beta2": decay[1], "eps": eps * scale, "weight_decay": 0.0}
-    step = [torch.ones((), device=g[0].device)] * len(g)
-    torch._fused_adam_(out, g, m, v, [], step, **kernel, amsgrad=False, maximize=False)
+    decay_m, decay_v = (beta ** ((k - tau) / n_paths) for beta in betas)
+    unbias_m, unbias_v = (1 - beta ** (k / n_paths) for beta in betas)
+    m.lerp_(g, 1 - decay_m)
+    v.mul_(decay_v).addcmul_(g, g, value=1 - decay_v)
+    below = v.sqrt().mul_(unbias_m / math.sqrt(unbias_v)).add_(unbias_m * eps)
+    return torch.div(m, below, out=below)
 
 
-def _is_number(value: Any) -> bool:
-    """No tensor: reading one would wait for its device."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _check_options(options: dict[str, Any]) -> None:
+    betas = options["betas"]
+    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+    numbers = {name: (options[name], math.inf) for name in ("lr", "eps", "weight_decay")}
+    numbers |= {f"betas[{i}]": (beta, 1) for i, beta in enumerate(betas)} if pair else {"betas": (betas, 1)}
+    for name, (value, limit) in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, Real):  # reading a tensor would wait for its device
+            wanted = (
+                "a pair of plain numbers such as (0.9, 0.999)" if name == "betas" else "a plain number such as 1e-5"
+            )
+            raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})")
+        if not 0 <= value < limit:
+            raise ValueError(f"{name} must be at least 0 and below {limit}, got {value}")
 
 
-def _said(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})"
+def _check_weight(w: Tensor, name: str) -> None:
+    if w.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"{name} must be float32 or float64, got {w.dtype}, where second moments underflow: keep the weights in "
+            "float32 and compute under torch.autocast"
+        )
+
+
+def _named(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    names = group.get("param_names", range(len(group["params"])))
+    return ((f"weight {name!r} {tuple(w.shape)}", w) for name, w in zip(names, group["params"], strict=True))
+
+
+def _check_ranks(path: int) -> None:
+    """Raise on all ranks of the torch.distributed process group, if there is one, unless they drew the same path."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        drawn: list = [None] * dist.get_world_size()
+        dist.all_gather_object(drawn, path)
+        if len(set(drawn)) > 1:
+            raise RuntimeError(
+                f"the ranks drew different paths, {drawn}, and would book an averaged gradient under each: give the "
+                "losses of all ranks one seed and equal `probs`, and let none draw alone (in evaluation it may)"
+            )
 
 
 class _PathOptimizer(torch.optim.Optimizer):
@@ -84,12 +106,10 @@ class _PathOptimizer(torch.optim.Optimizer):
     A weight tensor without a gradient (frozen, unused) is skipped whole and its k stands still, so that it, like one
     that joins later by `add_param_group`, follows the equations over the steps it takes part in.
 
-    A subclass has `_update(group, weights, grads, tables, states, k, tau, n_drawn)`, which moves the weights and the drawn
-    path's tables, given as n_rows lists; n_drawn = |Gamma| before this step.
+    A subclass has `_descend`, which moves the weights by lr, and `n_rows`, how many tensors a path owns.
     """
 
     n_rows: int
-    keeps_sum: bool
 
     def __init__(
         self,
@@ -108,117 +128,150 @@ class _PathOptimizer(torch.optim.Optimizer):
         if not isinstance(paths.n_paths, Integral) or paths.n_paths < 1:
             raise ValueError(f"paths.n_paths must be an integer of at least 1, got {paths.n_paths!r}")
         self.paths = paths
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._done = self._n_backward()  # backward passes whose gradients were booked or dropped
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, options | self._mark())
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"paths": self.paths}
+        return super().__getstate__() | {"paths": self.paths, "_done": self._done}
+
+    def _mark(self) -> dict[str, Any]:
+        """What a state and the optimizer that loads it have in common; a part of every group."""
+        return {"optimizer": type(self).__name__, "n_paths": int(self.paths.n_paths)}
+
+    def _n_backward(self) -> int:
+        return getattr(getattr(self.paths, "backward_passes", None), "n", 0)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; a group may have its own lr, betas, eps, weight_decay: TypeError for one that is no plain number,
-        ValueError for one out of range."""
-        options = self.defaults | param_group
-        for name in ("lr", "eps", "weight_decay"):
-            if not _is_number(options[name]):
-                raise TypeError(f"{name} must be a plain number such as 1e-5, got {_said(options[name])}")
-            if not 0 <= options[name] < math.inf:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {options[name]}")
-        if not isinstance(options["betas"], (tuple, list)) or not all(map(_is_number, options["betas"])):
-            raise TypeError(
-                f"betas must be a pair of plain numbers such as (0.9, 0.999), got {_said(options['betas'])}"
-            )
-        if len(options["betas"]) != 2 or not all(0 <= beta < 1 for beta in options["betas"]):
-            raise ValueError(f"betas must be two numbers of at least 0 and below 1, got {options['betas']}")
+        """As in torch; a group may have its own lr, betas, eps, weight_decay.
+
+        Raises TypeError for an option that is no plain number and for weights that are not float32 or float64,
+        ValueError for an option out of range.
+        """
+        _check_options(self.defaults | param_group)
         super().add_param_group(param_group)
+        group = self.param_groups.pop()
+        for name, w in _named(group):
+            _check_weight(w, name)
+        self.param_groups.append(group)
+        self._fill_state()
+
+    def _fill_state(self) -> None:
+        """Give each weight a state before its first step: torch.distributed.checkpoint would call step() for it."""
+        for w in (w for group in self.param_groups for w in group["params"]):
+            self.state[w] = {"k": 0, "tau": {}, "table": {}} | self.state[w]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch; gradients not stepped with (torch.amp.GradScaler leaves out steps) no longer count."""
+        super().zero_grad(set_to_none)
+        self._done = self._n_backward()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of the weights from `p.grad`, which stays as it is; returns what `closure()` returned, if given.
 
-        Reads `paths.path_idx`: it must still be the path whose loss `backward()` was called on: make no other call of
-        the loss in between. Nothing here waits for a CUDA device, hence non-finite gradients are not looked for:
-        they enter the tables for good. Check the loss and stop before the step.
-        Raises RuntimeError if no path was drawn yet, TypeError or IndexError if the path is no integer in [0, P).
+        Books the gradient under `paths.path_idx`. Several backward passes may add up to it (accumulation) if all are of
+        that path. A refused step changes nothing. Nothing here waits for a CUDA device, so gradients there are not
+        looked at and non-finite ones enter the tables for good: check the loss and stop before the step.
+
+        Raises:
+            RuntimeError: no path was drawn yet; with a SCRAPLLoss: since the last step or `zero_grad()` no gradient was
+                computed, or one of another path; the ranks of a torch.distributed process group drew different paths.
+            TypeError, IndexError: the path is no integer in [0, P).
+            TypeError: a sparse gradient; a weight that changed its dtype or device. FloatingPointError: a gradient on
+                the CPU that is not finite.
         """
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        path = self._drawn_path()
+        path, moves = self._path_to_book(), []
         for group in self.param_groups:
-            alike = defaultdict(list)  # weight tensors that go through one call of the update rule
-            for w in group["params"]:
-                if w.grad is not None:
-                    state = self._state_of(w, path)
-                    state["k"] += 1
-                    alike[w.device, w.dtype, state["k"], state["tau"].get(path, 0), len(state["tau"])].append(w)
-            for (_, _, k, tau, n_drawn), weights in alike.items():
-                states = [self.state[w] for w in weights]
-                grads = [w.grad.contiguous() for w in weights]
-                tables = list(zip(*(state["table"][path] for state in states), strict=True))
-                self._update(group, weights, grads, tables, states, k, tau, n_drawn)
-                for state in states:
-                    state["tau"][path] = k
+            _check_options(group)
+            moves += [(w, self._gradient(w, name), group) for name, w in _named(group) if w.grad is not None]
+        for w, g, group in moves:
+            state = self.state[w]
+            k, tau, table = state["k"] + 1, state["tau"], state["table"]
+            if path not in table:
+                table[path] = torch.zeros((self.n_rows, *w.shape), dtype=w.dtype, device=w.device).unbind()
+            m, v, *ghat = table[path]
+            g_cur = p_adam_(g, m, v, k, tau.get(path, 0), self.paths.n_paths, group["betas"], group["eps"])
+            w.sub_(w, alpha=group["lr"] * group["weight_decay"])
+            self._descend(w, group["lr"], k, state, g_cur, *ghat)
+            state["k"] = tau[path] = k
+        self._done = self._n_backward()
         return result
 
-    def _drawn_path(self) -> int:
-        path, n_paths = self.paths.path_idx, self.paths.n_paths
+    def _path_to_book(self) -> int:
+        path, n_paths, name = self.paths.path_idx, self.paths.n_paths, f"{type(self).__name__}.step()"
         if path is None:
             raise RuntimeError(
-                f"{type(self).__name__}.step() was called before any path was drawn (path_idx is None). Call "
-                "loss(x_hat, x) and backward() on its value first, with the loss that this optimizer was made with."
+                f"{name} was called before any path was drawn for training (path_idx is None). Call loss(x_hat, x) in "
+                "training mode and backward() on its value first, with the loss that this optimizer was made with."
             )
         if not isinstance(path, Integral):
             raise TypeError(f"path_idx must be an integer or None, got {path!r} of type {type(path).__name__}")
         if not 0 <= path < n_paths:
             raise IndexError(f"path_idx must lie in [0, {n_paths}), the range of the loss's paths; got {path}")
+        passes = getattr(self.paths, "backward_passes", None)
+        if passes is not None and passes.n <= self._done:
+            raise RuntimeError(
+                f"{name}: no backward pass went through this optimizer's loss since its last step or zero_grad(). Call "
+                "the loss and backward() for every step; copy model, loss and optimizer in one deepcopy."
+            )
+        if passes is not None and (passes.path != path or passes.since > self._done + 1):
+            raise RuntimeError(
+                f"{name} would book under path {path} gradients that are not all of it. In one step call the loss "
+                "again as loss(x_hat, x, path_idx=loss.path_idx) only, evaluate in loss.eval() or under "
+                "torch.no_grad(), and drop gradients by zero_grad() of the optimizer."
+            )
+        _check_ranks(int(path))
         return int(path)
 
-    def _state_of(self, w: Tensor, path: int) -> dict[str, Any]:
-        state = self.state[w]
-        if not state:
-            state.update({"k": 0, "tau": {}, "table": {}})
-            if self.keeps_sum:
-                state["ghat_sum"] = torch.zeros_like(w)
-        if path not in state["table"]:
-            state["table"][path] = torch.zeros((self.n_rows, *w.shape), dtype=w.dtype, device=w.device).unbind()
-        return state
-
-    def state_dict(self) -> dict[str, Any]:
-        """As in torch, plus "optimizer" (the class's name) and "n_paths"; torch.load(weights_only=True) reads it."""
-        return super().state_dict() | {"optimizer": type(self).__name__, "n_paths": int(self.paths.n_paths)}
+    def _gradient(self, w: Tensor, name: str) -> Tensor:
+        _check_weight(w, name)
+        if w.grad.layout != torch.strided:
+            raise TypeError(f"{name} has a sparse gradient, must have a dense one: make its layer with sparse=False")
+        if w.grad.device.type == "cpu" and not math.isfinite(w.grad.sum()):  # a sum of finite ones may overflow, too
+            if n := int((~torch.isfinite(w.grad)).sum()):
+                raise FloatingPointError(f"{name} has a gradient with {n} NaN or infinite values: look at the loss")
+        for m, *_ in list(self.state[w]["table"].values())[:1]:
+            if (m.dtype, m.device) != (w.dtype, w.device):
+                raise TypeError(
+                    f"{name} is {w.dtype} on {w.device} now, its tables are {m.dtype} on {m.device}: call "
+                    "optimizer.load_state_dict(optimizer.state_dict()) after moving the model"
+                )
+        return w.grad.to(w.dtype)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on bit for bit from a copy of `state_dict` (so the tables are held twice until you drop yours).
+        """Goes on bit for bit from a copy of what `state_dict()` returned; `torch.load(weights_only=True)` reads it.
 
         Raises ValueError if it is no such state, another optimizer's, of another P or of weights of other shapes.
         """
-        if not isinstance(state_dict, dict):
-            raise ValueError(
-                f"expected what state_dict() of a {type(self).__name__} returned, got {type(state_dict).__name__}"
-            )
-        name, n_paths = state_dict.get("optimizer"), state_dict.get("n_paths")
-        if name != type(self).__name__:
-            raise ValueError(
-                f"the state is of {name or 'an optimizer that keeps no paths'}, but this is {type(self).__name__}: "
-                "load it into an optimizer of its own class, or start this one afresh"
-            )
-        if n_paths != self.paths.n_paths:
-            raise ValueError(
-                f"the state has {n_paths} paths, but the loss of this optimizer has {self.paths.n_paths}: give it "
-                "the settings (J, Q1, Q2, J_fr, Q_fr) that the state was saved with, or start the optimizer afresh"
-            )
-        saved, own = (
-            [w for group in groups for w in group["params"]]
-            for groups in (state_dict["param_groups"], self.param_groups)
-        )
-        for place, (key, w) in enumerate(zip(saved, own)):
-            for rows in state_dict["state"].get(key, {}).get("table", {}).values():
-                if rows[0].shape != w.shape:
-                    raise ValueError(
-                        f"the state's weight tensor {place} has shape {tuple(rows[0].shape)}, that of this optimizer {tuple(w.shape)}: "
-                        "give it the weights that the state was saved with, in their order, or start the optimizer afresh"
-                    )
+        own = self._mark()
+        if not isinstance(state_dict, dict) or not state_dict.get("param_groups"):
+            raise ValueError(f"expected what state_dict() of a {own['optimizer']} returned, got {state_dict!r:.80}")
+        groups = state_dict["param_groups"]
+        for group in groups:
+            found = {key: state_dict.get(key, group.get(key)) for key in own}  # earlier states have them at the top
+            if found != own:
+                raise ValueError(
+                    f"the state is of {found['optimizer'] or 'an optimizer without paths'} with {found['n_paths']} "
+                    f"paths, this is {own['optimizer']} with {own['n_paths']}: load it into the optimizer, and the "
+                    "settings of the loss (J, Q1, Q2, J_fr, Q_fr), that it was saved with, or start afresh"
+                )
+        saved, weights = ([w for group in some for w in group["params"]] for some in (groups, self.param_groups))
+        for place, (key, w) in enumerate(zip(saved, weights)):
+            shapes = {rows[0].shape for rows in state_dict["state"].get(key, {}).get("table", {}).values()}
+            if shapes - {w.shape}:
+                raise ValueError(
+                    f"weight {place} has shape {tuple(shapes.pop())} in the state, {tuple(w.shape)} here: give the "
+                    "optimizer the weights that the state was saved with, in their order, or start afresh"
+                )
         super().load_state_dict(copy.deepcopy(state_dict))
+        for group in self.param_groups:
+            group.update(own)
+        self._fill_state()
 
 
 class PAdam(_PathOptimizer):
@@ -231,14 +284,9 @@ class PAdam(_PathOptimizer):
     """
 
     n_rows = 2
-    keeps_sum = False
 
-    def _update(self, group, weights, grads, tables, states, k, tau, n_drawn):
-        m, v = tables
-        g_cur = [torch.zeros_like(g) for g in grads]
-        add_p_adam_update_(g_cur, grads, m, v, k, tau, self.paths.n_paths, group["betas"], group["eps"])
-        torch._foreach_add_(weights, weights, alpha=-group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, g_cur, alpha=-group["lr"])
+    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor) -> None:
+        w.sub_(g_cur, alpha=lr)
 
 
 class PSAGA(_PathOptimizer):
@@ -251,23 +299,18 @@ class PSAGA(_PathOptimizer):
     """
 
     n_rows = 3
-    keeps_sum = True
     SUM_AFRESH = 16
 
-    def _update(self, group, weights, grads, tables, states, k, tau, n_drawn):
-        m, v, ghat = tables
-        lr, n_paths = group["lr"], self.paths.n_paths
-        total = [state["ghat_sum"] for state in states]
-        torch._foreach_add_(weights, weights, alpha=-lr * group["weight_decay"])
-        torch._foreach_add_(weights, total, alpha=-lr / max(1, n_drawn))
-        torch._foreach_add_(weights, ghat, alpha=lr)
-        torch._foreach_sub_(total, ghat)
-        torch._foreach_zero_(ghat)
-        add_p_adam_update_(ghat, grads, m, v, k, tau, n_paths, group["betas"], group["eps"])  # ghat is g_cur now
-        torch._foreach_add_(weights, ghat, alpha=-lr)
-        torch._foreach_add_(total, ghat)
-        if k % (self.SUM_AFRESH * n_paths) == 0:
-            for state in states:
-                state["ghat_sum"].zero_()
-                for q in sorted(state["table"]):
-                    state["ghat_sum"].add_(state["table"][q][2])
+    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor, ghat: Tensor) -> None:
+        if "ghat_sum" not in state:
+            state["ghat_sum"] = torch.zeros_like(w)
+        total = state["ghat_sum"]
+        w.sub_(total, alpha=lr / max(1, len(state["tau"])))
+        change = torch.sub(g_cur, ghat)
+        w.sub_(change, alpha=lr)
+        ghat.copy_(g_cur)
+        total.add_(change)
+        if k % (self.SUM_AFRESH * self.paths.n_paths) == 0:
+            total.zero_()
+            for q in sorted(state["table"]):
+                total.add_(state["table"][q][2])
