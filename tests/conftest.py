@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from replication import trainer as training
+from replication.jobs import Pool
+from replication.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +21,12 @@ def computed_here(monkeypatch):
     """Missing runs are computed in this process instead of in workers; lists (method, seed) of them."""
     configs = []
 
-    def run_all(missing, output, device, n_workers, budget, deterministic):
-        configs.extend((config.method, config.seed) for config in missing)
+    def run(self, missing, budget=None):
         for config in missing:
-            training.train(config, output, device)
+            configs.append((config.method, config.seed))
+            train(config, self.output, self.device)
 
-    monkeypatch.setattr(training, "_run_all", run_all)
+    monkeypatch.setattr(Pool, "run", run)
     return configs
 
 

@@ -11,8 +11,9 @@ from replication.compare import compared, comparison
 from replication.figures import step_costs
 from replication.published import authors_seeds
 from replication.records import IMPORTANCE, ROOT, config_hash
+from replication.status import runs_on_disk
 from replication.tasks import CHIRPLETS, NOT_RUN, TASKS, TR808, grid, importance_config
-from replication.trainer import recorded_importance, runs_on_disk
+from replication.trainer import recorded_importance
 
 PINNED = ROOT / "tests" / "pinned_hashes.json"  # of the configs of all committed records
 
