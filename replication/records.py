@@ -231,13 +231,18 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
 
     What does not fit together is broken only if run.json is still the same afterwards: else somebody is writing it anew.
     """
-    path = folder / "run.json"
-    while (text := path.read_bytes() if path.exists() else None) is not None:
+    while (text := _run_json(folder)) is not None:
         try:
             return _checked(folder, text)
         except BrokenRecord:
-            if path.exists() and path.read_bytes() == text:
+            if _run_json(folder) == text:
                 raise
+    return None
+
+
+def _run_json(folder: Path) -> bytes | None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return (folder / "run.json").read_bytes()
     return None
 
 
