@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from . import circuit_808
-from .files import write_bytes_atomic
 
 SPLITS = ("train", "val", "test")
 COUNTS = {"BD": 215, "SD": 240, "Tom": 189, "HH": 37}  # the paper's one-shots: 681
@@ -339,8 +339,14 @@ def _store(path: Path, key: bytes, x: np.ndarray) -> None:
     file = io.BytesIO()
     np.save(file, x)
     file.write(_sha256(key, file.getbuffer()))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        write_bytes_atomic(path, file.getvalue())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(file.getbuffer())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         print(f"the corpus is not kept, {path}: {error}", file=sys.stderr, flush=True)
 

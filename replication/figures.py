@@ -23,9 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .claims import chance_permille, drum_paper_cells, paper_cells
-from .files import write_bytes_atomic, write_csv
 from .published import CHIRPLETS, METHODS, TIMED_AS, TR808
-from .records import ROOT, Run
+from .records import ROOT, Run, write_bytes_atomic, write_csv
 from .stats import mean_ci95
 from .tables import (
     ABLATION,

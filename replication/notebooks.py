@@ -11,6 +11,7 @@ A notebook's parameters cell is the one tagged ``parameters``; each of its lines
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import json
 import logging
@@ -33,8 +34,7 @@ from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
-from .files import locked, write_text_atomic
-from .records import ROOT, n_cores, utc_now
+from .records import ROOT, n_cores, utc_now, write_text_atomic
 from .tasks import PROFILES, check_name
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -423,7 +423,16 @@ def _stoppable() -> Iterator[None]:
 def _locked(done: Path) -> Iterator[tuple[TextIO, bool]]:
     """Hold the lock file beside `done`; the lock goes with the process. Yields the file, which holds the request that
     made the copy (nothing while one is at work), and whether another run was waited for, which is said aloud."""
-    path = done.with_name(f".{done.stem}.lock")
-    waiting = f"{done.stem}: another process executes it into {done.parent}: waiting for it"
-    with locked(path, waiting) as waited, open(path, "a+") as lock:
+    with open(done.with_name(f".{done.stem}.lock"), "a+") as lock:
+        waited = False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(
+                f"{done.stem}: another process executes it into {done.parent}: waiting for it",
+                file=sys.stderr,
+                flush=True,
+            )
+            waited = True
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock, waited

@@ -15,8 +15,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from . import published as paper
-from .files import write_csv, write_text_atomic
-from .records import ROOT, Run
+from .records import ROOT, Run, write_csv, write_text_atomic
 from .stats import mean_ci95, paired_comparison
 
 METRICS = {  # metric: label, unit
