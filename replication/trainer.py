@@ -231,11 +231,11 @@ def train(config: RunConfig, output: Path = ROOT, device: str = "cpu") -> Run:
 
 
 def train_steps(
-    config: RunConfig, output: Path = ROOT, device: str = "cpu", checkpoint_every_s: float = CHECKPOINT_EVERY_S
+    config: RunConfig, output: Path = ROOT, device: str = "cpu", checkpoint_every_s: float | None = None
 ) -> Iterator[Training]:
     """`train`, step by step: yields the training after every step, and takes a checkpoint, if one is due, when asked to go on.
 
-    Whoever sets `stopping` of it gets a checkpoint as soon as one can be taken, and no more steps and no record. The run's
+    checkpoint_every_s: None is CHECKPOINT_EVERY_S. Whoever sets `stopping` of it gets a checkpoint as soon as one can be taken, and no more steps and no record. The run's
     lock is held until the last step is asked for, or this is closed.
 
     Raises: ValueError for a missing device, a stale record in the way or missing path probabilities; BrokenRecord for a
@@ -250,6 +250,7 @@ def train_steps(
             raise ValueError(f"{folder} holds a record of another configuration: delete that folder to run it again")
         if state == "missing":
             start_utc, status, saved_s = utc_now(), "ok", time.monotonic()
+            every_s = CHECKPOINT_EVERY_S if checkpoint_every_s is None else checkpoint_every_s
             probs, more, training, test = None, {}, None, pd.DataFrame([], columns=COLUMNS["test.csv"])
             if config.method == "scrapl":
                 probs, (record, _) = path_probabilities(config, output), read_record(importance_folder(config, output))
@@ -259,7 +260,7 @@ def train_steps(
                 load_checkpoint(training, checkpoints)
                 for step in training.steps():
                     yield training
-                    due = step == training.n_steps or time.monotonic() - saved_s >= checkpoint_every_s
+                    due = step == training.n_steps or time.monotonic() - saved_s >= every_s
                     if training.looked and (training.stopping or due):
                         save_checkpoint(training, checkpoints)
                         saved_s = time.monotonic()

@@ -1,9 +1,13 @@
 """Fixtures that several test files share."""
 
+import os
+import textwrap
+
 import pytest
 import torch
 
 from replication.jobs import Pool
+from replication.records import ROOT
 from replication.trainer import train
 
 
@@ -28,6 +32,33 @@ def computed_here(monkeypatch):
 
     monkeypatch.setattr(Pool, "run", run)
     return configs
+
+
+FAULTY = """
+import os, pathlib, signal, sys, time
+if "--worker" in sys.orig_argv and "--seeds" in sys.orig_argv:
+    from replication import __main__, trainer
+    trainer.CHECKPOINT_EVERY_S = 0
+    seed, steps = int(sys.orig_argv[sys.orig_argv.index("--seeds") + 1]), trainer.Training.steps
+    def faulty(run):
+        for step in steps(run):
+{fault}
+            yield step
+    trainer.Training.steps = faulty
+"""
+
+
+@pytest.fixture
+def in_workers(monkeypatch, tmp_path_factory):
+    """`in_workers(text)`: every training process started from here executes `text` after each step and before its checkpoint;
+    it knows seed, step and run. Checkpoints come after every step."""
+
+    def use(text):
+        folder = tmp_path_factory.mktemp("site")
+        (folder / "sitecustomize.py").write_text(FAULTY.format(fault=textwrap.indent(textwrap.dedent(text), " " * 12)))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+
+    return use
 
 
 def pytest_terminal_summary(terminalreporter):
