@@ -378,7 +378,8 @@ def main() -> None:
         peers = subprocess.run([args.peers, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:
         raise SystemExit(f"{args.peers} is no interpreter with scrapl-loss: run `make peers` first") from error
-    from replication.records import provenance, utc_now, write_csv, write_text_atomic
+    from replication.files import write_csv, write_text_atomic
+    from replication.records import provenance, utc_now
 
     folder, failed = args.output / "results/bench", []
     for part in args.only:

@@ -125,7 +125,8 @@ def main() -> None:
         raise SystemExit(f"no interpreter {args.peers}: run `make peers` first")
     from replication.data import ThetaGrid, meso_seeds
     from replication.encoder import Encoder
-    from replication.records import provenance, utc_now, write_csv, write_text_atomic
+    from replication.files import write_csv, write_text_atomic
+    from replication.records import provenance, utc_now
     from scrapl_lib.synths import GranularSynth
 
     torch.manual_seed(0)

@@ -14,51 +14,38 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from replication.records import ROOT, provenance, utc_now, write_csv, write_text_atomic
+from replication.files import write_csv, write_text_atomic
+from replication.jobs import KEEP_MEMORY
+from replication.problem import check_device, default_device, default_workers
+from replication.records import ROOT, provenance, utc_now
 from replication.tasks import make_config
-from replication.trainer import KEEP_MEMORY, Training, check_device, default_device, default_workers
-
-
-class Over(Exception):
-    pass
+from replication.trainer import Training
 
 
 def worker(task: str, method: str, profile: str, device: str, seed: int, warm: int, seconds: float) -> None:
     """Says "ready" after `warm` steps, trains for `seconds` from the next line of stdin on, says steps, seconds, steps of a run."""
-    training = Training(make_config(task, method, seed, profile), check_device(device))
-    if training.config.loss == "scrapl":
+    config = make_config(task, method, seed, profile)
+    training = Training(replace(config, epochs=10**6), check_device(device))
+    if config.loss == "scrapl":
         with torch.no_grad():
             for path in range(training.loss.n_paths):  # a path's filters are made when it is first drawn
                 training.loss.jtfs.path(training.x[:1], path)
-    taken, start_s = 0, None
-
-    def wait_for_device() -> None:
-        if device != "cpu":
-            torch.cuda.synchronize()
-
-    def after_step() -> None:
-        nonlocal taken, start_s
-        taken += 1
-        if start_s is None and taken == warm:
-            wait_for_device()
-            print("ready", flush=True)
-            sys.stdin.readline()
-            taken, start_s = 0, time.perf_counter()
-        elif start_s is not None and time.perf_counter() - start_s >= seconds:
-            raise Over
-
-    training._validate = lambda: None  # it would come at other times in other workers
-    try:
-        while True:
-            training.run(after_step=after_step)
-            training.step = 0
-    except Over:
-        wait_for_device()
-    print(taken, time.perf_counter() - start_s, training.n_steps, flush=True)
+    steps = training.steps()
+    while len(training.step_s) < warm:
+        next(steps)
+    before = len(training.step_s)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    end_s = time.perf_counter() + seconds
+    while time.perf_counter() < end_s or len(training.step_s) == before:
+        next(steps)
+    timed = training.step_s[before:]  # without validation, which would come at other times in other workers
+    print(len(timed), sum(timed), config.epochs * training.steps_per_epoch, flush=True)
 
 
 def measure(n: int, arguments: list[str], device: str) -> dict[str, float]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import math
+import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from statistics import mean
-
-import pandas as pd
 
 from . import __started_s__, doctor
-from .jobs import EXECUTORS, SLURM, Jobs
+from .checkpoints import checkpoint_folder
+from .files import write_text_atomic
+from .jobs import EXECUTORS, SLURM, STOP_S, Budget, Pool, ensure_runs
 from .notebooks import NotebookFailed, notebook_names, run_notebook, run_notebooks
-from .records import IMPORTANCE, ROOT, BrokenRecord, hours_of, read_record, read_run, run_folder
+from .problem import PER_GPU, RUN_GIB, default_device, make_deterministic
+from .records import ROOT, BrokenRecord
+from .status import kept_of, overview, runs_on_disk, states
 from .tasks import (
     METHODS,
     NOT_RUN,
@@ -28,25 +33,12 @@ from .tasks import (
     make_config,
     methods_of,
     needs,
-    step_cost,
 )
-from .trainer import (
-    PER_GPU,
-    RUN_GIB,
-    STOP_S,
-    Budget,
-    checkpoint_folder,
-    compute_importance,
-    default_device,
-    ensure_runs,
-    kept_of,
-    make_deterministic,
-    runs_on_disk,
-    states,
-    train,
-    watch_parent,
-    write_progress,
-)
+from .trainer import compute_importance, train_steps
+
+PARENT = os.getppid()
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
 
 
 def _seeds(text: str, what: str = "seeds") -> list[int]:
@@ -56,16 +48,19 @@ def _seeds(text: str, what: str = "seeds") -> list[int]:
         first, dash, last = part.partition("-")
         try:
             found = range(int(first), int(last if dash else first) + 1)
-            if found.stop - found.start > 10**6:
-                raise argparse.ArgumentTypeError(f"{part!r} is more than a million {what}")
         except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{what} are numbers and ranges such as 0-4 or 0,2,5; got {text!r}"
-            ) from None
+            said = f"{what} are numbers and ranges such as 0-4 or 0,2,5; got {text!r}"
+            raise argparse.ArgumentTypeError(said) from None
+        if found.stop - found.start > 10**6:
+            raise argparse.ArgumentTypeError(f"{part!r} is more than a million {what}")
         if not found:
             raise argparse.ArgumentTypeError(f"the range {part!r} is empty; write the smaller number first")
         seeds += found
     return list(dict.fromkeys(seeds))
+
+
+def _paths(text: str) -> list[int]:
+    return _seeds(text, "paths")
 
 
 def _minutes(text: str) -> float:
@@ -86,66 +81,137 @@ def _option(text: str) -> tuple[str, int | str]:
     return name, int(value) if value.isdecimal() else value
 
 
-def _jobs(args: argparse.Namespace, workers: int | None = None) -> Jobs | None:
-    """What submits jobs, if the command line asks for them."""
-    if args.executor is None:
-        if args.parts is not None or args.slurm:
-            raise ValueError("--parts and --slurm are for jobs: add --executor slurm")
-        return None
-    return Jobs(
-        args.executor,
-        args.profile,
-        args.output,
-        args.device,
-        workers,
-        args.deterministic,
-        1 if args.parts is None else args.parts,
-        dict(args.slurm),
-    )
+def _folder(text: str) -> Path:
+    """Absolute, for other processes may work in other folders."""
+    return Path(text).expanduser().absolute()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+HELP = {
+    "output": "folder that holds results/, figures/ and checkpoints/ (default: the project)",
+    "profile": f"{', '.join(PROFILES)} (default quick)",
+    "device": "cpu or cuda (default: cuda for the paper profile, else cpu)",
+    "deterministic": "the same bits again on one type of device and one version of PyTorch (on a CPU they are so anyway); "
+    "run.json says so",
+    "executor": "submit jobs through submitit, one per run, and wait for them, rather than start processes (local: jobs as "
+    "processes of this machine, to try it out)",
+    "parts": "divide a task's path probabilities among N processes",
+    "slurm": "with --executor: an option of sbatch, such as partition=gpu; several times. Default "
+    f"{' '.join(f'{name}={value}' for name, value in SLURM.items())} (time: minutes)",
+    "workers": "runs at once, which share the device (default: one per core on a CPU; on CUDA one per "
+    f"{RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs in the queue at once (256)",
+    "budget": "stop after so long, start-up included, with exit status 0 (1: a run crashed or is stale). One seed of every "
+    "task and method comes first, then a second one, and so on, in each round the cheap before the dear. Shortly before the "
+    "end the runs under way are asked to write checkpoints, from which the same command goes on "
+    f"({', '.join(f'{profile}: {stop_s:g} s' for profile, stop_s in STOP_S.items())}); so that a run comes to its first, "
+    "none is started in the last three times as long",
+    "paths": "0-99 or 0,7: only these, in this process. Whoever finds all parts in checkpoints/ puts them together",
+    "seeds": "0-4 or 0,2,5; default: those of the profile",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    whole = argparse.ArgumentParser(prog="python -m replication", description="Train and show the experiments.")
+    commands = whole.add_subparsers(dest="command", required=True)
+    where, common, computing = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    where.add_argument("--output", type=_folder, default=ROOT, help=HELP["output"])
+    common.add_argument("--profile", default="quick", help=HELP["profile"])
+    computing.add_argument("--device", help=HELP["device"])
+    computing.add_argument("--deterministic", action="store_true", help=HELP["deterministic"])
+    computing.add_argument("--executor", choices=EXECUTORS, help=HELP["executor"])
+    computing.add_argument("--parts", type=int, default=1, metavar="N", help=HELP["parts"])
+    computing.add_argument("--slurm", type=_option, action="append", metavar="NAME=VALUE", help=HELP["slurm"])
+    computing.add_argument("--workers", type=int, metavar="N", help=HELP["workers"])
+    computing.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+
+    def command(name: str, function: Callable, help: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[where, *parents], help=help)
+        added.set_defaults(function=function)
+        return added
+
+    run = command("run", _run, "train what is missing of a grid; again to resume", common, computing)
+    default = "comma-separated; default those whose tables have the methods"
+    run.add_argument("--task", type=_names, help=f"{default}. {', '.join(TASKS)}")
+    run.add_argument("--method", type=_names, help=f"comma-separated; default all. {', '.join(METHODS)}")
+    run.add_argument("--seeds", type=_seeds, help=HELP["seeds"])
+    run.add_argument("--budget-minutes", type=_minutes, metavar="MINUTES", help=HELP["budget"])
+    words = "path probabilities of theta-importance sampling (run computes what it needs of them); again to resume"
+    importance = command("importance", _importance, words, common, computing)
+    importance.add_argument("--task", type=_names, default=list(TASKS), help="comma-separated; default all")
+    importance.add_argument("--paths", type=_paths, help=HELP["paths"])
+    words = "task by method: how many runs are done, failed, stale and missing, hours spent on them and to go"
+    command("status", _status, words, common)
+    words = "every cell of Tables 1 to 9 and every claim: ours, the paper's, verdict, as 09_report_card writes them"
+    command("compare", _compare, words, common)
+    notebook = command("notebook", _notebook, "execute notebooks strictly through papermill", common)
+    notebook.add_argument("names", nargs="*", help="such as 05_granular; default all, in order")
+    notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of a notebook")
+    words = "versions, devices, disk, weights and records: what is wrong, a fix for each; exit status 1 if something needed is"
+    command("doctor", lambda args: doctor.report(args.output), words)
+    return whole
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def _pool(args: argparse.Namespace) -> Pool:
+    if args.slurm and args.executor is None:
+        raise ValueError("--slurm is for jobs: add --executor slurm")
+    where = (args.output, args.device, args.workers, args.deterministic, args.parts)
+    return Pool(*where, args.executor, dict(args.slurm or []))
 
 
 def _run(args: argparse.Namespace) -> int:
-    methods = None if args.method is None else [name.strip() for name in args.method.split(",")]
-    suited = [task for task in TASKS if set(methods or ()) <= set(methods_of(task))]
-    tasks = [name.strip() for name in args.task.split(",")] if args.task else suited or TASKS
+    suited = [task for task in TASKS if set(args.method or ()) <= set(methods_of(task))]
+    tasks = args.task or suited or TASKS
     if args.worker:
-        if args.deterministic:
-            make_deterministic(args.device)
-        config = make_config(tasks[0], methods[0], args.seeds[0], args.profile)
-        progress = checkpoint_folder(config, args.output) / "progress.json"
-        train(config, args.output, args.device, write_progress(progress))
-        return 0
-    wanted = dict.fromkeys(config for task in tasks for config in grid(task, args.profile, methods, args.seeds))
-    jobs, budget, before = _jobs(args, args.workers), None, None
+        return _work(make_config(tasks[0], args.method[0], args.seeds[0], args.profile), args)
+    wanted = dict.fromkeys(config for task in tasks for config in grid(task, args.profile, args.method, args.seeds))
+    if args.executor and args.budget_minutes:
+        raise ValueError("--budget-minutes is for processes of this machine; what limits a job is --slurm time=MINUTES")
+    pool, budget, before = _pool(args), None, None
     if args.budget_minutes is not None:
-        if jobs:
-            raise ValueError(
-                "--budget-minutes is for workers of this machine; what limits a job is --slurm time=MINUTES"
-            )
         budget = Budget(args.started_s + 60 * args.budget_minutes, STOP_S[args.profile])
         before = states(wanted, args.output)
-    runs = ensure_runs(
-        tasks,
-        methods,
-        args.seeds,
-        args.profile,
-        args.output,
-        args.device,
-        args.workers,
-        budget,
-        args.deterministic,
-        jobs,
-    )
+    runs = ensure_runs(tasks, args.method, args.seeds, args.profile, args.output, args.device, budget, pool)
     failed = [run for run in runs if not run.ok]
-    print(
-        f"{len(runs) - len(failed)} of {len(wanted)} runs finished, {len(failed)} failed, in {args.output / 'results'}"
-    )
+    n_ok = len(runs) - len(failed)
+    print(f"{n_ok} of {len(wanted)} runs finished, {len(failed)} failed, in {args.output / 'results'}")
     for run in failed:
         print(f"  {run.task}/{run.method}/seed {run.seed}: {run.status}")
-    left = {} if budget is None else wanted.keys() & budget.left
     if budget is not None:
         print(_balance(args, before, states(wanted, args.output), budget))
+    left = wanted.keys() & budget.left if budget else ()
     return 0 if len(runs) + len(left) == len(wanted) else 1
+
+
+def _work(config: RunConfig, args: argparse.Namespace) -> int:
+    """What a worker does: train one run, write its progress twice a second at most, and stop, a checkpoint written, once
+    SIGUSR1 asks for it."""
+    asked: list[bool] = []
+    said_s = 0.0
+    signal.signal(signal.SIGUSR1, lambda *_: asked.append(True))
+    for training in train_steps(config, args.output, args.device):
+        _watch_parent()
+        training.stopping = bool(asked)
+        if time.monotonic() - said_s > 0.5:
+            said_s = time.monotonic()
+            loss = float(training.epoch_losses[-1]) if training.epoch_losses else math.nan
+            last = {metric: value for _, split, metric, value, _ in training.history if split == "val"}
+            val = f"{last['theta_synth_l1']:.0f}‰" if "theta_synth_l1" in last else f"{last['loss']:.3g}"
+            progress = {"done": training.step / training.n_steps, "words": f"loss {loss:.3g}, val {val}"}
+            write_text_atomic(checkpoint_folder(config, args.output) / "progress.json", json.dumps(progress))
+    return os.EX_TEMPFAIL if asked and training.stopping else 0
+
+
+def _watch_parent() -> None:
+    """End this worker if the process that started it is gone."""
+    if os.getppid() != PARENT:
+        sys.exit("stopped: the process that started this worker is gone")
 
 
 def _balance(
@@ -165,81 +231,22 @@ def _balance(
 
 
 def _importance(args: argparse.Namespace) -> int:
-    if jobs := _jobs(args):
-        if args.paths is not None:
-            raise ValueError("--paths is for one process; for jobs, --parts N divides all paths among N of them")
-        found = states([importance_config(task, args.profile) for task in args.task.split(",")], args.output)
-        if missing := [config for config, state in found.items() if state != "done"]:
-            jobs(missing)
-        for config, state in (found := states(found, args.output)).items():
-            print(f"path probabilities of {config.task}, profile {args.profile}: {state}")
-        return 0 if set(found.values()) == {"done"} else 1
-    if args.deterministic:
-        make_deterministic(args.device)
-    for task in args.task.split(","):
-        watch = watch_parent() if args.worker else None
-        state = compute_importance(task, args.profile, args.output, args.device, args.paths, watch)
-        if not args.worker:
-            print(f"path probabilities of {task}, profile {args.profile}: {state}")
-    return 0
-
-
-def _hours_of_a_run(method: str, known: dict[str, list[float]]) -> float:
-    """Hours that a run of a task takes: the mean of the method's own in `known`, {method: hours of its finished runs}, else what
-    those of the other methods say by `step_cost`; nan without any."""
-    others = (hours / step_cost(other) for other in known if other != IMPORTANCE for hours in known[other])
-    found = known.get(method) or [step_cost(method) * hours for hours in others]
-    return mean(found) if found else math.nan
-
-
-def _tally(task: str, profile: str, output: Path) -> pd.DataFrame:
-    """What is on disk of a task: a row per method and for the path probabilities, with how many are done, failed, stale and
-    missing, and with the hours spent on the done and failed ones and to go for the missing (nan: unknown)."""
-    rows, known = {}, {}
-    for config, state in states([*grid(task, profile), importance_config(task, profile)], output).items():
-        row = rows.setdefault(config.method, dict.fromkeys(("done", "failed", "stale", "missing", "spent"), 0))
-        row[state] += 1
-        if state in ("done", "failed"):
-            folder = run_folder(profile, task, config.method, config.seed, output)
-            hours = hours_of(read_record(folder)[0]) if config.method == IMPORTANCE else read_run(folder).hours
-            row["spent"] += hours
-            if state == "done":
-                known.setdefault(config.method, []).append(hours)
-    for method, row in rows.items():
-        row["to_go"] = row["missing"] * _hours_of_a_run(method, known) if row["missing"] else 0
-    return pd.DataFrame(rows).T
-
-
-def _hours(value: float) -> str:
-    return "?" if math.isnan(value) else "0" if value == 0 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
-
-
-def _cell(n: pd.Series) -> str:
-    stale = f"+{n['stale']:.0f} stale" if n["stale"] else ""
-    return f"{n['done']:.0f}/{n['failed']:.0f}/{n['missing']:.0f}{stale} {_hours(n['spent'])}+{_hours(n['to_go'])}"
+    configs = [importance_config(task, args.profile) for task in args.task]
+    if args.paths is not None and (args.executor or args.parts > 1):
+        raise ValueError("--paths is for this process; --parts N divides all paths among N others")
+    if args.executor or args.parts > 1:
+        _pool(args).run([config for config, state in states(configs, args.output).items() if state != "done"])
+        found = [state for state in states(configs, args.output).values()]
+    else:
+        where, watch = (args.output, args.device, args.paths), _watch_parent if args.worker else None
+        found = [compute_importance(task, args.profile, *where, watch) for task in args.task]
+    for task, state in zip(args.task, found, strict=True) if not args.worker else ():
+        print(f"path probabilities of {task}, profile {args.profile}: {state}")
+    return 1 if {"missing", "stale"} & {*found} else 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    check_name("profile", args.profile, PROFILES)
-    tallies, matrix = {task: _tally(task, args.profile, args.output) for task in TASKS}, {}
-    for task, tally in tallies.items():
-        not_run = dict.fromkeys(NOT_RUN.keys() & methods_of(task), "not run")
-        matrix[tuple(task.partition("_")[::2])] = not_run | tally.apply(_cell, axis=1).to_dict()
-    print(f"profile {args.profile}: done/failed/missing, hours spent+to go\n")
-    print(pd.DataFrame(matrix).reindex([*METHODS, IMPORTANCE]).fillna("").to_string())
-    whole = pd.concat(tallies)
-    n, unknown = whole.sum(), whole.loc[whole["to_go"].isna(), "missing"].sum()
-    besides = f" and {unknown:.0f} times ?" if unknown else ""
-    print(
-        f"\nin all {n['done']:.0f} done, {n['failed']:.0f} failed, {n['stale']:.0f} stale, {n['missing']:.0f} missing; "
-        f"{_hours(n['spent'])} hours spent, {_hours(n['to_go'])} to go{besides}"
-    )
-    print(
-        "Hours are one worker's. Spent: by the records, which know of an interrupted run its training steps or its last part.\n"
-        "To go: by the finished runs of the task and method, else roughly by those of its other methods; ?: there are none."
-    )
-    for method, why in NOT_RUN.items():
-        print(f"{method} not run: {why}")
+    print(overview(check_name("profile", args.profile, PROFILES), args.output))
     return 0
 
 
@@ -274,131 +281,24 @@ def _notebook(args: argparse.Namespace) -> int:
             print(f"{args.output / folder}: {', '.join(files)}")
     card = args.output / "results" / args.profile / "tables" / "report_card.md"
     if not args.names and card.is_file():
-        print(f"\n{card.read_text()}")
+        print(f"\n{card.read_text(encoding='utf-8')}")
     return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line's parser."""
-    whole = argparse.ArgumentParser(
-        prog="python -m replication", description="Train, look at and show the experiments."
-    )
-    commands = whole.add_subparsers(dest="command", required=True)
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument(
-        "--output",
-        type=lambda text: Path(text).absolute(),
-        default=ROOT,
-        help="folder that holds results/, figures/ and checkpoints/ (default: the project)",
-    )
-    common = argparse.ArgumentParser(add_help=False, parents=[where])
-    common.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default quick)")
-
-    computing = argparse.ArgumentParser(add_help=False, parents=[common])
-    computing.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
-    computing.add_argument(
-        "--deterministic",
-        action="store_true",
-        help="the same bits again on one type of device and one version "
-        "of PyTorch (on a CPU they are so anyway); run.json says so",
-    )
-    computing.add_argument(
-        "--executor",
-        choices=EXECUTORS,
-        help="submit jobs through submitit, one per run, and wait for them, "
-        "rather than start workers (local: in processes of this machine, to try it out)",
-    )
-    computing.add_argument(
-        "--parts", type=int, metavar="N", help="with --executor: jobs for a task's path probabilities (1)"
-    )
-    known = " ".join(f"{name}={value}" for name, value in SLURM.items())
-    computing.add_argument(
-        "--slurm",
-        type=_option,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="with --executor: an "
-        f"option of sbatch, such as partition=gpu; several times. Default {known} (time: minutes)",
-    )
-    computing.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-
-    run = commands.add_parser("run", parents=[computing], help="train what is missing of a grid; again to resume")
-    run.add_argument("--task", help=f"comma-separated; default those whose tables have the methods. {', '.join(TASKS)}")
-    run.add_argument("--method", help=f"comma-separated; default all. {', '.join(METHODS)}")
-    run.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the profile")
-    run.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="runs at once, which share the device (default: one per core on a "
-        f"CPU; on CUDA one per {RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs at once "
-        "(256)",
-    )
-    stop_s = ", ".join(f"{profile}: {stop_s:g} s" for profile, stop_s in STOP_S.items())
-    run.add_argument(
-        "--budget-minutes",
-        type=_minutes,
-        metavar="MINUTES",
-        help="stop after so long, start-up included, with exit "
-        "status 0 (1: a run crashed or is stale). One seed of every task and method comes first, then a second one, "
-        "and so on, in each round the cheap before the dear. Shortly before the end the runs under way are asked to "
-        f"write checkpoints, from which the same command goes on ({stop_s}); so that a run comes to its first, none "
-        "is started in the last three times as long",
-    )
-    run.set_defaults(function=_run)
-
-    importance = commands.add_parser(
-        "importance",
-        parents=[computing],
-        help="path probabilities of theta-importance sampling (run computes what it needs of them); again to resume",
-    )
-    importance.add_argument("--task", default=",".join(TASKS), help=f"comma-separated; default all. {', '.join(TASKS)}")
-    importance.add_argument(
-        "--paths",
-        type=lambda text: _seeds(text, "paths"),
-        help="0-99 or 0,7: only these. Whoever finds all parts in checkpoints/ puts them together",
-    )
-    importance.set_defaults(function=_importance)
-
-    status = commands.add_parser(
-        "status",
-        parents=[common],
-        help="task by method: how many runs are done, failed, stale and missing, hours spent on them and to go",
-    )
-    status.set_defaults(function=_status)
-
-    compare = commands.add_parser(
-        "compare",
-        parents=[common],
-        help="every cell of Tables 1 to 9 and every claim: ours, the paper's, verdict, as 09_report_card writes them",
-    )
-    compare.set_defaults(function=_compare)
-
-    notebook = commands.add_parser("notebook", parents=[common], help="execute notebooks strictly through papermill")
-    notebook.add_argument("names", nargs="*", help="such as 05_granular; default all, in order")
-    notebook.add_argument(
-        "-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="a notebook's parameter"
-    )
-    notebook.set_defaults(function=_notebook)
-
-    check = commands.add_parser(
-        "doctor",
-        parents=[where],
-        help="versions, devices, disk, weights and records, and what is wrong "
-        "with a fix for each; exit status 1 if something needed is",
-    )
-    check.set_defaults(function=lambda args: doctor.report(args.output))
-    return whole
 
 
 def main(arguments: list[str] | None = None, started_s: float | None = None) -> int:
     """started_s: when the command began, on the clock time.monotonic(); None: now."""
     now_s = time.monotonic()
+    for stream in (sys.stdout, sys.stderr):  # in another encoding than UTF-8 a sign that it lacks becomes a "?"
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     args = parser().parse_args(arguments, argparse.Namespace(started_s=now_s if started_s is None else started_s))
-    if args.command in ("run", "importance") and args.device is None:
-        args.device = default_device(args.profile)
+    if os.environ.get("TR808_DIR"):
+        os.environ["TR808_DIR"] = str(_folder(os.environ["TR808_DIR"]))
     try:
+        if args.command in ("run", "importance"):
+            args.device = args.device or default_device(args.profile)
+            if args.deterministic and (args.worker or args.command == "importance"):
+                make_deterministic(args.device)
         return args.function(args)
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = None

@@ -1,172 +1,304 @@
-"""Runs as jobs of submitit: on a SLURM cluster, or in processes of this machine, which stand for one.
+"""Runs many things at once, each in a process of its own: on this machine, or as jobs of a SLURM cluster through submitit.
 
-One run is one job, and so is each part of a task's path probabilities. A job starts the worker that the command line starts
-without a cluster, and what it computes is the same. A job that comes to its time limit, or must make way for another, has its
-worker write a checkpoint and is put into the queue again, where it goes on; one that crashes costs itself only.
+A process computes one run, or the path probabilities of a task, or a part of these. All start with the same command, so
+that what they compute does not depend on where they run; one that crashes costs itself only, and the next call goes on
+from its checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import os
-import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
-from scrapl_lib.losses import SCRAPLLoss
+from .checkpoints import checkpoint_folder
+from .problem import check_device, default_device, default_workers
+from .records import IMPORTANCE, ROOT, Run, config_hash, load_runs, run_folder
+from .status import n_paths, progress_of, states
+from .tasks import RunConfig, by_worth, grid, needs, run_cost
 
-from .records import IMPORTANCE
-from .tasks import RunConfig, needs
-from .trainer import STOP_S, Worker, check_device, default_workers
-
-EXECUTORS = ("local", "slurm")
+STOP_S = {"smoke": 10.0, "quick": 60.0, "paper": 60.0}  # what a profile's runs need to come to a stop: see Budget
+STOPPED = (os.EX_TEMPFAIL, -signal.SIGUSR1, -signal.SIGTERM)  # exit statuses of a worker that was stopped
+# glibc gives large blocks back to the kernel after every use; fetching them again costs more than computing in them
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 SLURM = {"job_name": "scrapl", "time": 240, "cpus_per_task": 2, "mem": "16GB", "signal_delay_s": 120}  # time in minutes
-REQUEUES = 1000  # of a job that came to its time limit
+QUEUED, REQUEUES = 256, 1000  # jobs in the queue at once; how often one may come to its time limit
+EXECUTORS = ("local", "slurm")  # of submitit
 
 
-class Job:
-    """What a job computes, pickled by submitit: a run, or the path probabilities of `paths` such as "0-99" (all: "")."""
+@dataclass
+class Command:
+    """A worker's command, which submitit calls in a job.
 
-    def __init__(self, config: RunConfig, output: Path, device: str, deterministic: bool, paths: str = "") -> None:
-        self.config, self.arguments = config, (config, output, device, deterministic, paths)
-        self.worker: Worker | None = None
+    At its time limit, or when it must make way, a job goes into the queue again and on from its newest checkpoint.
+    """
+
+    words: list[str]
 
     def __call__(self) -> None:
-        """Raises RuntimeError if the worker crashes."""
-        self.worker = Worker(*self.arguments, apart=True)
-        while self.worker.process.poll() is None:
-            time.sleep(0.2)
-        if self.worker.process.returncode:
-            raise RuntimeError(self.worker.crash())
-        print(self.worker.words(), file=sys.stderr)
-        self.worker.log.unlink(missing_ok=True)
+        subprocess.run(self.words, check=True, process_group=0)
 
-    def checkpoint(self):
-        """submitit calls this at the job's time limit, or when it must make way, and puts what it returns into the queue."""
+    def checkpoint(self) -> Any:
         from submitit.helpers import DelayedSubmission
 
-        if self.worker is not None:
-            self.worker.process.send_signal(signal.SIGUSR1)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.worker.process.wait(STOP_S[self.config.profile])
-            self.worker.process.kill()
-        return DelayedSubmission(Job(*self.arguments))
+        return DelayedSubmission(self)
 
 
-class Jobs:
-    """Submits missing runs and waits for them, as `ensure_runs` wants it of its `jobs`.
+@dataclass
+class Running:
+    """A process or job at work. status(): its exit status, None while it runs; send(signal): ends it, SIGUSR1 with a checkpoint."""
+
+    config: RunConfig
+    name: str
+    log: Path
+    status: Callable[[], int | None]
+    send: Callable[[int], object]
+
+    def words(self) -> str:
+        """What is in its log, without what submitit has to say of a crash."""
+        with contextlib.suppress(FileNotFoundError):  # another process may have finished this run and tidied up
+            return self.log.read_text(encoding="utf-8", errors="replace").partition("submitit ERROR")[0].strip()
+        return ""
+
+
+@dataclass
+class Budget:
+    """Time for a call of `ensure_runs`, which ends at end_s on the clock time.monotonic().
+
+    stop_s seconds before its end the workers are asked to stop: each writes a checkpoint after the step that it is at. So
+    that it comes to one, none is started with less than three times stop_s to go. What still runs when a fifth of stop_s
+    is left is ended. left: the call lists here which runs it stopped or did not start.
+    """
+
+    end_s: float = math.inf
+    stop_s: float = 0.0
+    left: list[RunConfig] = field(default_factory=list)
+
+
+class Pool:
+    """Processes at work, so many at once: of this machine, or jobs of submitit.
 
     Args:
-        executor: "slurm", or "local" for processes of this machine.
-        profile, output: the jobs' logs are in <output>/checkpoints/<profile>/jobs_* until all have succeeded.
-        device: "cpu", or "cuda" for a GPU each (local: all share the first).
-        workers: jobs at once; None: as many as SLURM wants, local: as `default_workers` says.
+        device: cpu, cuda or cuda:<n>; jobs take no number, each has its own GPU.
+        workers: how many at once; None: `default_workers`, of SLURM jobs `QUEUED`.
         deterministic: see `make_deterministic`.
-        parts: jobs among which the path probabilities of a task are divided; at most one per path.
-        slurm: options of sbatch as submitit names them, in place of or beside those in `SLURM`, such as {"partition": "gpu"}.
-    Raises:
-        ValueError: no submitit, no SLURM, no such device, fewer than 1 of something, an unknown option; it says what to do.
+        parts: processes among which the path probabilities of a task are divided; at most one per path.
+        executor: "slurm", "local" (jobs as processes of this machine, to try them out); None: no jobs.
+        slurm: options of sbatch as submitit names them, in place of or beside those in `SLURM`: {"partition": "gpu"}.
+    Raises: ValueError for a number below 1, a device that is not here, no submitit, no SLURM, an option it does not know.
     """
 
     def __init__(
         self,
-        executor: str,
-        profile: str,
         output: Path,
         device: str,
         workers: int | None = None,
         deterministic: bool = False,
         parts: int = 1,
+        executor: str | None = None,
         slurm: Mapping[str, object] | None = None,
     ) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise ValueError("an executor needs submitit: pip install '.[cluster]'") from error
-        if device not in ("cpu", "cuda"):
-            raise ValueError(f"each job has its own GPU: device must be cpu or cuda, got {device!r}")
         for name, value in {"workers": workers, "parts": parts}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if executor == "slurm" and not (shutil.which("srun") and shutil.which("sbatch")):
+        self.output, self.device, self.deterministic, self.parts = Path(output).absolute(), device, deterministic, parts
+        self.executor: Any = None
+        self.environment = KEEP_MEMORY | ({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {})
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        if executor is not None and device not in ("cpu", "cuda"):
+            raise ValueError(f"each job has its own GPU: device must be cpu or cuda, got {device!r}")
+        if executor != "slurm":
+            check_device(device)
+        self.at_once = workers or (QUEUED if executor == "slurm" else default_workers(device))
+        if executor is not None:
+            self.logs = self.output / "checkpoints" / f"jobs_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
+            self.executor = self._executor(executor, SLURM | dict(slurm or {}))
+
+    def _executor(self, kind: str, options: dict[str, Any]) -> Any:
+        try:
+            import submitit
+        except ImportError as error:
+            raise ValueError("an executor needs submitit: pip install '.[replication]'") from error
+        if kind == "slurm" and not (shutil.which("srun") and shutil.which("sbatch")):
             raise ValueError(
                 "slurm needs SLURM's sbatch and srun, which are not here: call it on a login node, or use local"
             )
-        self.kind, self.at_once = submitit.SlurmExecutor, sys.maxsize
-        own = {"gpus_per_node": 1} if device == "cuda" else {}
-        self.parameters = SLURM | own | {"array_parallelism": workers or 256} | dict(slurm or {})
-        if unknown := set(self.parameters) - (known := submitit.SlurmExecutor._valid_parameters()):
-            raise ValueError(
-                f"submitit knows no option {', '.join(sorted(unknown))} of sbatch; it knows {', '.join(sorted(known))}"
-            )
-        if not isinstance(self.parameters["time"], int) or self.parameters["time"] < 1:
-            raise ValueError(f"time must be a whole number of minutes, at least 1, got {self.parameters['time']!r}")
-        if executor == "local":
-            check_device(device)
-            self.kind, self.at_once = submitit.LocalExecutor, workers or default_workers(device)
-            self.parameters["timeout_min"] = self.parameters["time"]
-        self.arguments, self.parts = (output, device, deterministic), parts
-        self.folder = output / "checkpoints" / profile / f"jobs_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
-
-    def _jobs_of(self, config: RunConfig) -> list[Job]:
-        if config.method != IMPORTANCE or self.parts == 1:
-            return [Job(config, *self.arguments)]
-        paths = np.arange(SCRAPLLoss(**config.transform()).n_paths)
-        return [
-            Job(config, *self.arguments, f"{part[0]}-{part[-1]}")
-            for part in np.array_split(paths, self.parts)
-            if len(part)
-        ]
-
-    def __call__(self, missing: list[RunConfig]) -> None:
-        """Submit the jobs of all, in this order, a run's once the path probabilities it needs are there; return when all have
-        ended. What crashed is said on stderr, with its log. Stopped by an exception such as Ctrl-C, it cancels what is under way.
-
-        Raises: ValueError for an option that submitit does not know."""
-        executor = self.kind(self.folder, max_num_timeout=REQUEUES)
+        options |= {"gpus_per_node": 1} if self.device == "cuda" else {}
+        options["setup"] = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        executor = {"slurm": submitit.SlurmExecutor, "local": submitit.LocalExecutor}[kind](self.logs, REQUEUES)
         try:
-            executor.update_parameters(**self.parameters)
+            if not isinstance(options["time"], int) or options["time"] < 1:
+                raise ValueError(f"time is in minutes, a whole number of at least 1, got {options['time']!r}")
+            executor.update_parameters(**options | ({"timeout_min": options["time"]} if kind == "local" else {}))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"submitit refuses one of {self.parameters}: {error}") from error
-        waiting, running, n_crashed = [job for config in missing for job in self._jobs_of(config)], {}, 0
-        n_jobs = len(waiting)
-        _say(f"{n_jobs} jobs; logs: {self.folder}")
+            raise ValueError(f"submitit refuses one of {options}: {' '.join(str(error).split())}") from error
+        return executor
+
+    def start(self, config: RunConfig, paths: str = "") -> Running:
+        """Start what computes a run, or path probabilities: all, or `paths` such as "0-99".
+
+        A process has a group of its own, so that signals to ours do not reach it, and our working folder, where relative
+        paths in the environment mean what they mean here.
+        """
+        of_run = ["run", "--method", config.method, "--seeds", str(config.seed)]
+        words = [
+            sys.executable,
+            "-P",
+            "-m",
+            "replication",
+            *(["importance"] if config.method == IMPORTANCE else of_run),
+        ]
+        words += ["--worker", "--task", config.task, "--profile", config.profile, "--device", self.device]
+        words += ["--output", str(self.output), *(["--deterministic"] if self.deterministic else [])]
+        words += ["--paths", paths] if paths else []
+        name = f"{config.task}/{config.method}/" + (f"paths {paths}" if paths else f"seed {config.seed}")
+        if self.executor:
+            job = self.executor.submit(Command(words))
+
+            def status() -> int | None:
+                return None if not job.done() else int(job.exception() is not None)
+
+            return Running(config, name, job.paths.stderr, status, lambda _: job.cancel(check=False))
+        folder = checkpoint_folder(config, self.output)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        log = folder.with_name(f"{folder.name}{paths and '_' + paths}.log")
+        with open(log, "wb") as file:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
+            process = subprocess.Popen(words, env=os.environ | self.environment, process_group=0, **streams)
+        return Running(config, name, log, process.poll, process.send_signal)
+
+    def run(self, missing: Iterable[RunConfig], budget: Budget | None = None) -> None:
+        """Run all in the order given, except that a run waits for the path probabilities it needs; return when all have ended.
+
+        What crashed is said on stderr, with its log. Stopped by an exception such as Ctrl-C, this ends what is under way.
+        """
+        budget, missing = budget or Budget(), list(missing)
+        waiting = [(config, paths) for config in missing for paths in self._parts_of(config)]
+        running, crashed, n_all = [], [], len(waiting)
+        bar = tqdm(
+            total=sum(map(run_cost, missing)),
+            desc=f"{n_all} runs",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
+        say = functools.partial(bar.write, file=sys.stderr)
         try:
             while waiting or running:
-                under_way = {job.config for job in (*waiting, *running)}
-                free = [job for job in waiting if needs(job.config) not in under_way][: self.at_once - len(running)]
-                if free:
-                    running |= zip(free, executor.submit_array(free))
-                    waiting = [job for job in waiting if job not in free]
-                time.sleep(0.5)
-                for job in [job for job, submitted in running.items() if submitted.done()]:
-                    submitted = running.pop(job)
-                    if (error := submitted.exception()) is not None:
-                        n_crashed += 1
-                        said = re.findall("^RuntimeError: (.*)", str(error), re.MULTILINE)
-                        _say(
-                            f"job {submitted.job_id}: {said[-1] if said else f'killed; log: {submitted.paths.stderr}'}"
-                        )
-                        if any(needs(other.config) == job.config for other in waiting):
-                            _say(f"{job.config.task}: no scrapl runs, the path probabilities are missing")
-                            waiting = [other for other in waiting if needs(other.config) != job.config]
-                    _say(f"{n_jobs - len(waiting) - len(running)} of {n_jobs} jobs done")
-        except BaseException:
-            for submitted in running.values():
-                submitted.cancel(check=False)
-            raise
-        if n_crashed:
-            _say(f"{n_crashed} of {n_jobs} jobs crashed; the same command tries them again")
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+                left_s = budget.end_s - time.monotonic()
+                if left_s < 3 * budget.stop_s:
+                    budget.left += [config for config, _ in waiting]
+                    waiting = []
+                for each in running if left_s < budget.stop_s else []:
+                    each.send(signal.SIGTERM if left_s < budget.stop_s / 5 else signal.SIGUSR1)
+                unfinished = {*(config for config, _ in waiting), *(each.config for each in running)}
+                free = [work for work in waiting if needs(work[0]) not in unfinished]
+                for work in free[: self.at_once - len(running)]:
+                    waiting.remove(work)
+                    running.append(self.start(*work))
+                time.sleep(1.0 if self.executor else 0.2)
+                for each in [each for each in running if each.status() is not None]:
+                    running.remove(each)
+                    status, words = each.status(), each.words()
+                    if status and not (left_s < budget.stop_s and status in STOPPED):
+                        crashed.append(each.name)
+                        last = (words.splitlines() or ["nothing in its log"])[-1]
+                        say(f"{each.name} crashed (exit status {status}: {last}); log: {each.log}")
+                        if any(needs(config) == each.config for config, _ in waiting):
+                            say(f"{each.config.task}: no scrapl runs, the path probabilities are missing")
+                            waiting = [work for work in waiting if needs(work[0]) != each.config]
+                        continue
+                    budget.left += [each.config] if status else []
+                    if not self.executor:
+                        each.log.unlink(missing_ok=True)
+                        if words:
+                            say(f"{each.name}: {words}")
+                progress = {each.config: progress_of(each.config, self.output) for each in running}
+                to_go = sum(run_cost(config) for config in {*(config for config, _ in waiting)} - {*progress})
+                to_go += sum(run_cost(config) * (1 - done) for config, (done, _) in progress.items())
+                bar.n = bar.total - to_go
+                bar.set_postfix_str("; ".join(words for _, words in progress.values() if words), refresh=False)
+                bar.update(0)
+        finally:
+            for each in running:
+                each.send(signal.SIGTERM)
+            while not self.executor and any(each.status() is None for each in running):
+                time.sleep(0.02)
+            bar.close()
+        if crashed:
+            words = f"{len(crashed)} of {n_all} runs crashed: {', '.join(crashed)}; the same command tries them again"
+            print(words, file=sys.stderr)
+        elif self.executor:
+            shutil.rmtree(self.logs, ignore_errors=True)
+
+    def _parts_of(self, config: RunConfig) -> list[str]:
+        """The path probabilities of a task in parts, such as "0-99"; what is not divided is a part named ""."""
+        if config.method != IMPORTANCE or self.parts == 1:
+            return [""]
+        divided = np.array_split(range(n_paths(config)), min(self.parts, n_paths(config)))
+        return [f"{part[0]}-{part[-1]}" for part in divided]
 
 
-def _say(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+def ensure_runs(
+    tasks: Iterable[str],
+    methods: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+    profile: str = "quick",
+    output: Path = ROOT,
+    device: str | None = None,
+    budget: Budget | None = None,
+    pool: Pool | None = None,
+) -> list[Run]:
+    """Compute what is missing of a grid, each run in a process of its own, and return what is then on disk.
+
+    Runs with theta-IS wait for their path probabilities, which are computed beside the other runs. A process that crashes
+    costs its own run; the next call takes it up from its checkpoint. Runs that failed (status "failed:...") are not tried
+    again, stale ones are named and left alone: delete a run's folder to ask for it anew. The dearest run comes first, so
+    that the whole grid is done soonest; with a budget they come `by_worth`.
+
+    Args:
+        tasks, methods, seeds: of the grid; None means all of the profile.
+        output: folder that holds results/ and checkpoints/. device: cpu or cuda; None: what the profile wants.
+        budget: when to stop, checkpoints written; None: when all is done.
+        pool: what computes; None: as many processes of this machine as `default_workers` says.
+    Raises:
+        ValueError: unknown names, or a device that is not here; BrokenRecord.
+    """
+    output, device = Path(output).absolute(), device or default_device(profile)
+    methods, seeds = (None if names is None else list(names) for names in (methods, seeds))
+    configs = [config for task in tasks for config in grid(task, profile, methods, seeds)]
+    found = states(configs, output)
+    for config in (c for c, state in found.items() if state == "stale"):
+        folder = run_folder(config.profile, config.task, config.method, config.seed, output)
+        words = f"stale, not used: {folder} was made with another configuration; delete it to run it again"
+        print(words, file=sys.stderr)
+    missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-run_cost(c), c.seed))
+    if missing:
+        needed = states(dict.fromkeys(needs(c) for c in missing if c.method == "scrapl"), output)
+        stale = [c for c, state in needed.items() if state not in ("done", "missing")]
+        for c in stale:
+            print(f"{c.task}: no scrapl runs, the path probabilities are {needed[c]}", file=sys.stderr)
+        missing = [c for c in missing if needs(c) not in stale]
+        order = [c for c, state in needed.items() if state == "missing"] + missing
+        if budget is not None:
+            done = {c: state for c, state in found.items() if state == "done"}
+            order = by_worth(done | dict.fromkeys(order, "missing"))
+        (pool or Pool(output, device)).run(order, budget)
+    runs = []
+    for task in dict.fromkeys(config.task for config in configs):
+        expected = {(c.method, c.seed): config_hash(c.flat) for c in configs if c.task == task and found[c] != "stale"}
+        runs += load_runs(profile, task, expected, output)
+    return runs

@@ -1,10 +1,9 @@
 """One training run is one folder: its values and where they come from.
 
 ``<output>/results/<profile>/<task>/<method>/seed_<n>/`` holds ``history.csv``, ``test.csv`` (columns in `COLUMNS`) and,
-written last, ``run.json``: status, resolved config and its hash, SHA-256 and rows of the two files, provenance. Files are
-written to a temporary name beside them and renamed; writers and readers of one folder exclude each other by an advisory
-lock on it; run.json hashes everything, its own fields included: an edited, truncated or mixed record is refused
-(`BrokenRecord`) wherever it is used. Deleting the folder asks for the run again.
+written last, ``run.json``: status, resolved config and its hash, SHA-256 and rows of the two files, provenance. run.json
+hashes everything, its own fields included: an edited, truncated or mixed record is refused (`BrokenRecord`) wherever it
+is used. Deleting the folder asks for the run again.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import io
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
-import uuid
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -29,10 +27,8 @@ from typing import Any
 
 import pandas as pd
 
-try:
-    import fcntl
-except ImportError:  # Windows: without a lock the hashes still catch a mix
-    fcntl = None
+from .files import csv_bytes, write_bytes_atomic, write_text_atomic
+from .files import write_csv as write_csv  # tables and figures take it from here
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = {"history.csv": ["step", "split", "metric", "value", "wall_s"], "test.csv": ["metric", "value", "unit"]}
@@ -151,67 +147,19 @@ def provenance(device: Any) -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    device, name, peak = str(device), platform.machine(), None
-    if device.startswith("cuda") and "torch" in sys.modules:
+    device, name = str(device), platform.machine()
+    if device.startswith("cuda"):
         cuda = sys.modules["torch"].cuda
         name, peak = cuda.get_device_name(device), cuda.max_memory_allocated(device) / 2**20
-    elif fcntl is not None:
-        import resource  # absent where fcntl is; counts bytes on macOS, KiB on Linux
-
+    else:  # ru_maxrss counts bytes on macOS, KiB on Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    peak = peak and round(peak, 1)
     return {
         "code_version": _code_version(),
         "versions": versions,
         "device": device,
         "device_name": name,
-        "peak_memory_mb": peak,
+        "peak_memory_mb": round(peak, 1),
     }
-
-
-def write_bytes_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary name in the same folder (made when missing), then rename: all of it or nothing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """`write_bytes_atomic` of UTF-8 text with its line ends unchanged."""
-    write_bytes_atomic(path, text.encode())
-
-
-def _csv(frame: pd.DataFrame) -> bytes:
-    return frame.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode()
-
-
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table without its index, floats with 9 significant digits, NaN as an empty cell, atomically."""
-    write_bytes_atomic(path, _csv(frame))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, exclusive: bool) -> Iterator[None]:
-    """Hold the advisory lock of `folder`; it goes with the process; a file system without locks goes without."""
-    if fcntl is None or not folder.is_dir():
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(handle)
 
 
 def run_folder(profile: str, task: str, method: str, seed: int, output: Path = ROOT) -> Path:
@@ -226,42 +174,13 @@ def _place(folder: Path) -> dict[str, Any]:
     return dict(zip(PLACE, [*names, int(digits) if digits.isdecimal() and f"seed_{int(digits)}" == seed else seed]))
 
 
-def write_run(
-    folder: Path,
-    *,
-    status: str,
-    config: dict[str, Any],
-    history: pd.DataFrame,
-    test: pd.DataFrame,
-    start_utc: str,
-    device: Any,
-    threads: int,
-    train_step_ms: dict[str, float] | None,
-    **more: Any,
-) -> None:
-    """Write the record of one run, replacing the one there; run.json goes first and comes last, so that a run killed in
-    between counts as missing.
-
-    folder: from `run_folder`. status: "ok" or "failed:<why>". history, test: exactly the columns of `COLUMNS`, may be empty.
-    start_utc: from `utc_now`. train_step_ms: median, q25, q75 in ms and n, or None. more: goes into run.json as it is. Waits
-    for the folder's flock: do not hold one on it. Raises ValueError for another status, columns or folder, a config that
-    contradicts it, NaN in the JSON.
-    """
+def write_run(folder: Path, *, history: pd.DataFrame, test: pd.DataFrame, **about: Any) -> None:
+    """`write_record` of one run. history, test: exactly the columns of `COLUMNS`; they may be empty."""
     tables = {"history.csv": history, "test.csv": test}
     for name, table in tables.items():
         if list(table.columns) != COLUMNS[name]:
             raise ValueError(f"{name} needs the columns {COLUMNS[name]}, got {list(table.columns)}")
-    write_record(
-        folder,
-        tables,
-        status=status,
-        config=config,
-        start_utc=start_utc,
-        device=device,
-        threads=threads,
-        train_step_ms=train_step_ms,
-        **more,
-    )
+    write_record(folder, tables, **about)
 
 
 def write_record(
@@ -275,65 +194,85 @@ def write_record(
     threads: int,
     **more: Any,
 ) -> None:
-    """`write_run` for CSV files of any names and columns."""
+    """Write a record, replacing the one there; run.json goes first and comes last, so that a run killed in between
+    counts as missing. Two processes must not write one record at once: the caller holds the run's lock.
+
+    Args:
+        folder: from `run_folder`. tables: the CSV files by name. status: "ok" or "failed:<why>". start_utc: from `utc_now`.
+        threads: of PyTorch. more: goes into run.json as it is, such as train_step_ms.
+    Raises: ValueError for another status or folder, a config that contradicts the folder, NaN in the JSON.
+    """
     folder = Path(folder).absolute()
     place = _place(folder)
     if place != {**place, **{key: config[key] for key in PLACE if key in config}} or not isinstance(place["seed"], int):
         raise ValueError(f"folder {folder} says {place}, which its config contradicts: {config}; use run_folder()")
     if status != "ok" and not (status.startswith("failed:") and status.removeprefix("failed:").strip()):
         raise ValueError(f"status must be 'ok' or 'failed:<why>', got {status!r}")
-    data, files = {}, {}
-    for name, table in tables.items():
-        data[name] = _csv(table)
-        files[name] = {"sha256": hashlib.sha256(data[name]).hexdigest(), "rows": len(table)}
+    data = {name: csv_bytes(table) for name, table in tables.items()}
+    files = {name: {"sha256": _sha256(data[name]), "rows": len(table)} for name, table in tables.items()}
     info = {**place, "status": status, "config": config, "config_hash": config_hash(config), "files": files}
-    info |= {**provenance(device), "threads": threads, "start_utc": start_utc, "end_utc": utc_now()}
-    info |= more
+    info |= {**provenance(device), "threads": threads, "start_utc": start_utc, "end_utc": utc_now(), **more}
     info["record_sha256"] = config_hash(info)
     text = _json(info, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, exclusive=True):
-        (folder / "run.json").unlink(missing_ok=True)
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        for name, content in data.items():
-            write_bytes_atomic(folder / name, content)
-        write_text_atomic(folder / "run.json", text)
+    (folder / "run.json").unlink(missing_ok=True)
+    for leftover in folder.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    for name, content in data.items():
+        write_bytes_atomic(folder / name, content)
+    write_text_atomic(folder / "run.json", text)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
-    """run.json and the bytes of the CSV files, all of it checked; None when there is no run.json."""
+    """run.json and the bytes of the CSV files, all of it checked; None when there is no run.json.
+
+    What does not fit together is broken only if run.json is still the same afterwards: else somebody is writing it anew.
+    """
+    while (text := _run_json(folder)) is not None:
+        try:
+            return _checked(folder, text)
+        except BrokenRecord:
+            if _run_json(folder) == text:
+                raise
+    return None
+
+
+def _run_json(folder: Path) -> bytes | None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return (folder / "run.json").read_bytes()
+    return None
+
+
+def _checked(folder: Path, text: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     path, data = folder / "run.json", {}
-    with _locked(folder, exclusive=False):
-        if not path.exists():
-            return None
-        try:
-            info = json.loads(path.read_bytes())
-            claimed, actual = info.pop("record_sha256"), config_hash(info)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise BrokenRecord(
-                path, "a JSON object with a record_sha256", f"{type(error).__name__}: {error}"
-            ) from error
-        if claimed != actual:
-            raise BrokenRecord(path, f"fields with SHA-256 {claimed}", f"SHA-256 {actual} (edited by hand?)")
-        if (there := {key: info.get(key) for key in PLACE}) != _place(folder):
-            raise BrokenRecord(path, f"the record of {_place(folder)}, as its folder says", f"that of {there}")
-        try:
-            wanted = {name: (file["rows"], file["sha256"]) for name, file in info["files"].items()}
-            hours_of(info)
-            dict(**info["config"]), info["status"] + info["config_hash"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BrokenRecord(
-                path, "files, config, its hash, status and times", f"{type(error).__name__}: {error}"
-            ) from error
-        for name, (rows, digest) in wanted.items():
-            path, expected = folder / name, f"{rows} rows with SHA-256 {digest}"
-            if not path.is_file():
-                raise BrokenRecord(path, expected, "no such file")
-            data[name] = path.read_bytes()
-            actual, rows = hashlib.sha256(data[name]).hexdigest(), max(len(data[name].splitlines()) - 1, 0)
-            if actual != digest:
-                raise BrokenRecord(path, expected, f"{rows} rows with SHA-256 {actual}")
+    try:
+        info = json.loads(text)
+        claimed, actual = info.pop("record_sha256"), config_hash(info)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BrokenRecord(path, "a JSON object with a record_sha256", f"{type(error).__name__}: {error}") from error
+    if claimed != actual:
+        raise BrokenRecord(path, f"fields with SHA-256 {claimed}", f"SHA-256 {actual} (edited by hand?)")
+    if (there := {key: info.get(key) for key in PLACE}) != _place(folder):
+        raise BrokenRecord(path, f"the record of {_place(folder)}, as its folder says", f"that of {there}")
+    try:
+        wanted = {name: (file["rows"], file["sha256"]) for name, file in info["files"].items()}
+        hours_of(info)
+        dict(**info["config"]), info["status"] + info["config_hash"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise BrokenRecord(path, "files, config, its hash, status and times", found) from error
+    for name, (rows, digest) in wanted.items():
+        path, expected = folder / name, f"{rows} rows with SHA-256 {digest}"
+        if not path.is_file():
+            raise BrokenRecord(path, expected, "no such file")
+        data[name] = path.read_bytes()
+        if (actual := _sha256(data[name])) != digest:
+            rows = max(len(data[name].splitlines()) - 1, 0)
+            raise BrokenRecord(path, expected, f"{rows} rows with SHA-256 {actual}")
     return info, data
 
 

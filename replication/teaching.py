@@ -1,6 +1,6 @@
 """What the notebooks share for their live demonstrations: a problem of seconds, gradients path by path, and pictures.
 
-Nothing here is recorded: the demonstrations illustrate, the runs of `training.ensure_runs` are the evidence.
+Nothing here is recorded: the demonstrations illustrate, the runs of `jobs.ensure_runs` are the evidence.
 W is the number of the encoder's weights, P the number of paths.
 """
 
@@ -26,6 +26,7 @@ from scrapl_lib.jtfs import JTFS
 from scrapl_lib.losses import SCRAPLLoss
 from scrapl_lib.optim import PSAGA, PAdam
 
+from .problem import Problem
 from .tasks import PROFILES, RunConfig, check_name, make_config
 from .trainer import Training
 
@@ -96,9 +97,9 @@ def path_losses(loss: SCRAPLLoss, x_hat: Tensor, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def reconstruct(training: Training, items: Tensor, seeds: Tensor) -> Tensor:
+def reconstruct(problem: Problem, items: Tensor, seeds: Tensor) -> Tensor:
     """What encoder and synthesizer make of the data set's `items`, with synthesizer seeds `seeds`: (batch, 1, samples)."""
-    return training.synth(training.encoder(training.features[items]), seeds)
+    return problem.synth(problem.encoder(problem.features[items]), seeds)
 
 
 def path_slopes(
@@ -118,20 +119,20 @@ def path_slopes(
     return torch.stack(slopes, dim=-1)
 
 
-def path_gradients(training: Training, items: Tensor, seeds: Tensor) -> Tensor:
+def path_gradients(problem: Problem, items: Tensor, seeds: Tensor) -> Tensor:
     """Gradient of every path's loss for one batch in the encoder's weights, one backward pass per path: (P, W)."""
-    weights, rows = list(training.encoder.parameters()), []
-    x_hat = reconstruct(training, items, seeds)
-    for path in range(training.loss.n_paths):
-        value = training.loss(x_hat, training.x[items], path_idx=path)
+    weights, rows = list(problem.encoder.parameters()), []
+    x_hat = reconstruct(problem, items, seeds)
+    for path in range(problem.loss.n_paths):
+        value = problem.loss(x_hat, problem.x[items], path_idx=path)
         rows.append(_flat(torch.autograd.grad(value, weights, retain_graph=True)))
     return torch.stack(rows)
 
 
-def full_gradient(training: Training, items: Tensor, seeds: Tensor) -> Tensor:
+def full_gradient(problem: Problem, items: Tensor, seeds: Tensor) -> Tensor:
     """Gradient of the mean of all paths' losses for the same batch, in a single backward pass: (W,)."""
-    values = path_losses(training.loss, reconstruct(training, items, seeds), training.x[items])
-    return _flat(torch.autograd.grad(values.mean(), list(training.encoder.parameters())))
+    values = path_losses(problem.loss, reconstruct(problem, items, seeds), problem.x[items])
+    return _flat(torch.autograd.grad(values.mean(), list(problem.encoder.parameters())))
 
 
 # ---- optimizers watched -------------------------------------------------------------------------------------------------
@@ -178,8 +179,8 @@ def watch(training: Training) -> tuple[pd.DataFrame, Tensor]:
     rows, weights = [], [_flat(training.encoder.parameters())]
     b1, b2 = training.config.beta1, training.config.beta2
 
-    def after_step(training: Training) -> None:
-        parameters, k = list(training.encoder.parameters()), training.step
+    for k in training.steps():
+        parameters = list(training.encoder.parameters())
         states = [training.optimizer.state[w] for w in parameters]
         path, age = -1, k
         if "tau" in states[0]:  # the loss's own path_idx may be a validation's by now
@@ -192,8 +193,6 @@ def watch(training: Training) -> tuple[pd.DataFrame, Tensor]:
         m_rms, v_rms = _rms(m) / (1 - b1**age), float((v.mean() / (1 - b2**age)).sqrt())
         rows.append((k, path, _rms(g), m_rms, v_rms))
         weights.append(_flat(parameters))
-
-    training.run(after_step)
     columns = ["step", "path", "gradient_rms", "m_rms", "sqrt_v_rms"]
     return pd.DataFrame(rows, columns=columns), torch.stack(weights)
 

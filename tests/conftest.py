@@ -1,9 +1,14 @@
 """Fixtures that several test files share."""
 
+import os
+import textwrap
+
 import pytest
 import torch
 
-from replication import trainer as training
+from replication.jobs import Pool
+from replication.records import ROOT
+from replication.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +25,40 @@ def computed_here(monkeypatch):
     """Missing runs are computed in this process instead of in workers; lists (method, seed) of them."""
     configs = []
 
-    def run_all(missing, output, device, n_workers, budget, deterministic):
-        configs.extend((config.method, config.seed) for config in missing)
+    def run(self, missing, budget=None):
         for config in missing:
-            training.train(config, output, device)
+            configs.append((config.method, config.seed))
+            train(config, self.output, self.device)
 
-    monkeypatch.setattr(training, "_run_all", run_all)
+    monkeypatch.setattr(Pool, "run", run)
     return configs
+
+
+FAULTY = """
+import os, pathlib, signal, sys, time
+if "--worker" in sys.orig_argv and "--seeds" in sys.orig_argv:
+    from replication import __main__, trainer
+    trainer.CHECKPOINT_EVERY_S = 0
+    seed, steps = int(sys.orig_argv[sys.orig_argv.index("--seeds") + 1]), trainer.Training.steps
+    def faulty(run):
+        for step in steps(run):
+{fault}
+            yield step
+    trainer.Training.steps = faulty
+"""
+
+
+@pytest.fixture
+def in_workers(monkeypatch, tmp_path_factory):
+    """`in_workers(text)`: every training process started from here executes `text` after each step and before its checkpoint;
+    it knows seed, step and run. Checkpoints come after every step."""
+
+    def use(text):
+        folder = tmp_path_factory.mktemp("site")
+        (folder / "sitecustomize.py").write_text(FAULTY.format(fault=textwrap.indent(textwrap.dedent(text), " " * 12)))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+
+    return use
 
 
 def pytest_terminal_summary(terminalreporter):

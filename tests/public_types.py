@@ -5,10 +5,10 @@ from typing import assert_type
 
 from torch import Tensor, nn
 
+from replication.jobs import ensure_runs
 from replication.measures import audio_distances, drum_feature_distances, drum_features
 from replication.records import Run, load_runs, read_run, run_folder
 from replication.stats import mean_ci95, paired_comparison
-from replication.trainer import ensure_runs
 from scrapl_lib import JTFS, PSAGA, JTFSLoss, PAdam, SCRAPLLoss, theta_importance
 from scrapl_lib.jtfs import Path as ScatteringPath
 

@@ -1,10 +1,12 @@
 """Records: what is written is what is read; whatever was changed afterwards is refused by name."""
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
-import time
 import warnings
 
 import numpy as np
@@ -12,6 +14,7 @@ import pandas as pd
 import pytest
 
 from replication import records
+from replication.files import locked, write_csv, write_text_atomic
 from replication.records import (
     BrokenRecord,
     config_hash,
@@ -31,6 +34,7 @@ CONFIG = {
     "pools": ((2, 2), (2, 2)),
     "n_steps": 400,
 }
+ABOUT = {"start_utc": records.utc_now(), "device": "cpu", "threads": 1, "train_step_ms": None}
 
 
 def history(scale=1.0):
@@ -49,17 +53,9 @@ test_table.__test__ = False
 def write(output, seed=3, scale=1.0, status="ok", method="scrapl_plain", **config):
     folder = run_folder("quick", "granular", method, seed, output)
     resolved = {**CONFIG, "method": method, "seed": seed, **config}
-    write_run(
-        folder,
-        status=status,
-        config=resolved,
-        history=history(scale),
-        test=test_table(scale),
-        start_utc=records.utc_now(),
-        device="cpu",
-        threads=1,
-        train_step_ms={"median": np.float32(2.5), "q25": 2.0, "q75": 3.0, "n": np.int64(40)},
-    )
+    timing = {"median": np.float32(2.5), "q25": 2.0, "q75": 3.0, "n": np.int64(40)}
+    about = {**ABOUT, "train_step_ms": timing}
+    write_run(folder, status=status, config=resolved, history=history(scale), test=test_table(scale), **about)
     return folder
 
 
@@ -69,11 +65,8 @@ def test_round_trip(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["history.csv", "run.json", "test.csv"]
     run = read_run(folder)
     assert (run.profile, run.task, run.method, run.seed) == ("quick", "granular", "scrapl_plain", 3)
-    assert (
-        run.ok
-        and run.config["lr"] == 1e-3
-        and run.info["train_step_ms"] == {"median": 2.5, "q25": 2, "q75": 3, "n": 40}
-    )
+    assert run.ok and run.config["lr"] == 1e-3
+    assert run.info["train_step_ms"] == {"median": 2.5, "q25": 2, "q75": 3, "n": 40}
     assert len(run.history) == 3 and run.history["step"].dtype == np.int64
     assert np.abs(run.history["value"] - history()["value"]).max() < 1e-6  # 9 significant digits of 333.333...
     assert run.history["split"].tolist() == ["val"] * 3
@@ -82,15 +75,13 @@ def test_round_trip(tmp_path):
     info = json.loads((folder / "run.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     for key in ("versions", "code_version", "device", "threads", "start_utc", "end_utc", "peak_memory_mb"):
         assert info[key], key
-    assert info["files"]["history.csv"] == {
-        "sha256": hashlib.sha256((folder / "history.csv").read_bytes()).hexdigest(),
-        "rows": 3,
-    }
+    digest = hashlib.sha256((folder / "history.csv").read_bytes()).hexdigest()
+    assert info["files"]["history.csv"] == {"sha256": digest, "rows": 3}
     assert info["peak_memory_mb"] > 10 and info["versions"]["numpy"] == np.__version__
 
 
 def test_csv_has_nine_digits_and_unix_line_ends(tmp_path):
-    records.write_csv(tmp_path / "a" / "b.csv", pd.DataFrame({"x": [1 / 3, 1e-12 / 7, np.nan], "n": [1, 2, 3]}))
+    write_csv(tmp_path / "a" / "b.csv", pd.DataFrame({"x": [1 / 3, 1e-12 / 7, np.nan], "n": [1, 2, 3]}))
     assert (tmp_path / "a" / "b.csv").read_bytes() == b"x,n\n0.333333333,1\n1.42857143e-13,2\n,3\n"
 
 
@@ -118,73 +109,41 @@ def test_run_state(tmp_path):
     assert run_state(folder, config_hash(CONFIG)) == "missing"
 
 
-def test_run_state_is_cheap(tmp_path):
-    folder, expected = write(tmp_path), config_hash(CONFIG)
-    start = time.perf_counter()
-    for _ in range(100):
-        run_state(folder, expected)
-    assert (time.perf_counter() - start) / 100 < 5e-3  # about 0.2 ms; 1000 runs must not take seconds
-
-
-def edit_value(folder):
-    path = folder / "history.csv"
-    path.write_text(path.read_text().replace("333.333", "133.333", 1))
-
-
-def drop_row(folder):
-    path = folder / "history.csv"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-
-
-def truncate(folder):
-    (folder / "test.csv").write_bytes((folder / "test.csv").read_bytes()[:-9])
-
-
-def remove(folder):
-    (folder / "test.csv").unlink()
-
-
-def edit_info(folder):
-    path = folder / "run.json"
-    path.write_text(path.read_text().replace('"median": 2.5', '"median": 1.5'))
-
-
-def truncate_info(folder):
-    (folder / "run.json").write_bytes((folder / "run.json").read_bytes()[:200])
-
-
-def nan_info(folder):
-    path = folder / "run.json"
-    path.write_text(path.read_text().replace('"median": 2.5', '"median": NaN'))
-
-
-def list_info(folder):
-    (folder / "run.json").write_text("[1, 2]")
-
-
-def bare_info(folder):
-    bare = {"status": "ok"}
-    (folder / "run.json").write_text(json.dumps({**bare, "record_sha256": config_hash(bare)}))
-
-
-DAMAGE = {
-    edit_value: ("history.csv", "3 rows with SHA-256", "3 rows with SHA-256"),
-    drop_row: ("history.csv", "3 rows", "2 rows"),
-    truncate: ("test.csv", "2 rows", "2 rows"),
-    remove: ("test.csv", "2 rows", "no such file"),
-    edit_info: ("run.json", "fields with SHA-256", "edited by hand"),
-    truncate_info: ("run.json", "JSON", "JSONDecodeError"),
-    nan_info: ("run.json", "JSON", "ValueError"),
-    list_info: ("run.json", "JSON", "TypeError"),
-    bare_info: ("run.json", "the record of", "None"),
+BARE = {"status": "ok"}
+DAMAGE = {  # what is done to which file; what it was expected to be, what is found
+    "a value edited": (
+        "history.csv",
+        lambda text: text.replace(b"333.333", b"133.333", 1),
+        "3 rows with SHA-256",
+        "3 rows with SHA-256",
+    ),
+    "a row dropped": ("history.csv", lambda text: text[: text[:-1].rindex(b"\n") + 1], "3 rows", "2 rows"),
+    "truncated": ("test.csv", lambda text: text[:-9], "2 rows", "2 rows"),
+    "removed": ("test.csv", None, "2 rows", "no such file"),
+    "info edited": (
+        "run.json",
+        lambda text: text.replace(b'"median": 2.5', b'"median": 1.5'),
+        "fields with SHA-256",
+        "edited by hand",
+    ),
+    "info truncated": ("run.json", lambda text: text[:200], "JSON", "JSONDecodeError"),
+    "NaN": ("run.json", lambda text: text.replace(b'"median": 2.5', b'"median": NaN'), "JSON", "ValueError"),
+    "a list": ("run.json", lambda text: b"[1, 2]", "JSON", "TypeError"),
+    "bare": (
+        "run.json",
+        lambda text: json.dumps({**BARE, "record_sha256": config_hash(BARE)}).encode(),
+        "the record of",
+        "None",
+    ),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_refused_with_file_expected_found_and_mend(tmp_path, damage):
     folder = write(tmp_path)
-    damage(folder)
-    name, expected, found = DAMAGE[damage]
+    name, change, expected, found = DAMAGE[damage]
+    path = folder / name
+    path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
     for use in (
         read_run,
         lambda f: run_state(f, config_hash(CONFIG)),
@@ -218,16 +177,7 @@ def test_folder_without_record_is_broken_only_when_read(tmp_path):
 
 def test_write_run_refuses(tmp_path):
     folder = run_folder("quick", "granular", "scrapl_plain", 3, tmp_path)
-    good = {
-        "status": "ok",
-        "config": CONFIG,
-        "history": history(),
-        "test": test_table(),
-        "start_utc": records.utc_now(),
-        "device": "cpu",
-        "threads": 1,
-        "train_step_ms": None,
-    }
+    good = {"status": "ok", "config": CONFIG, "history": history(), "test": test_table(), **ABOUT}
     for change, match in (
         ({"status": "failed:"}, "status must be"),
         ({"status": "done"}, "status must be"),
@@ -268,14 +218,14 @@ def test_load_runs_takes_the_expected_and_names_the_stale(tmp_path):
 
 def test_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
-    records.write_text_atomic(path, "old\n")
+    write_text_atomic(path, "old\n")
 
     def full(handle):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        records.write_text_atomic(path, "new\n")
+        write_text_atomic(path, "new\n")
     assert path.read_bytes() == b"old\n" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
@@ -301,10 +251,12 @@ def test_killed_write_counts_as_missing_and_its_litter_goes(tmp_path, monkeypatc
 
 def _write_often(output, scale):
     for _ in range(10):
-        write(output, scale=scale)
+        with locked(output / "lock", "waiting"):
+            write(output, scale=scale)
 
 
 def test_two_writers_and_a_reader_never_see_a_mix(tmp_path):
+    """The writers wait for each other; the reader, who holds no lock, sees a whole record or none."""
     folder = write(tmp_path)
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write_often, args=(tmp_path, scale)) for scale in (1.0, 2.0)]
@@ -313,29 +265,33 @@ def test_two_writers_and_a_reader_never_see_a_mix(tmp_path):
     states = []
     while any(writer.is_alive() for writer in writers):
         states.append(run_state(folder, config_hash(CONFIG)))  # raises BrokenRecord on a mix
-    for writer in writers:
-        writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert set(states) == {"done"} and len(states) > 10
+    assert {"done"} <= set(states) <= {"done", "missing"} and len(states) > 10
     run = read_run(folder)
     scale = run.value("theta_synth_l1") / 333.333333
     assert abs(run.history["value"][0] - scale * 333.333333) < 1e-5 and round(scale) in (1, 2)
 
 
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EIO])
+def test_where_the_disk_has_no_locks_a_warning_says_so_and_work_goes_on(tmp_path, monkeypatch, capsys, code):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path, inside = tmp_path / "a" / "lock", []
+    with pytest.raises(OSError, match=os.strerror(code)) if code == errno.EIO else contextlib.nullcontext():
+        with locked(path, "waiting") as waited:
+            inside.append(waited)
+    assert inside == ([] if code == errno.EIO else [False])
+    said = f"warning: the disk of {path.parent} supports no locks ({os.strerror(code)})"
+    assert (said in capsys.readouterr().err) == (code != errno.EIO)
+
+
 def test_a_run_that_failed_at_once_has_empty_tables(tmp_path):
     folder = run_folder("quick", "granular", "jtfs", 0, tmp_path)
     empty = {name: pd.DataFrame([], columns=columns) for name, columns in records.COLUMNS.items()}
-    write_run(
-        folder,
-        status="failed:out of memory",
-        config={},
-        history=empty["history.csv"],
-        test=empty["test.csv"],
-        start_utc=records.utc_now(),
-        device="cpu",
-        threads=1,
-        train_step_ms=None,
-    )
+    tables = {"history": empty["history.csv"], "test": empty["test.csv"]}
+    write_run(folder, status="failed:out of memory", config={}, **tables, **ABOUT)
     run = read_run(folder)
     assert len(run.history) == len(run.test) == 0 and run.history["value"].dtype == np.float64
     assert run.status == "failed:out of memory" and run.info["files"]["test.csv"]["rows"] == 0
