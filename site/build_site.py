@@ -49,11 +49,11 @@ class BrokenSite(ValueError):
     """What would have been built has faults; the message lists them."""
 
 
-# ---- formulas -----------------------------------------------------------------------------------------------------------
+# ---- formulas -------------------------------------------------------------------------------------------------------
 
 
 def mathml(tex: str, display: str = "inline") -> str:
-    """A formula as a <math> element. display: "inline" or "block". Raises ValueError for one that does not convert whole."""
+    """A formula as a <math> element (display: "inline" or "block"). Raises ValueError where it does not convert."""
     try:
         math = convert(tex.replace("''", r"^{\prime\prime}"), display=display)
         math = math.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")  # a heading's goes through ElementTree
@@ -132,8 +132,8 @@ class _Media:
                 cell.outputs = outputs
 
     def _picture(self, output: nbformat.NotebookNode, file: str, below: str) -> None:
-        """Its text for those who do not see it: the caption that `figures` put into it, else the one in italics below it,
-        else where it stands and what was said last before it."""
+        """Its text for those who do not see it: the caption that `figures` put into it, else the one in italics below
+        it, else where it stands and what was said last before it."""
         png = base64.b64decode(output.data["image/png"])
         (self.folder / "media" / file).write_bytes(png)
         image, caption = Image.open(io.BytesIO(png)), re.match(r"\*([^*].*?)\*(?!\*)", below, re.DOTALL)
@@ -172,7 +172,7 @@ def _command(name: str, profile: str) -> str:
     return f"`python -m replication notebook {name} --profile {profile}` executes it."
 
 
-# ---- pages --------------------------------------------------------------------------------------------------------------
+# ---- pages ----------------------------------------------------------------------------------------------------------
 
 
 def _order(path: Path) -> list:
@@ -216,7 +216,7 @@ def _contents(profile: str, titles: dict[str, str], missing: list[str], folder: 
 
 
 def _document(path: Path, profile: str) -> str:
-    """A page of docs/, its links turned to pages of the site; a link to what the site does not have becomes plain text."""
+    """A page of docs/, its links turned to pages of the site; where the site has no page only the text stays."""
 
     def linked(found: re.Match) -> str:
         text, link = found.groups()
@@ -282,10 +282,10 @@ def faults(folder: Path) -> list[str]:
 
 
 def build(profile: str = "quick", output: Path = ROOT) -> Path:
-    """Build output/build/site from output/executed/<profile>, results/<profile>/tables and figures/<profile>; return it.
+    """Build output/build/site from output/executed/<profile>, results/<profile>/tables, figures/<profile>; return it.
 
-    Raises ValueError for an unknown profile or a formula that does not convert, FileNotFoundError where no notebook was executed
-    and BrokenSite for faults; then the site of before stays.
+    Raises ValueError for an unknown profile or a formula that does not convert, FileNotFoundError where no notebook was
+    executed and BrokenSite for faults; then the site of before stays.
     """
     check_name("profile", profile, PROFILES)
     executed, site = output / "executed" / profile, output / "build" / "site"

@@ -20,7 +20,7 @@ from replication.records import ROOT
 ORDER = {  # design: a file imports only those above it in its list; scrapl_lib never imports replication
     "scrapl_lib": "checks _fast jets jtfs losses optim curvature importance synths",
     "replication": "baselines encoder circuit_808 data measures records published stats tables claims figures compare tasks trainer jobs "
-    "teaching exercises notebooks doctor __main__",
+    "teaching notebooks doctor __main__",
 }
 MODULES = [(package, module) for package, order in ORDER.items() for module in order.split()]
 TARGETS = "help venv reproduce smoke test coverage status compare doctor site bench peers lab lock clean".split()

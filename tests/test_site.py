@@ -28,7 +28,8 @@ import build_site  # noqa: E402
 
 FORMULAS = r"""Inline $\hat\theta_n = E(x_n; w) < 1$ and
 
-$$L_p = \big\| \phi_p(x) - \phi_p(\tilde x) \big\|_2, \qquad M = \underbrace{\textstyle\sum_n J_n}_{\text{how it bends}} . $$
+$$L_p = \big\| \phi_p(x) - \phi_p(\tilde x) \big\|_2, \qquad
+M = \underbrace{\textstyle\sum_n J_n}_{\text{how it bends}} . $$
 
 \begin{align} a &= b \\ c &= d \end{align}"""
 WIDGET = "application/vnd.jupyter.widget-"
@@ -63,7 +64,8 @@ def picture(caption: str = ""):
 
 
 def tiny_book() -> nbformat.NotebookNode:
-    sound = f'<audio  controls="controls" >\n<source src="data:audio/wav;base64,{wav(0.5)}" type="audio/wav" />\nno\n</audio>'
+    source = f'<source src="data:audio/wav;base64,{wav(0.5)}" type="audio/wav" />'
+    sound = f'<audio  controls="controls" >\n{source}\nno\n</audio>'
     return new_notebook(
         metadata={"widgets": {WIDGET + "state+json": {"state": {}}}, "papermill": {"start_time": "2026-01-02T03"}},
         cells=[
