@@ -1,4 +1,4 @@
-"""What the notebooks share for their live demonstrations: a problem of seconds, gradients path by path, and pictures.
+"""What the notebooks share for their live parts: a problem of seconds, gradients path by path, pictures, exercises.
 
 Nothing here is recorded: the demonstrations illustrate, the runs of `jobs.ensure_runs` are the evidence.
 W is the number of the encoder's weights, P the number of paths.
@@ -6,8 +6,11 @@ W is the number of the encoder's weights, P the number of paths.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
+import reprlib
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 
@@ -16,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Audio, display
+from IPython.display import Audio, Markdown, display
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from scipy.signal import resample_poly
@@ -31,28 +34,12 @@ from .tasks import PROFILES, RunConfig, check_name, make_config
 from .trainer import Training
 
 LEAST_PLAYED_HZ = 8000  # browsers refuse sounds of some lower rates
-COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)  # Okabe and Ito: safe for colour-blind eyes
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by most eyes
+NOT_YET = "**Not answered yet**: put something in place of the `...`, and run the cell again."
 
 # The quick problem made smaller once more: half a second of sound, fewer paths, small batches, a narrower encoder.
-_DEMO = {
-    "n_samples": 4096,
-    "grid_size": 8,
-    "n_synth_seeds": 2,
-    "J": 8,
-    "J_fr": 2,
-    "channels": 24,
-    "dense": 24,
-    "batch_size": 4,
-    "lr": 2e-3,
-    "epochs": 12,
-}
+_DEMO = dict(n_samples=4096, grid_size=8, n_synth_seeds=2, J=8, J_fr=2, channels=24, dense=24, batch_size=4)
+_DEMO |= dict(lr=2e-3, epochs=12)
 
 
 def demo_config(profile: str, method: str, seed: int, **changes: object) -> RunConfig:
@@ -67,7 +54,7 @@ def demo_config(profile: str, method: str, seed: int, **changes: object) -> RunC
 
 
 def interact(function: Callable, **controls: object) -> None:
-    """`ipywidgets.interact` where a person can move the sliders; nothing when the project's runner executes the notebook.
+    """`ipywidgets.interact` where a person can move the sliders; nothing where the project's runner executes it.
 
     Nobody can move a slider in an executed copy, and the messages that widgets exchange with papermill's client while a
     cell runs were seen to leave both sides waiting for ever.
@@ -76,14 +63,56 @@ def interact(function: Callable, **controls: object) -> None:
         ipywidgets.interact(function, **controls)
 
 
-# ---- losses and gradients, path by path ---------------------------------------------------------------------------------
+def show_source(*objects: object) -> Markdown:
+    """The sources of functions or classes, docstrings included, as one block of code to read beside the mathematics."""
+    sources = [textwrap.dedent(inspect.getsource(shown)) for shown in objects]
+    return Markdown("````python\n" + "\n\n".join(sources) + "````")
+
+
+# ---- exercises ------------------------------------------------------------------------------------------------------
+
+
+def check(answer: object, expected: object, *arguments: object, tol: float = 1e-6, hint: str = "") -> Markdown:
+    """Say whether a reader's answer is right, in words; never raise, whatever the answer is.
+
+    An exercise is a code cell tagged ``exercise``: the reader's part, with ``...`` left in it, and last a call of this.
+    The markdown cell after it holds a solution, a fenced block of Python within ``<details>``.
+
+    answer: a value, or a function, which is called with `arguments`; unanswered while it is, or returns, `...`.
+    expected: number, or array or tensor of numbers. tol: largest difference, as a fraction of the largest magnitude
+    expected. hint: shown with a wrong answer.
+    """
+
+    def said(values: Tensor) -> str:
+        return f"numbers of shape {tuple(values.shape)}" if values.ndim else "one number"
+
+    try:
+        given = answer(*arguments) if callable(answer) else answer
+    except (Exception, SystemExit) as error:  # a reader's code may do anything
+        return Markdown(f"**Not yet**: your function raised {type(error).__name__}: {error}. {hint}")
+    if given is ...:
+        return Markdown(NOT_YET)
+    expected = torch.as_tensor(expected, dtype=torch.float64).detach()
+    try:
+        numbers = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+    except Exception:  # no numbers, too large ones, none at all (device meta)
+        return Markdown(f"**Not yet**: expected {said(expected)}, got {reprlib.repr(given)}. {hint}")
+    if numbers.shape != expected.shape:
+        return Markdown(f"**Not yet**: expected {said(expected)}, got {said(numbers)}. {hint}")
+    if (numbers - expected).abs().max() <= tol * expected.abs().max():
+        return Markdown("**Right.**")
+    got = "the shape is right, the numbers are not" if numbers.ndim else f"got {numbers.item():.4g}"
+    return Markdown(f"**Not yet**: {got}. {hint}")
+
+
+# ---- losses and gradients, path by path -----------------------------------------------------------------------------
 
 
 def path_losses(loss: SCRAPLLoss, x_hat: Tensor, x: Tensor) -> Tensor:
     """Every path's loss of every pair at once: audio (batch, 1, samples) twice -> (P, batch).
 
-    Row i averaged over the batch is loss(x_hat, x, path_idx=i), by another route: all paths share what they have in common.
-    Differentiable in x_hat.
+    Row i averaged over the batch is loss(x_hat, x, path_idx=i), by another route: all paths share what they have in
+    common. Differentiable in x_hat.
     """
     jtfs = loss.jtfs
     with torch.no_grad():
@@ -107,7 +136,7 @@ def path_slopes(
 ) -> Tensor:
     """Derivative of every path's loss of every pair in the pair's own parameters: (P, batch, U), in float64.
 
-    Central differences along the derivatives of the audio: 2 U times all paths' losses instead of a backward pass per path.
+    Central differences along the derivatives of the audio: 2 U times all paths' losses, no backward pass per path.
     synthesize: theta (batch, U) -> audio, items by themselves. x: the references.
     """
     theta, x, slopes = theta.detach().double(), x.double(), []
@@ -135,7 +164,7 @@ def full_gradient(problem: Problem, items: Tensor, seeds: Tensor) -> Tensor:
     return _flat(torch.autograd.grad(values.mean(), list(problem.encoder.parameters())))
 
 
-# ---- optimizers watched -------------------------------------------------------------------------------------------------
+# ---- optimizers watched ---------------------------------------------------------------------------------------------
 
 
 def updates_at_rest(optimizer: str, gradients: Tensor, n_steps: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -145,7 +174,7 @@ def updates_at_rest(optimizer: str, gradients: Tensor, n_steps: int, seed: int) 
     that gradient, wherever it went before.
 
     Args:
-        optimizer: "adamw", "padam" or "psaga". gradients: (batches, P, W), already scaled (see `RunConfig.gradient_scale`).
+        optimizer: "adamw", "padam" or "psaga". gradients: (batches, P, W), scaled (see `RunConfig.gradient_scale`).
     Returns:
         updates (n_steps, W), to be subtracted from the weights; the paths drawn (n_steps,).
     """
@@ -171,10 +200,9 @@ def updates_at_rest(optimizer: str, gradients: Tensor, n_steps: int, seed: int) 
 def watch(training: Training) -> tuple[pd.DataFrame, Tensor]:
     """Train to the end and keep what the optimizer did.
 
-    Returns:
-        one row per step: step, path (drawn; -1 without paths), and root mean squares over all weights of the gradient,
-        of the first moment and of the root of the second (both bias-corrected; with P-Adam and P-SAGA the drawn path's);
-        the weights before the first and after every step, (steps + 1, W).
+    Returns one row per step: step, path (drawn; -1 without paths), and root mean squares over all weights of the
+    gradient, of the first moment and of the root of the second (both bias-corrected; with P-Adam and P-SAGA the drawn
+    path's); and the weights before the first and after every step, (steps + 1, W).
     """
     rows, weights = [], [_flat(training.encoder.parameters())]
     b1, b2 = training.config.beta1, training.config.beta2
@@ -182,16 +210,14 @@ def watch(training: Training) -> tuple[pd.DataFrame, Tensor]:
     for k in training.steps():
         parameters = list(training.encoder.parameters())
         states = [training.optimizer.state[w] for w in parameters]
-        path, age = -1, k
         if "tau" in states[0]:  # the loss's own path_idx may be a validation's by now
             path, age = max(states[0]["tau"], key=states[0]["tau"].get), k / training.loss.n_paths
             moments = [state["table"][path][:2] for state in states]
         else:
-            moments = [(state["exp_avg"], state["exp_avg_sq"]) for state in states]
+            path, age, moments = -1, k, [(state["exp_avg"], state["exp_avg_sq"]) for state in states]
         m, v = (_flat(tensors) for tensors in zip(*moments))
-        g = _flat(w.grad for w in parameters)
-        m_rms, v_rms = _rms(m) / (1 - b1**age), float((v.mean() / (1 - b2**age)).sqrt())
-        rows.append((k, path, _rms(g), m_rms, v_rms))
+        root_v = float((v.mean() / (1 - b2**age)).sqrt())
+        rows.append((k, path, _rms(_flat(w.grad for w in parameters)), _rms(m) / (1 - b1**age), root_v))
         weights.append(_flat(parameters))
     columns = ["step", "path", "gradient_rms", "m_rms", "sqrt_v_rms"]
     return pd.DataFrame(rows, columns=columns), torch.stack(weights)
@@ -242,7 +268,7 @@ def dense_m(
     return torch.stack(first), torch.stack(second)
 
 
-# ---- pictures -----------------------------------------------------------------------------------------------------------
+# ---- pictures -------------------------------------------------------------------------------------------------------
 
 
 def draw_spectrogram(ax: Axes, x: Tensor, sample_rate_hz: float, window: int = 512) -> None:
@@ -260,7 +286,7 @@ def draw_spectrogram(ax: Axes, x: Tensor, sample_rate_hz: float, window: int = 5
 
 
 def show_sound(x: Tensor, jtfs: JTFS, sample_rate_hz: float, title: str = "", window: int = 512) -> None:
-    """Spectrogram of x (any shape with one signal in it), the energy of its JTFS coefficients path by path, and a player."""
+    """Spectrogram of x (any shape with one signal in it), the energy of its paths of the JTFS, and a player."""
     energy = jtfs(x.detach().view(1, 1, -1))[0, jtfs.first_order_paths :].square().sum(dim=(1, 2)).numpy()
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.3), layout="constrained")
     draw_spectrogram(axes[0], x, sample_rate_hz, window)
@@ -275,7 +301,7 @@ def show_sound(x: Tensor, jtfs: JTFS, sample_rate_hz: float, title: str = "", wi
 
 
 def draw_landscape(ax: Axes, first: np.ndarray, second: np.ndarray, loss: np.ndarray, truth: Sequence[float]) -> float:
-    """Contours of a loss over two knobs, `loss[i, j]` at (first[i], second[j]), arrows downhill and a star at the truth.
+    """Contours of a loss over two knobs, loss[i, j] at (first[i], second[j]), arrows downhill and a star at the truth.
 
     Returns the share of the grid points away from the true second knob at which downhill moves it towards the truth.
     """

@@ -2,9 +2,10 @@
 
     python site/build_site.py --profile quick
 
-A page for every notebook (its executed copy, else a line that says how to execute it), the report card, all figures, all tables
-and all sounds, and a contents page. Formulas become MathML, which browsers set themselves; there is no script. Pictures and
-sounds are files beside the pages. What is built is checked before it replaces the last site.
+A page for every notebook (its executed copy, else a line that says how to execute it) and for every file of docs/, the
+report card, all figures, all tables and all sounds, and a contents page. Formulas become MathML, which browsers set
+themselves; there is no script. Pictures and sounds are files beside the pages. What is built is checked before it
+replaces the last site.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from xml.etree import ElementTree
 
 import nbformat
 import pandas as pd
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from latex2mathml.converter import convert
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -38,17 +39,9 @@ from replication.tasks import PROFILES, check_name
 
 HERE = Path(__file__).parent
 LIMIT_BYTES = 5_000_000  # of a page with its pictures
-PARTS = {
-    "mfrac": 2,
-    "mroot": 2,
-    "msub": 2,
-    "msup": 2,
-    "munder": 2,
-    "mover": 2,
-    "msubsup": 3,
-    "munderover": 3,
-}  # of MathML
+PARTS = dict.fromkeys("mfrac mroot msub msup munder mover".split(), 2) | {"msubsup": 3, "munderover": 3}  # of MathML
 CARDS = ("report_card", "chirplet_card", "drum_card", "cost_card", "theta_is_card", "claims")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = {"report_card": "Report card", "figures": "Figures", "tables": "Tables", "listening": "Listening"}
 
 
@@ -56,11 +49,11 @@ class BrokenSite(ValueError):
     """What would have been built has faults; the message lists them."""
 
 
-# ---- formulas -----------------------------------------------------------------------------------------------------------
+# ---- formulas -------------------------------------------------------------------------------------------------------
 
 
 def mathml(tex: str, display: str = "inline") -> str:
-    """A formula as a <math> element. display: "inline" or "block". Raises ValueError for one that does not convert whole."""
+    """A formula as a <math> element (display: "inline" or "block"). Raises ValueError where it does not convert."""
     try:
         math = convert(tex.replace("''", r"^{\prime\prime}"), display=display)
         math = math.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "")  # a heading's goes through ElementTree
@@ -92,95 +85,94 @@ class _Exporter(HTMLExporter):
         return MarkdownWithMath(renderer=_Renderer(escape=False)).render(source)
 
 
-# ---- notebooks ----------------------------------------------------------------------------------------------------------
+# ---- notebooks ------------------------------------------------------------------------------------------------------
 
 
 def _plain(markdown: str) -> str:
     return " ".join(re.sub(r"[*`$#]", "", markdown).split())
 
 
-def _alternative(png: bytes, above: str, below: str, heading: str) -> str:
-    """Text for those who do not see a picture: the caption that `figures` put into it, else the one in italics below it, else
-    where it stands and what was said last before it."""
-    caption = re.match(r"\*([^*].*?)\*(?!\*)", below, re.DOTALL)
-    said = f"Picture of the section “{heading}”. {_plain(above.strip().split(chr(10) * 2)[-1])}"
-    return Image.open(io.BytesIO(png)).info.get("Description") or (_plain(caption[1]) if caption else said)
+def _cells(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """A notebook's own cells, without those that papermill injected."""
+    return [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 
-def _label(audio: Tag) -> str:
-    """Of a player in a table: the heading above it and its column's; else nothing."""
-    cell, title = audio.find_parent("td"), audio.find_previous(re.compile("^h[1-6]$"))
-    heads = audio.find_parent("table").find_all("th")[len(cell.find_previous_siblings("td")) :][:1] if cell else []
-    return ", ".join(part.text for part in [title, *heads] if part)
+class _Media:
+    """Moves the pictures and sounds of one executed notebook into folder/media and gives them their texts.
 
+    players: its sounds, each as a line of HTML with its label.
+    """
 
-def _take_out(book: nbformat.NotebookNode, name: str, folder: Path) -> list[str]:
-    """Move pictures and sounds of an executed notebook into folder/media and give them their texts; drop what only a running
-    kernel can use, and warnings. Returns the players, each as a line of HTML with its label."""
-    (folder / "media").mkdir(exist_ok=True)
-    players, above, heading = [], "", name
-    book.cells = [cell for cell in book.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    def __init__(self, name: str, folder: Path):
+        self.name, self.folder, self.players, self.heading, self.above = name, folder, [], name, ""
+        (folder / "media").mkdir(exist_ok=True)
 
-    for number, cell in enumerate(book.cells):
-        if cell.cell_type == "markdown":
-            above = cell.source
-            heading = _plain((re.findall(r"^#+ (.*)", above, re.MULTILINE) or [heading])[-1])
-            continue
-        if cell.cell_type != "code":
-            continue
-        cell.outputs = [
-            output
-            for output in cell.outputs
-            if output.get("name") != "stderr"
-            and "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
-        ]
-        label = heading
-        for place, output in enumerate(cell.outputs):
-            data, after = output.get("data", {}), [*cell.outputs[place + 1 :], *book.cells[number + 1 :]][:1]
-            if "text/markdown" in data:
-                above = data["text/markdown"]
-                label = _plain(above)
-            if "image/png" in data:
-                png, file = base64.b64decode(data["image/png"]), f"media/{name}_{number}_{place}.png"
-                (folder / file).write_bytes(png)
-                below = "".join(one.get("data", {}).get("text/markdown", "") or one.get("source", "") for one in after)
-                width, height = Image.open(io.BytesIO(png)).size
-                about = {"alt": _alternative(png, above, below, heading), "width": width, "height": height}
-                output.metadata = nbformat.from_dict({"filenames": {"image/png": file}, "image/png": about})
-            if "data:audio" in data.get("text/html", ""):
-                soup = BeautifulSoup(data["text/html"], "html.parser")
-                for audio in soup.find_all("audio"):
-                    kind, sound = re.search(r'src="data:audio/(\w+);base64,([^"]+)"', str(audio)).groups()
-                    file = f"media/{name}_{len(players) + 1}.{kind}"
-                    (folder / file).write_bytes(base64.b64decode(sound))
-                    audio.clear()
-                    audio.attrs = {
-                        "controls": "",
-                        "preload": "metadata",
-                        "src": file,
-                        "aria-label": _label(audio) or label,
-                    }
-                    players.append(f"<p>{escape(audio['aria-label'])}<br>{audio}</p>")
-                data["text/html"] = str(soup)
-    return players
+    def take_out(self, book: nbformat.NotebookNode) -> None:
+        """Go through the notebook; drop what only a running kernel can use, and warnings."""
+        book.cells = _cells(book)
+        for number, cell in enumerate(book.cells):
+            if cell.cell_type == "markdown":
+                self.above = cell.source
+                self.heading = _plain((re.findall(r"^#+ (.*)", cell.source, re.MULTILINE) or [self.heading])[-1])
+            outputs = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+            outputs = [out for out in outputs if "application/vnd.jupyter.widget-view+json" not in out.get("data", {})]
+            label = self.heading
+            for place, output in enumerate(outputs):
+                data = output.get("data", {})
+                if "text/markdown" in data:
+                    self.above = data["text/markdown"]
+                    label = _plain(self.above)
+                if "image/png" in data:
+                    after = [*outputs[place + 1 :], *book.cells[number + 1 :], {}][0]
+                    below = after.get("data", {}).get("text/markdown") or after.get("source") or ""
+                    self._picture(output, f"{self.name}_{number}_{place}.png", below)
+                if "data:audio" in data.get("text/html", ""):
+                    data["text/html"] = self._sounds(data["text/html"], label)
+            if cell.cell_type == "code":
+                cell.outputs = outputs
+
+    def _picture(self, output: nbformat.NotebookNode, file: str, below: str) -> None:
+        """Its text for those who do not see it: the caption that `figures` put into it, else the one in italics below
+        it, else where it stands and what was said last before it."""
+        png = base64.b64decode(output.data["image/png"])
+        (self.folder / "media" / file).write_bytes(png)
+        image, caption = Image.open(io.BytesIO(png)), re.match(r"\*([^*].*?)\*(?!\*)", below, re.DOTALL)
+        said = f"Picture of the section “{self.heading}”. {_plain(self.above.strip().split(chr(10) * 2)[-1])}"
+        text = image.info.get("Description") or (_plain(caption[1]) if caption else said)
+        about = {"alt": text, "width": image.width, "height": image.height}
+        output.metadata = nbformat.from_dict({"filenames": {"image/png": f"media/{file}"}, "image/png": about})
+
+    def _sounds(self, html: str, label: str) -> str:
+        """The output with players of files; one in a table is labelled by the heading above it and its column's."""
+        soup = BeautifulSoup(html, "html.parser")
+        for audio in soup.find_all("audio"):
+            kind, sound = re.search(r'src="data:audio/(\w+);base64,([^"]+)"', str(audio)).groups()
+            file = f"media/{self.name}_{len(self.players) + 1}.{kind}"
+            (self.folder / file).write_bytes(base64.b64decode(sound))
+            cell, said = audio.find_parent("td"), [audio.find_previous(re.compile("^h[1-6]$"))]
+            if cell:
+                said += audio.find_parent("table").find_all("th")[len(cell.find_previous_siblings("td")) :][:1]
+            label = ", ".join(part.text for part in said if part) or label
+            audio.clear()
+            audio.attrs = {"controls": "", "preload": "metadata", "src": file, "aria-label": label}
+            self.players.append(f"<p>{escape(label)}<br>{audio}</p>")
+        return str(soup)
 
 
 def _note(book: nbformat.NotebookNode, name: str, profile: str) -> str:
     """When the copy was executed, and whether the notebook has changed since."""
     on = f" {book.metadata.papermill.start_time[:10]}" if "papermill" in book.metadata else ""
-    asked, done = (
-        [cell.source for cell in copy.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-        for copy in (nbformat.read(notebook_path(name), as_version=4), book)
-    )
-    changed = "" if asked == done else f". The notebook has changed since: `{_command(name, profile)}` executes it anew"
-    return f"*Executed{on}, profile {profile}{changed}.*"
+    asked = nbformat.read(notebook_path(name), as_version=4)
+    if [cell.source for cell in _cells(asked)] != [cell.source for cell in _cells(book)]:
+        return f"*Executed{on}, profile {profile}. The notebook has changed since: {_command(name, profile)}*"
+    return f"*Executed{on}, profile {profile}.*"
 
 
 def _command(name: str, profile: str) -> str:
-    return f"python -m replication notebook {name} --profile {profile}"
+    return f"`python -m replication notebook {name} --profile {profile}` executes it."
 
 
-# ---- pages --------------------------------------------------------------------------------------------------------------
+# ---- pages ----------------------------------------------------------------------------------------------------------
 
 
 def _order(path: Path) -> list:
@@ -211,22 +203,36 @@ def _contents(profile: str, titles: dict[str, str], missing: list[str], folder: 
     intro = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
     lines = [intro, "", profile_note(profile), "", "## Notebooks", ""]
     not_run = dict.fromkeys(missing, " (not run)")
-    lines += [f"- [{name[:2]} · {title}]({name}.html){not_run.get(name, '')}" for name, title in titles.items()]
+    lines += [f"- [{name[:2]} · {titles[name]}]({name}.html){not_run.get(name, '')}" for name in notebook_names()]
     lines += ["", "## Results", ""] + [f"- [{title}]({page}.html)" for page, title in PAGES.items()]
-    card = folder / "tables" / "report_card.csv"
-    if card.is_file():
+    if (card := folder / "tables/report_card.csv").is_file():
         verdicts = pd.read_csv(card)["verdict"].value_counts()
         counts = ", ".join(f"{n} “{verdict}”" for verdict, n in verdicts.items())
         lines += ["", f"{verdicts.sum()} claims on granular sounds: {counts}."]
-    if (folder / "figures" / "figure_1.png").is_file():
-        lines += ["", _figure(folder / "figures" / "figure_1.png")]
+    lines += ["", "## Reading on", ""] + [f"- [{titles[path.stem]}]({path.stem}.html)" for path in DOCS]
+    if (figure := folder / "figures/figure_1.png").is_file():
+        lines += ["", _figure(figure)]
     return "\n".join(lines)
 
 
-def _page(
-    exporter: _Exporter, book: nbformat.NotebookNode, name: str, title: str, pages: list[str], folder: Path
-) -> None:
-    """Write one page: the notebook in the project's template, what scrolls by itself marked, names of notebooks as links."""
+def _document(path: Path, profile: str) -> str:
+    """A page of docs/, its links turned to pages of the site; where the site has no page only the text stays."""
+
+    def linked(found: re.Match) -> str:
+        text, link = found.groups()
+        *folders, file = link.split("/")
+        page = {"README.md": "index"}.get(file, Path(file).stem)
+        if folders[-3:] == ["results", profile, "tables"]:
+            page = "report_card" if page in CARDS else "tables"
+        elif folders and page != "index":
+            return text
+        return f"[{text}]({page}.html)"
+
+    return re.sub(r"\[([^]]+)\]\(([^):#]+)\)", linked, path.read_text(encoding="utf-8"))
+
+
+def _page(exporter: _Exporter, book: nbformat.NotebookNode, name: str, title: str, pages: list[str]) -> str:
+    """One page: the notebook in the project's template, what scrolls by itself marked, names of notebooks as links."""
     html, _ = exporter.from_notebook_node(book, {"title": title, "pages": PAGES})
     soup = BeautifulSoup(html, "html.parser")
     for image in soup.find_all("img"):
@@ -236,7 +242,7 @@ def _page(
         if caption := table.caption:  # which would be cut off where the table scrolls
             caption.name = "p"
             wide.insert_before(caption.extract())
-    named = {short: page for page in pages for short in (page, page.partition("_")[0])}  # `05_granular` or `05`
+    named = {short: page for page in pages for short in (page, page.partition("_")[0]) if page[0].isdigit()}  # or `05`
     for code in soup.select("main :not(pre) > code"):
         if named.get(code.text, name) != name and not code.find_parent("a"):
             code.wrap(soup.new_tag("a", href=f"{named[code.text]}.html"))
@@ -244,51 +250,42 @@ def _page(
     if len(headings) > 2 and name != "index":
         listed = soup.new_tag("nav", attrs={"class": "here", "aria-label": "On this page"})
         for heading in headings:
-            link = soup.new_tag("a", href=f"#{heading['id']}")
-            link.string = heading.text.removesuffix("¶")
-            listed.append(link)
+            listed.append(soup.new_tag("a", href=f"#{heading['id']}", string=heading.text.removesuffix("¶")))
         (soup.h1 or headings[0]).insert_after(listed)
-    (folder / f"{name}.html").write_text(str(soup), encoding="utf-8")
+    return str(soup)
 
 
 def faults(folder: Path) -> list[str]:
-    """What is wrong with the pages in `folder`: links to nothing, resources from outside, pictures without a text, too heavy."""
-    pages = {
-        path.name: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-        for path in sorted(folder.glob("*.html"))
-    }
+    """What is wrong with the pages in `folder`: links to nothing, resources from outside, pictures without a text, too
+    heavy."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.html"))}
+    pages, found = {name: BeautifulSoup(text, "html.parser") for name, text in texts.items()}, []
     ids = {name: {element["id"] for element in soup.select("[id]")} for name, soup in pages.items()}
-    found = []
     for name, soup in pages.items():
         for element in soup.select("[src], [href]"):
             link = element.get("src") or element["href"]
             file, _, part = link.partition("#")
-            there = (folder / unquote(file or name)).is_file()
             if re.match(r"\w+:|//", link):
-                if element.name != "a":
-                    found.append(f"{name}: loads {link[:80]} from outside")
-            elif not there or part and not {part, unquote(part)} & ids.get(file or name, set()):
+                found += [f"{name}: loads {link[:80]} from outside"] * (element.name != "a")
+            elif not (folder / unquote(file or name)).is_file():
                 found.append(f"{name}: link to {link}, which is not there")
-        found += [f"{name}: <script>" for _ in soup.select("script")]
-        found += [
-            f"{name}: picture {image['src'][:80]} without a text"
-            for image in soup.select("img")
-            if not image.get("alt")
-        ]
-        weight = (folder / name).stat().st_size
-        weight += sum(
-            (folder / image["src"]).stat().st_size for image in soup.select("img") if (folder / image["src"]).is_file()
-        )
+            elif part and not {part, unquote(part)} & ids.get(file or name, set()):
+                found.append(f"{name}: link to {link}, which is not there")
+        found += [f"{name}: <script>"] * len(soup.select("script"))
+        images = [(image["src"], image.get("alt")) for image in soup.select("img")]
+        found += [f"{name}: picture {source[:80]} without a text" for source, text in images if not text]
+        files = [folder / name, *(folder / source for source, _ in images)]
+        weight = sum(file.stat().st_size for file in files if file.is_file())
         if weight > LIMIT_BYTES:
             found.append(f"{name}: {weight / 1e6:.1f} MB with its pictures, more than {LIMIT_BYTES / 1e6:g}")
     return found
 
 
 def build(profile: str = "quick", output: Path = ROOT) -> Path:
-    """Build output/build/site from output/executed/<profile>, results/<profile>/tables and figures/<profile>; return it.
+    """Build output/build/site from output/executed/<profile>, results/<profile>/tables, figures/<profile>; return it.
 
-    Raises ValueError for an unknown profile or a formula that does not convert, FileNotFoundError where no notebook was executed
-    and BrokenSite for faults; then the site of before stays.
+    Raises ValueError for an unknown profile or a formula that does not convert, FileNotFoundError where no notebook was
+    executed and BrokenSite for faults; then the site of before stays.
     """
     check_name("profile", profile, PROFILES)
     executed, site = output / "executed" / profile, output / "build" / "site"
@@ -310,57 +307,55 @@ def build(profile: str = "quick", output: Path = ROOT) -> Path:
 
 def _write(folder: Path, profile: str, output: Path, missing: list[str]) -> None:
     """Write all pages and their files into `folder`; missing: notebooks without an executed copy."""
-    for kind, source in {
-        "tables": output / "results" / profile / "tables",
-        "figures": output / "figures" / profile,
-    }.items():
-        shutil.copytree(source, folder / kind) if source.is_dir() else (folder / kind).mkdir()
+    for kind, source in {"tables": f"results/{profile}/tables", "figures": f"figures/{profile}"}.items():
+        (folder / kind).mkdir()
+        if (output / source).is_dir():
+            shutil.copytree(output / source, folder / kind, dirs_exist_ok=True)
     light, dark = (HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "github-dark"))
-    style = f"{(HERE / 'style.css').read_text(encoding='utf-8')}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+    style = (HERE / "style.css").read_text(encoding="utf-8")
+    style += f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
     (folder / "style.css").write_text(style, encoding="utf-8")
 
     books, players = {}, ["# Listening", "Every sound of the notebooks."]
     for name in notebook_names():
         path = notebook_path(name) if name in missing else output / "executed" / profile / f"{name}.ipynb"
-        book = nbformat.read(path, as_version=4)
+        book, media = nbformat.read(path, as_version=4), _Media(name, folder)
         title = re.search(r"^# (.*)", book.cells[0].source)[1]
         if name in missing:
-            book.cells = [
-                new_markdown_cell(f"# {title}\n\n**Not run**: there is no executed copy. `{_command(name, profile)}`")
-            ]
+            why = f"**Not run**: there is no executed copy. {_command(name, profile)}"
+            book.cells = [new_markdown_cell(f"# {title}\n\n{why}")]
         else:
             note = _note(book, name, profile)
-            sounds = _take_out(book, name, folder)
-            players += [f"## [{title}]({name}.html)", *sounds] if sounds else []
+            media.take_out(book)
+            players += [f"## [{title}]({name}.html)", *media.players] if media.players else []
             book.cells.insert(1, new_markdown_cell(note))
         books[name] = title, book
     tables = sorted((folder / "tables").glob("*.md"), key=_order)
     cards = [folder / "tables" / f"{name}.md" for name in CARDS if folder / "tables" / f"{name}.md" in tables]
-    not_yet = f"Nothing yet: `make reproduce PROFILE={profile}` writes it."
+    figures = sorted((folder / "figures").glob("*.png"), key=_order)
     texts = {
         "report_card": ["# Report card", *map(_table, cards)],
-        "figures": ["# Figures", *map(_figure, sorted((folder / "figures").glob("*.png"), key=_order))],
+        "figures": ["# Figures", *map(_figure, figures)],
         "tables": ["# Tables", *(_table(path) for path in tables if path not in cards)],
         "listening": players,
     }
-    for page, parts in texts.items():
-        books[page] = (
-            PAGES[page],
-            new_notebook(cells=[new_markdown_cell("\n\n".join([*parts, "" if parts[1:] else not_yet]))]),
-        )
-    titles = {name: title for name, (title, _) in books.items() if name not in PAGES}
+    not_yet = [f"Nothing yet: `make reproduce PROFILE={profile}` writes it."]
+    texts = {page: "\n\n".join(parts + ([] if parts[1:] else not_yet)) for page, parts in texts.items()}
+    texts |= {path.stem: _document(path, profile) for path in DOCS}
+    for page, text in texts.items():
+        books[page] = _plain(text.partition("\n")[0]), new_notebook(cells=[new_markdown_cell(text)])
+    titles = {name: title for name, (title, _) in books.items()}
     books["index"] = "Contents", new_notebook(cells=[new_markdown_cell(_contents(profile, titles, missing, folder))])
+    template = (HERE / "page.html.j2").read_text(encoding="utf-8")
     exporter = _Exporter(
-        template_name="basic",
-        raw_template=(HERE / "page.html.j2").read_text(encoding="utf-8"),
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
+        template_name="basic", raw_template=template, exclude_input_prompt=True, exclude_output_prompt=True
     )
     for name, (title, book) in books.items():
         try:
-            _page(exporter, book, name, title, list(books), folder)
+            page = _page(exporter, book, name, title, list(books))
         except ValueError as error:
             raise ValueError(f"page {name}: {error}") from error
+        (folder / f"{name}.html").write_text(page, encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:

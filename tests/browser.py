@@ -1,6 +1,5 @@
 """Headless Chromium, spoken to over its DevTools protocol."""
 
-import base64
 import itertools
 import json
 import re
@@ -28,9 +27,8 @@ class Browser:
             "about:blank",
         ]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        address = next(filter(None, (re.search(r"DevTools listening on (\S+)", line) for line in self.process.stderr)))[
-            1
-        ]
+        found = (re.search(r"DevTools listening on (\S+)", line) for line in self.process.stderr)
+        address = next(filter(None, found))[1]
         self.socket = websocket.create_connection(address, timeout=60, suppress_origin=True)
         self.numbers, self.session, self.said, self.asked, self.events = itertools.count(1), None, [], [], []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -82,7 +80,3 @@ class Browser:
         if "exceptionDetails" in found:
             raise RuntimeError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
-
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from test_execute import failed_copy, notebook
+from test_notebooks import failed_copy, notebook
 
 from replication import __main__
 from replication import trainer as training
@@ -45,16 +45,16 @@ FAULTS = {
     ),
     "2 a notebook's kernel killed, papermill terminated, Ctrl-C": (
         "test_faults.py::test_after_a_killed_kernel_the_next_call_does_what_is_left",
-        "test_execute.py::test_failure_names_notebook_cell_and_log_and_marks_nothing_done",
-        "test_execute.py::test_stopped_from_outside_ends_the_kernel_and_its_children",
-        "test_execute.py::test_one_of_several_fails_and_stops_the_others",
+        "test_notebooks.py::test_failure_names_notebook_cell_and_log_and_marks_nothing_done",
+        "test_notebooks.py::test_stopped_from_outside_ends_the_kernel_and_its_children",
+        "test_notebooks.py::test_one_of_several_fails_and_stops_the_others",
         "test_cli.py::test_stopping_the_command_ends_its_workers",
     ),
     "3 the disk full while a checkpoint, a CSV or a notebook is written": (
         "test_faults.py::test_a_full_disk_keeps_the_older_checkpoint",
         "test_faults.py::test_a_full_disk_leaves_no_half_record",
         "test_faults.py::test_a_full_disk_fails_the_notebook_and_keeps_the_last_good_copy",
-        "test_execute.py::test_a_failure_that_cannot_be_written_says_so",
+        "test_notebooks.py::test_a_failure_that_cannot_be_written_says_so",
         "test_records.py::test_failed_write_leaves_the_old_file_and_no_litter",
         "test_records.py::test_killed_write_counts_as_missing_and_its_litter_goes",
         "test_one_shots.py::test_a_corpus_that_cannot_be_kept_is_used_all_the_same",
@@ -90,9 +90,9 @@ FAULTS = {
     "8 an unknown method, profile or parameter, or a wrong type": (
         "test_faults.py::test_every_notebook_refuses_a_mistyped_profile_in_its_first_cells",
         "test_house.py::test_a_mistyped_method_stops_notebook_05_before_it_draws_or_trains",
-        "test_execute.py::test_parameters_are_refused_before_anything_starts",
-        "test_execute.py::test_set_up_refuses_what_papermill_only_warns_of",
-        "test_execute.py::test_setup_refuses",
+        "test_notebooks.py::test_parameters_are_refused_before_anything_starts",
+        "test_notebooks.py::test_set_up_refuses_what_papermill_only_warns_of",
+        "test_notebooks.py::test_setup_refuses",
         "test_cli.py::test_bad_input_is_refused_in_one_line",
         "test_experiments.py::test_config_refuses",
     ),
@@ -106,7 +106,7 @@ FAULTS = {
     "10 two processes on one run, two `make reproduce` at once": (
         "test_faults.py::test_two_make_reproduce_at_once_leave_one_record",
         "test_training.py::test_of_two_processes_on_one_run_one_computes_and_the_other_waits",
-        "test_execute.py::test_of_two_runs_on_one_output_one_computes_and_the_other_waits",
+        "test_notebooks.py::test_of_two_runs_on_one_output_one_computes_and_the_other_waits",
         "test_records.py::test_two_writers_and_a_reader_never_see_a_mix",
     ),
     "11 results edited by hand, truncated, a row missing": (
@@ -314,7 +314,7 @@ for seed in range(2):
     ask = ["notebook", str(path), "--output", str(tmp_path)]
     assert main(ask) == 1
     said = capsys.readouterr().err
-    assert "notebook tiny failed at code cell 2 of 2" in said and "the kernel died" in said
+    assert "notebook tiny failed at code cell 2" in said and "the kernel died" in said
     assert str(tmp_path / "executed/failed/tiny.log") in said and failed_copy(tmp_path)[1][-1] == "failed"
     assert not (tmp_path / "executed/quick/tiny.ipynb").exists()
     first = folder_of(smoke(), tmp_path) / "run.json"

@@ -19,8 +19,8 @@ from replication.records import ROOT
 
 ORDER = {  # design: a file imports only those above it in its list; scrapl_lib never imports replication
     "scrapl_lib": "checks _fast jets jtfs reference losses optim curvature importance synths",
-    "replication": "surroundings baselines encoder circuit_808 data measures records tasks published stats tables report_card figures costs "
-    "trainer jobs teaching exercises notebooks doctor __main__",
+    "replication": "surroundings files baselines encoder circuit_808 data measures records tasks published stats tables "
+    "report_card figures costs problem checkpoints evaluate trainer status jobs teaching notebooks doctor __main__",
 }
 MODULES = [(package, module) for package, order in ORDER.items() for module in order.split()]
 TARGETS = "help venv reproduce smoke test coverage status compare doctor site bench peers lab lock clean".split()

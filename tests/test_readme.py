@@ -1,91 +1,97 @@
-"""The README says what is so: its snippet runs, its commands exist, its table is the committed one."""
+"""README and docs/ say what is so: snippets run, commands and files exist, the table is the committed one."""
 
+import importlib
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from replication import __main__
-from replication import tasks as experiments
-from replication.__main__ import main
-from replication.notebooks import notebook_names, notebook_path
+from replication.__main__ import parser
+from replication.notebooks import notebook_names, notebook_path, parameters_of
 from replication.records import ROOT
-from replication.tasks import grid
+from replication.tasks import METHODS, PROFILES, TASKS
 
-README = (ROOT / "README.md").read_text()
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in sorted(ROOT.glob("docs/*.md"))}
+TEXTS = {"README.md": (ROOT / "README.md").read_text("utf-8")} | TEXTS
+TESTED_ELSEWHERE = "docs/training_loops.md"  # its snippets
+EVERYTHING = "\n".join(TEXTS.values())
 
 
-def fenced(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language):
+    return [
+        (name, block)
+        for name, text in TEXTS.items()
+        for block in re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
 
 
-def test_python_snippet_runs():
-    (snippet,) = fenced("python")
+LINES = [line.partition(" #")[0].strip() for _, block in blocks("sh") for line in block.splitlines()]
+COMMANDS = dict.fromkeys(LINES + re.findall(r"`((?:make|python) [^`]+)`", EVERYTHING))
+SNIPPETS = [snippet for snippet in blocks("python") if snippet[0] != TESTED_ELSEWHERE]
+
+
+@pytest.mark.parametrize("name, snippet", SNIPPETS, ids=[name for name, _ in SNIPPETS])
+def test_python_snippet_runs(name, snippet):
     done = subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_make_targets_exist():
-    targets = set(re.findall(r"\bmake ([a-z]+)\b", README)) - {"it"}
-    assert {"reproduce", "test", "smoke", "bench", "lab", "help"} <= targets
-    missing = targets - set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert not missing
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_exists(command):
+    """Targets of the Makefile; options, tasks, methods, profiles and notebooks of the command line; scripts."""
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
+    elif arguments[:2] == ["-m", "replication"]:
+        if "--help" in arguments or "..." in arguments:
+            arguments = [argument for argument in arguments if argument not in ("--help", "...")]
+        args = vars(parser().parse_args(arguments[2:]))
+        for name, valid in {"task": TASKS, "method": [*METHODS, "NAME"], "profile": PROFILES}.items():
+            assert set((args.get(name) or valid[0]).split(",")) <= set(valid)
+        assert set(args.get("names", [])) <= set(notebook_names())
+    else:
+        script = ROOT / arguments[0]
+        assert script.is_file() and all(flag in script.read_text() for flag in arguments[1:] if flag.startswith("--"))
 
 
-COMMANDS = re.findall(r"`python -m replication ([^`]+)`", README)
-MAKES = re.findall(r"`make ([^`]+)`|^make (\w+)", README, re.MULTILINE)
+def test_there_is_something_to_check():
+    assert len(TEXTS) >= 8 and len(COMMANDS) >= 15 and len(SNIPPETS) >= 2
+    assert len(TEXTS["README.md"].splitlines()) <= 150
+    assert {"make reproduce", "make test", "python -m replication status"} <= set(COMMANDS)
 
 
-@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS), ids=lambda command: " ".join(command.split()))
-def test_command_runs(command, tmp_path, monkeypatch, capsys):
-    """All of it but for training, path probabilities and kernels, in whose place is what says that it was called."""
-    called = []
-
-    def ensure_runs(tasks, methods, seeds, profile, *_):
-        called.append("run")
-        return [SimpleNamespace(ok=True)] * len({c for task in tasks for c in grid(task, profile, methods, seeds)})
-
-    monkeypatch.setattr(experiments, "EmbeddingLoss", lambda *_: None)  # as if its weights were there
-    monkeypatch.setattr(__main__, "ensure_runs", ensure_runs)
-    monkeypatch.setattr(__main__, "compute_importance", lambda *_: called.append("importance"))
-    monkeypatch.setattr(__main__, "run_notebook", lambda name, *_: called.append("notebook") or notebook_path(name))
-    arguments = shlex.split(command)
-    assert main([*arguments, "--output", str(tmp_path)]) == 0 and capsys.readouterr().out
-    assert called == ([arguments[0]] if arguments[0] in ("run", "importance", "notebook") else []) and not list(
-        tmp_path.iterdir()
+@pytest.mark.parametrize("name", TEXTS)
+def test_links_and_named_files_exist(name):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", TEXTS[name])
+    missing = [link for link in links if not ((ROOT / name).parent / link).exists()]
+    assert not set(missing) - {TESTED_ELSEWHERE, "training_loops.md"}
+    files = re.findall(
+        r"`((?:replication|scrapl_lib|results|figures|notebooks|benchmarks|tests)/[^`<*:]+)`", TEXTS[name]
     )
+    assert not [file for file in files if not (ROOT / file).exists()]
 
 
-@pytest.mark.parametrize("command", dict.fromkeys("".join(found) for found in MAKES))
-def test_make_command_parses(command):
-    subprocess.run(["make", "-n", *shlex.split(command)], cwd=ROOT, check=True, capture_output=True)
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:replication|scrapl_lib)(?:\.\w+)+)", EVERYTHING))))
+def test_named_code_exists(name):
+    package, module, *attributes = name.split(".")
+    found = importlib.import_module(package)
+    found = getattr(found, module, None) or importlib.import_module(f"{package}.{module}")
+    for attribute in attributes:
+        found = getattr(found, attribute)
 
 
-def test_there_are_commands():
-    assert len(COMMANDS) >= 8 and len(MAKES) >= 6
+def test_every_page_and_every_notebook_is_listed():
+    assert notebook_names() and all(parameters_of(notebook_path(name)) for name in notebook_names())
+    listed = re.findall(r"^\| `(\d\d_\w+)` \|", TEXTS["README.md"], re.MULTILINE)
+    assert listed == notebook_names()
+    pages = re.findall(r"^\| \[(docs/\w+\.md)\]", TEXTS["README.md"], re.MULTILINE)
+    assert set(pages) - {TESTED_ELSEWHERE} == set(TEXTS) - {"README.md", TESTED_ELSEWHERE}
 
 
-def test_named_files_exist():
-    names = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(names) >= 2
-    missing = [name for name in names if not (ROOT / name).exists()]
-    assert not missing
-
-
-def test_every_notebook_is_listed():
-    assert notebook_names() and set(re.findall(r"^\| `(\d\d_\w+)` \|", README, re.MULTILINE)) == set(notebook_names())
-
-
-@pytest.mark.parametrize("name", ["table_1"])
-def test_table_is_the_committed_one(name):
-    block = re.search(rf"<!-- begin {name} -->\n(.*?)<!-- end {name} -->", README, re.DOTALL).group(1).strip()
-    rows = [
-        line
-        for line in Path(ROOT / "results/quick/tables" / f"{name}.md").read_text().splitlines()
-        if line.startswith("|")
-    ]
-    assert len(rows) > 5 and block == "\n".join(rows)
+def test_table_is_the_committed_one():
+    found = re.search(r"<!-- begin table_1 -->\n(.*?)\n<!-- end table_1 -->", TEXTS["README.md"], re.DOTALL)[1]
+    written = (ROOT / "results/quick/tables/table_1.md").read_text("utf-8").splitlines()
+    rows = [line for line in written if line.startswith("|")]
+    assert len(rows) > 5 and found == "\n".join(rows)

@@ -4,6 +4,7 @@ No number is drawn: there is no seed, and all comparisons are exact."""
 
 import base64
 import io
+import re
 import subprocess
 import sys
 import wave
@@ -27,7 +28,8 @@ import build_site  # noqa: E402
 
 FORMULAS = r"""Inline $\hat\theta_n = E(x_n; w) < 1$ and
 
-$$L_p = \big\| \phi_p(x) - \phi_p(\tilde x) \big\|_2, \qquad M = \underbrace{\textstyle\sum_n J_n}_{\text{how it bends}} . $$
+$$L_p = \big\| \phi_p(x) - \phi_p(\tilde x) \big\|_2, \qquad
+M = \underbrace{\textstyle\sum_n J_n}_{\text{how it bends}} . $$
 
 \begin{align} a &= b \\ c &= d \end{align}"""
 WIDGET = "application/vnd.jupyter.widget-"
@@ -62,7 +64,8 @@ def picture(caption: str = ""):
 
 
 def tiny_book() -> nbformat.NotebookNode:
-    sound = f'<audio  controls="controls" >\n<source src="data:audio/wav;base64,{wav(0.5)}" type="audio/wav" />\nno\n</audio>'
+    source = f'<source src="data:audio/wav;base64,{wav(0.5)}" type="audio/wav" />'
+    sound = f'<audio  controls="controls" >\n{source}\nno\n</audio>'
     return new_notebook(
         metadata={"widgets": {WIDGET + "state+json": {"state": {}}}, "papermill": {"start_time": "2026-01-02T03"}},
         cells=[
@@ -143,7 +146,8 @@ class Page(HTMLParser):
 
 def test_every_link_holds_and_nothing_comes_from_outside(site):
     pages = {path.name: Page(path) for path in site.glob("*.html")}
-    assert {f"{name}.html" for name in ["index", *build_site.PAGES, *notebook_names()]} == set(pages)
+    documents = [path.stem for path in (ROOT / "docs").glob("*.md")]
+    assert {f"{name}.html" for name in ["index", *build_site.PAGES, *notebook_names(), *documents]} == set(pages)
     for name, page in pages.items():
         links = [(tag, a.get("src") or a.get("href")) for tag, a in page.tags if "src" in a or "href" in a]
         assert ("link", "style.css") in links and ("a", "index.html") in links
@@ -155,19 +159,16 @@ def test_every_link_holds_and_nothing_comes_from_outside(site):
             assert not part or part in [a.get("id") for _, a in pages[file or name].tags], (name, link)
         assert not {"script", "iframe", "object"} & {tag for tag, _ in page.tags}
         assert (site / name).stat().st_size < 5e6
-    assert "@import" not in (site / "style.css").read_text() and "url(" not in (site / "style.css").read_text()
+    assert not re.search(r"@import|url\(", (site / "style.css").read_text("utf-8"))
 
 
-def test_pictures_are_files_with_a_text(site):
+def test_pictures_and_sounds_are_files_with_a_text(site):
     page = Page(site / "00_start_here.html")
     assert page.of("img", "alt") == ALTERNATIVES
     assert all((site / file).read_bytes().startswith(b"\x89PNG") for file in page.of("img", "src"))
     figures = Page(site / "figures.html")
     assert figures.of("img", "alt") == ["About (figure_2).", "About (figure_10)."]  # by number
     assert figures.of("img", "src") == ["figures/figure_2.png", "figures/figure_10.png"]
-
-
-def test_sounds_are_files_with_a_label(site):
     for name in ("00_start_here", "listening"):
         page = Page(site / f"{name}.html")
         assert page.of("audio", "aria-label") == ["A label", "BD, MSS"] and "controls" in dict(page.tags)["audio"]
@@ -176,47 +177,42 @@ def test_sounds_are_files_with_a_label(site):
 
 def test_formulas_are_mathml(site):
     page = Page(site / "00_start_here.html")
-    displays = page.of("math", "display")
-    # in the heading, in the contents of the page none; two of the text, the environment, one in a caption below a picture
-    assert sorted(displays) == ["block", "block", "inline", "inline", "inline"]
+    # in the heading, in the contents of the page none; two of the text, the environment, one in a caption
+    assert sorted(page.of("math", "display")) == ["block", "block", "inline", "inline", "inline"]
     assert "$" not in page.text and "\\" not in page.text
     assert page.text.count("‖") == 2 and "how\xa0it\xa0bends" in page.text
+    for tex in (r"\foo x", r"x^", r"\frac{1}", r"\begin{pmatrix} a", "a & b"):
+        with pytest.raises(ValueError) as raised:
+            build_site.mathml(tex)
+        assert repr(tex) in str(raised.value)
 
 
-@pytest.mark.parametrize("tex", [r"\foo x", r"x^", r"\frac{1}", r"\begin{pmatrix} a", "a & b"])
-def test_a_formula_that_does_not_convert_is_named(tex):
-    with pytest.raises(ValueError) as raised:
-        build_site.mathml(tex)
-    assert repr(tex) in str(raised.value)
-
-
-def test_code_is_folded_and_what_wants_a_kernel_is_gone(site):
+def test_code_is_folded_what_wants_a_kernel_is_gone_and_names_of_notebooks_are_links(site):
     page = Page(site / "00_start_here.html")
     assert [tag for tag, _ in page.tags].count("details") == 2 and "if x < 1: play()" in page.text
     for gone in ("not to be seen", "a warning", "injected", "model_id"):
-        assert gone not in (site / "00_start_here.html").read_text()
+        assert gone not in (site / "00_start_here.html").read_text("utf-8")
     assert "a|b" in page.text and "<i>" in page.text  # the table's texts as they are
-
-
-def test_names_of_notebooks_are_links(site):
-    links = Page(site / "00_start_here.html").of("a", "href")
+    links = page.of("a", "href")
     assert {"05_granular.html", "06_chirplet.html"} <= set(links) and "Adam.html" not in links
 
 
-def test_the_contents_and_pages_of_what_was_not_run(site):
+def test_contents_documents_and_pages_of_what_was_not_run(site):
     page = Page(site / "index.html")
-    assert {f"{name}.html" for name in [*build_site.PAGES, *notebook_names()]} <= set(page.of("a", "href"))
+    assert {path.name for path in site.glob("*.html")} <= {*page.of("a", "href"), "index.html"}
     assert page.text.count("(not run)") == len(notebook_names()) - 1
     assert "2 claims on granular sounds: 1 “holds”, 1 “not run”" in page.text
     text = Page(site / "05_granular.html").text
     assert "Not run" in text and "python -m replication notebook 05_granular --profile quick" in text
     assert "a|b" in Page(site / "report_card.html").text and "A caption." in Page(site / "tables.html").text
+    links = Page(site / "results.html").of("a", "href")  # of docs/results.md
+    assert {"importance.html", "report_card.html", "tables.html"} <= set(links)
+    assert "table_6_authors.md" in Page(site / "results.html").text  # of another profile: no link
 
 
 def test_a_copy_of_another_state_of_the_notebook_says_so(site):
-    assert (
-        "Executed 2026-01-02, profile quick. The notebook has changed since" in Page(site / "00_start_here.html").text
-    )
+    text = Page(site / "00_start_here.html").text
+    assert "Executed 2026-01-02, profile quick. The notebook has changed since" in text
     book = nbformat.read(ROOT / "notebooks/00_start_here.ipynb", as_version=4)
     book.cells.insert(2, tiny_book().cells[1])
     assert build_site._note(book, "00_start_here", "quick") == "*Executed, profile quick.*"
@@ -233,22 +229,16 @@ def test_a_faulty_site_is_refused_and_the_last_one_stays(tmp_path, monkeypatch):
     book = new_notebook(cells=[new_markdown_cell("# A title")])
     lay_out(tmp_path, book)
     last = build_site.build("quick", tmp_path)
-    before = (last / "00_start_here.html").read_text()
+    before = (last / "00_start_here.html").read_text("utf-8")
     faulty = ["[lost](nowhere.html)", "[part](index.html#no)", "<script>1</script>", "![](style.css)"]
-    faulty.append('<img src="https://example.org/a.png" alt="x">')
-    book.cells.append(new_markdown_cell("\n\n".join(faulty)))
+    book.cells.append(new_markdown_cell("\n\n".join([*faulty, '<img src="https://example.org/a.png" alt="x">'])))
     lay_out(tmp_path, book)
     with pytest.raises(build_site.BrokenSite) as raised:
         build_site.build("quick", tmp_path)
-    for said in (
-        "nowhere.html, which is not there",
-        "index.html#no, which",
-        "from outside",
-        "<script>",
-        "css without a text",
-    ):
+    where = ("nowhere.html, which is not there", "index.html#no, which")
+    for said in (*where, "from outside", "<script>", "css without a text"):
         assert said in str(raised.value)
-    assert (last / "00_start_here.html").read_text() == before
+    assert (last / "00_start_here.html").read_text("utf-8") == before
     monkeypatch.setattr(build_site, "LIMIT_BYTES", 500)
     with pytest.raises(build_site.BrokenSite, match="00_start_here.html: 0.0 MB with its pictures, more than 0.0005"):
         build_site.build("quick", tmp_path)
@@ -256,33 +246,28 @@ def test_a_faulty_site_is_refused_and_the_last_one_stays(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
 def test_in_a_browser(site, tmp_path):
-    """Pages load without a complaint or a request outside, fit a phone, set their formulas; a player plays; links lead on."""
+    """Pages load without a complaint or a request outside, fit a phone, set their formulas; a player plays."""
     browser = Browser(tmp_path)
     try:
         for page in sorted(site.glob("*.html")):
             for width in (1280, 390):
-                browser.open(page, width)
-                assert browser.value("document.documentElement.scrollWidth") <= width, (
-                    page
-                )  # innerWidth grows with what is too wide
-                assert browser.value("[...document.images].every(image => image.complete && image.naturalWidth > 0)"), (
-                    page
-                )
+                browser.open(page, width)  # innerWidth grows with what is too wide, scrollWidth does not
+                assert browser.value("document.documentElement.scrollWidth") <= width, page
+                loaded = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+                assert browser.value(loaded), page
         browser.open(site / "00_start_here.html")
         boxes = "[...document.querySelectorAll('math')].map(math => math.getBoundingClientRect())"
         sizes = browser.value(f"{boxes}.map(box => [box.width, box.height])")
         assert len(sizes) == 5 and all(width > 5 and height > 5 for width, height in sizes)
-        under = "(m => m.lastElementChild.getBoundingClientRect().top > m.firstElementChild.getBoundingClientRect().bottom - 3)"
-        assert browser.value(under + "(document.querySelector('munder'))")  # set, not run on in a line
-        played = browser.value("""(async () => { const player = document.querySelector('audio'); await player.play();
-            await new Promise(done => player.ontimeupdate = () => player.currentTime > 0 && done()); return player.duration })()""")
-        assert played == 0.5
-        browser.value("document.querySelector('a[href=\"index.html\"]').click()")
-        while browser.value("document.readyState !== 'complete' || document.title") != "Contents · SCRAPL, replicated":
-            pass
+        top, bottom = "lastElementChild.getBoundingClientRect().top", "firstElementChild.getBoundingClientRect().bottom"
+        under = f"(m => m.{top} > m.{bottom} - 3)(document.querySelector('munder'))"
+        assert browser.value(under)  # set, not run on in a line
+        played = """(async () => { const player = document.querySelector('audio'); await player.play();
+            await new Promise(done => player.ontimeupdate = () => player.currentTime > 0 && done());
+            return player.duration })()"""
+        assert browser.value(played) == 0.5
         assert browser.said == []
-        assert len(browser.asked) > 30 and all(
-            address.startswith((site.as_uri(), "data:")) for address in browser.asked
-        )
+        assert len(browser.asked) > 30
+        assert all(address.startswith((site.as_uri(), "data:")) for address in browser.asked)
     finally:
         browser.close()
