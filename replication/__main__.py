@@ -15,6 +15,7 @@ import pandas as pd
 from . import __started_s__, doctor
 from .jobs import EXECUTORS, SLURM, Jobs
 from .notebooks import NotebookFailed, notebook_names, run_notebook, run_notebooks
+from .path_probabilities import compute_importance
 from .records import IMPORTANCE, ROOT, BrokenRecord, hours_of, read_record, read_run, run_folder
 from .tasks import (
     METHODS,
@@ -36,7 +37,6 @@ from .trainer import (
     STOP_S,
     Budget,
     checkpoint_folder,
-    compute_importance,
     default_device,
     ensure_runs,
     kept_of,

@@ -11,7 +11,7 @@ worker's log and its progress. It goes once the record is written.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -22,8 +22,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,11 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from scrapl_lib.importance import Importance, forget, merge, paths_in, theta_importance
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
 from scrapl_lib.optim import PSAGA, PAdam
 
 from .baselines import EmbeddingLoss, MSSLoss, WeightsUnavailable
+from .checkpoints import alone, checkpoint_folder
 from .data import ThetaGrid, meso_seeds
 from .measures import (
     audio_distances,
@@ -49,12 +49,13 @@ from .measures import (
     theta_l1,
     total_variation,
 )
+from .path_probabilities import importance_folder, path_probabilities, saved_curvature
+from .problem import check_device
 from .records import (
     COLUMNS,
     IMPORTANCE,
     ROOT,
     Run,
-    command_for,
     config_hash,
     load_runs,
     n_cores,
@@ -64,11 +65,10 @@ from .records import (
     run_state,
     utc_now,
     write_bytes_atomic,
-    write_record,
     write_run,
     write_text_atomic,
 )
-from .tasks import RunConfig, by_worth, grid, importance_config, needs, run_cost
+from .tasks import RunConfig, by_worth, grid, needs, run_cost
 
 CHECKPOINT_EVERY_S = 120.0
 STOP_S = {"smoke": 10.0, "quick": 60.0, "paper": 60.0}  # what a profile's runs need to come to a stop: see Budget
@@ -78,10 +78,6 @@ PER_GPU, RUN_GIB = (
     8,
 )  # runs at once on a CUDA device: at most so many, each with so much of its memory; see default_workers
 CUDA_CHECK_EVERY = 20  # steps between looks at the loss on CUDA, where each look waits for the device
-IMPORTANCE_TOL, IMPORTANCE_N_ITER = (
-    1e-3,
-    40,
-)  # of the curvatures: probabilities need no more; the slowest paths need more than 20
 CHUNK = 64  # items at a time where no gradient is needed
 # glibc gives large blocks back to the kernel after every use; fetching them again costs more than computing in them
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
@@ -94,22 +90,6 @@ class RunFailed(RuntimeError):
 def default_device(profile: str) -> str:
     """cuda for the paper profile, cpu for the others."""
     return "cuda" if profile == "paper" else "cpu"
-
-
-def check_device(device: str) -> torch.device:
-    """Raise ValueError unless the device exists here."""
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:<n>") from error
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:<n>")
-    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if found.type == "cuda" and (found.index or 0) >= n:
-        raise ValueError(
-            f"device {device!r} asked for, but this PyTorch sees {n} CUDA devices; use --device cpu, which is slow"
-        )
-    return found
 
 
 def default_workers(device: str) -> int:
@@ -131,13 +111,6 @@ def make_deterministic(device: str) -> None:
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=torch.device(device).type != "cpu")
     torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def checkpoint_folder(config: RunConfig, output: Path = ROOT) -> Path:
-    """Where a run's checkpoints, log and progress are while it is under way."""
-    return (
-        Path(output).absolute() / "checkpoints" / config.profile / config.task / config.method / f"seed_{config.seed}"
-    )
 
 
 class Training:
@@ -487,19 +460,6 @@ def load_checkpoint(training: Training, folder: Path) -> None:
             return
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run under way; a second process says that it waits, and waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".lock"), "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process computes {folder}: waiting for it", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def train(
     config: RunConfig,
     output: Path = ROOT,
@@ -518,7 +478,7 @@ def train(
     place = check_device(device)
     folder = run_folder(config.profile, config.task, config.method, config.seed, output)
     checkpoints = checkpoint_folder(config, output)
-    with _alone(checkpoints):
+    with alone(checkpoints):
         state = run_state(folder, config_hash(config.flat))
         if state == "stale":
             raise ValueError(f"{folder} holds a record of another configuration: delete that folder to run it again")
@@ -581,152 +541,6 @@ def _train(
     )
 
 
-# ---- path probabilities ---------------------------------------------------------------------------------------------
-
-
-def importance_folder(config: RunConfig, output: Path = ROOT) -> Path:
-    """The record of the probabilities from which the `scrapl` run of `config` draws its paths. Raises as `importance_table`."""
-    wanted = replace(config, method=IMPORTANCE, seed=0)
-    folder = run_folder(wanted.profile, wanted.task, IMPORTANCE, 0, output)
-    if (state := run_state(folder, config_hash(wanted.flat))) != "done":
-        remedy = f"delete {folder}, then run" if state == "stale" else "run"
-        raise ValueError(
-            f"{state} path probabilities of theta-importance sampling in {folder}: {remedy} {command_for(folder)}"
-        )
-    return folder
-
-
-def importance_table(config: RunConfig, output: Path = ROOT) -> pd.DataFrame:
-    """The recorded probabilities from which the `scrapl` run of `config` draws its paths: a row per path, with columns path_idx,
-    n2, n_fr, rate (cycles per sample), scale (cycles per octave), spin, curvature_<parameter>, probability.
-
-    Raises: ValueError if there are none, or made with another configuration, with the command that makes them; BrokenRecord.
-    """
-    return pd.read_csv(io.BytesIO(read_record(importance_folder(config, output))[1]["probabilities.csv"]))
-
-
-def recorded_importance(task: str, profile: str, output: Path = ROOT) -> pd.DataFrame | str:
-    """`importance_table` of a task for figures and tables; or, where there is none, why. Raises BrokenRecord."""
-    config = importance_config(task, profile)
-    state = run_state(run_folder(profile, task, IMPORTANCE, 0, output), config_hash(config.flat))
-    words = {"missing": "no record yet", "stale": "its record was made with another configuration"}
-    return words[state] if state in words else importance_table(config, output)
-
-
-def path_probabilities(config: RunConfig, output: Path = ROOT) -> Tensor:
-    """The probabilities in `importance_table`: (P,) float64, which sum to 1."""
-    probs = torch.tensor(importance_table(config, output)["probability"], dtype=torch.float64)
-    return probs / probs.sum()
-
-
-def compute_importance(
-    task: str,
-    profile: str,
-    output: Path = ROOT,
-    device: str = "cpu",
-    paths: list[int] | None = None,
-    watch: Callable[[], None] | None = None,
-    **changes: object,
-) -> str:
-    """Compute and record the path probabilities of a task, as `importance_table` reads them; go on where a stopped call was.
-
-    The encoder has the initial weights of seed 0; batches and synthesizer seeds are those of that run's first steps.
-
-    Args:
-        paths: only these; several calls share the work, and the one that finds all parts there writes the record.
-        watch: called often; may raise to stop. changes: of the config, see `make_config`.
-    Returns:
-        "done", or how many paths are there. Raises ValueError as `train` and `theta_importance` do, and BrokenRecord.
-    """
-    place, config, start_utc = check_device(device), importance_config(task, profile, **changes), utc_now()
-    folder, parts = run_folder(profile, task, IMPORTANCE, 0, output), checkpoint_folder(config, output)
-    n_paths, fingerprint = SCRAPLLoss(**config.transform()).n_paths, config_hash(config.flat)
-    if paths is not None and not set(paths) <= set(range(n_paths)):
-        wrong = sorted(set(paths) - set(range(n_paths)))
-        raise ValueError(
-            f"paths must be numbers from 0 to {n_paths - 1}, got {', '.join(map(str, wrong[:5]))}{', ...' if wrong[5:] else ''}"
-        )
-    name = "all" if paths is None else f"{min(paths)}-{max(paths)}"
-    with _alone(parts / name):
-        state = run_state(folder, fingerprint)
-        if state == "stale":
-            raise ValueError(
-                f"{folder} holds a record of another configuration: delete that folder to compute it again"
-            )
-        own = parts / name / "curvature.json"
-        elsewhere = [path for file in _curvatures(parts) if file != own for path in paths_in(file, fingerprint)]
-        todo = [path for path in (range(n_paths) if paths is None else paths) if path not in elsewhere]
-        if state == "missing" and todo:
-            importance_of(
-                Training(config, place),
-                config.importance_examples // config.batch_size,
-                watch,
-                paths=todo,
-                save=own,
-                fingerprint=fingerprint,
-                progress=watch is None,
-                tol=IMPORTANCE_TOL,
-                n_iter=IMPORTANCE_N_ITER,
-            )
-    with _alone(parts):
-        if run_state(folder, fingerprint) == "missing":
-            files, there = _curvatures(parts), set()
-            for file in files:  # calls at the same time may have computed the same paths
-                forget(file, there)
-                there |= set(paths_in(file, fingerprint))
-            if len(there) < n_paths:
-                return f"{len(there)} of {n_paths} paths"
-            _write_importance(folder, config, merge(files), start_utc, place)
-        shutil.rmtree(parts, ignore_errors=True)
-    return "done"
-
-
-def _curvatures(parts: Path) -> list[Path]:
-    return sorted(parts.glob("*/curvature.json"))
-
-
-def importance_of(
-    training: Training, n_batches: int, watch: Callable[[], None] | None = None, **options: object
-) -> Importance:
-    """`theta_importance` of a training in memory, with its weights as they are and the batches and synthesizer seeds of its
-    first steps. watch: called often; may raise to stop. options: of `theta_importance`, such as gauss_newton."""
-    config, encoder, synth = training.config, training.encoder.eval(), training.synth
-    batches = training.data.batches("train", config.batch_size, 0, config.seed)[:n_batches]
-
-    def synthesize(step: int) -> Callable[[Tensor], Tensor]:
-        draws = synth.draw(meso_seeds(config.seed, step, config.batch_size))
-        return lambda theta: synth.render(theta, *draws)
-
-    return theta_importance(
-        training.loss,
-        lambda x: encoder(encoder.features(x)),
-        [synthesize(step + 1) for step in range(len(batches))],
-        [training.x[items] for items in batches],
-        encoder.parameters(),
-        watch=watch,
-        **options,
-    )
-
-
-def _write_importance(folder: Path, config: RunConfig, found: Importance, start_utc: str, device: torch.device) -> None:
-    table = pd.DataFrame([asdict(path) for path in SCRAPLLoss(**config.transform()).jtfs.paths]).rename(
-        columns={"index": "path_idx"}
-    )
-    for parameter, values in zip(config.synth().parameters, found.curvature.tolist()):
-        table[f"curvature_{parameter.name}"] = values
-    table["probability"] = found.probs.tolist()
-    write_record(
-        folder,
-        {"probabilities.csv": table},
-        status="ok",
-        config=config.flat,
-        start_utc=start_utc,
-        device=device,
-        threads=torch.get_num_threads(),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-    )
-
-
 # ---- many runs --------------------------------------------------------------------------------------------------------
 
 
@@ -760,6 +574,11 @@ def write_progress(path: Path) -> Report:
     return report
 
 
+@functools.cache
+def _n_paths(config: RunConfig) -> int:
+    return SCRAPLLoss(**config.transform()).n_paths
+
+
 class Worker:
     """One run in a process of its own, or the path probabilities of a task: all, or of `paths` such as "0-99".
 
@@ -775,7 +594,7 @@ class Worker:
         paths: str = "",
         apart: bool = False,
     ) -> None:
-        self.config, self.folder = config, checkpoint_folder(config, output)
+        self.config, self.output, self.folder = config, output, checkpoint_folder(config, output)
         self.name = f"{config.task}/{config.method}/" + (f"paths {paths}" if paths else f"seed {config.seed}")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder.with_name(f"{self.folder.name}{paths and '_' + paths}.log")
@@ -812,8 +631,8 @@ class Worker:
     def progress(self) -> dict:
         try:
             if self.config.method == IMPORTANCE:
-                saved = json.loads((self.folder / "all" / "curvature.json").read_text())
-                return {"step": len(saved["curvature"]), "of": saved["shape"][1], "loss": None, "val": ""}
+                n_done = len(saved_curvature(self.config, self.output))
+                return {"step": n_done, "of": _n_paths(self.config), "loss": None, "val": ""}
             return json.loads((self.folder / "progress.json").read_text())
         except (OSError, ValueError):
             return {"step": 0, "of": 1, "loss": None, "val": ""}
@@ -849,7 +668,7 @@ def kept_of(config: RunConfig, output: Path = ROOT) -> str:
     """How much there is of a run under way, or of path probabilities, for the next call to go on from; "" for nothing."""
     folder = checkpoint_folder(config, output)
     if config.method == IMPORTANCE:
-        n_paths = len({path for file in _curvatures(folder) for path in paths_in(file, config_hash(config.flat))})
+        n_paths = len(saved_curvature(config, output))
         return f"{n_paths} paths" if n_paths else ""
     steps = [int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.pt")]
     return f"step {max(steps)}" if steps else ""

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from replication import path_probabilities
 from replication import trainer as training
 
 
@@ -27,6 +28,22 @@ def computed_here(monkeypatch):
 
     monkeypatch.setattr(training, "_run_all", run_all)
     return configs
+
+
+@pytest.fixture
+def importances(monkeypatch):
+    """`curvature_by_path` without its arithmetic: 1 + path for the first parameter, 2 + path for the second. Lists its calls."""
+    calls = []
+
+    def fake(loss, encode, synthesize, inputs, params, n_iter, tol, *, paths, report):
+        weights = [w.detach().clone() for w in params]
+        calls.append(dict(loss=loss, encode=encode, synthesize=synthesize, inputs=inputs, params=weights, paths=paths))
+        for path in paths:
+            report("curvature", 1, 1)
+            yield path, torch.tensor([1.0 + path, 2.0 + path], dtype=torch.float64)
+
+    monkeypatch.setattr(path_probabilities, "curvature_by_path", fake)
+    return calls
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -17,6 +17,7 @@ from replication import jobs as cluster
 from replication import trainer as training
 from replication.__main__ import main
 from replication.jobs import Jobs
+from replication.path_probabilities import importance_table
 from replication.records import ROOT, read_run, run_folder
 from replication.tasks import importance_config, make_config
 from replication.trainer import states, train
@@ -134,13 +135,11 @@ def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterru
 FAST = """
 import pathlib
 import torch
-from scrapl_lib import importance, training
-def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, **_):
-    curvature = torch.full((2, loss.n_paths), torch.nan, dtype=torch.float64)
-    curvature[:, paths] = 1 + torch.tensor(paths, dtype=torch.float64)
-    importance._write(save, curvature, fingerprint)
+from replication import path_probabilities
+def fake(loss, encode, synthesize, inputs, params, *_, paths, **__):
     pathlib.Path({folder!r}, "paths_" + str(paths[0])).write_text(str(len(paths)))
-training.theta_importance = fake
+    yield from ((path, torch.full((2,), 1.0 + path, dtype=torch.float64)) for path in paths)
+path_probabilities.curvature_by_path = fake
 """
 
 
@@ -165,7 +164,7 @@ def test_path_probabilities_come_in_parts_and_before_the_run_that_needs_them(tmp
     assert re.search(r"3 jobs; logs: .*\n(.*\n)*3 of 3 jobs done", capfd.readouterr().err)
     assert read_run(folder_of(config(1, "scrapl", task), tmp_path)).ok
     assert {path.name: path.read_text() for path in tmp_path.glob("paths_*")} == {"paths_0": "11", "paths_11": "10"}
-    table = training.importance_table(config(1, "scrapl", task), tmp_path)
+    table = importance_table(config(1, "scrapl", task), tmp_path)
     assert table["curvature_am"].tolist() == list(range(1, 22))
     assert (
         main(["importance", "--profile", "smoke", "--task", task, "--output", str(tmp_path), "--executor", "local"])

@@ -18,8 +18,8 @@ from replication.notebooks import notebook_names, notebook_path, parameters_of
 from replication.records import ROOT
 
 ORDER = {  # design: a file imports only those above it in its list; scrapl_lib never imports replication
-    "scrapl_lib": "checks _fast jets jtfs losses optim curvature importance synths",
-    "replication": "baselines encoder circuit_808 data measures records published stats tables claims figures compare tasks trainer jobs "
+    "scrapl_lib": "checks _fast jets jtfs losses optim curvature reference importance synths",
+    "replication": "baselines encoder circuit_808 data measures records published stats tables claims figures compare tasks checkpoints problem path_probabilities trainer jobs "
     "teaching exercises notebooks doctor __main__",
 }
 MODULES = [(package, module) for package, order in ORDER.items() for module in order.split()]

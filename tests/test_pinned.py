@@ -9,10 +9,11 @@ from replication import tables
 from replication.claims import chirplet_card, drum_card, report_card
 from replication.compare import compared, comparison
 from replication.figures import step_costs
+from replication.path_probabilities import recorded_importance
 from replication.published import authors_seeds
 from replication.records import IMPORTANCE, ROOT, config_hash
 from replication.tasks import CHIRPLETS, NOT_RUN, TASKS, TR808, grid, importance_config
-from replication.trainer import recorded_importance, runs_on_disk
+from replication.trainer import runs_on_disk
 
 PINNED = ROOT / "tests" / "pinned_hashes.json"  # of the configs of all committed records
 
