@@ -1,8 +1,8 @@
 """The path probabilities of a task (theta-importance sampling) as a record: computed in parts, resumed, read.
 
 A call saves each path in `<output>/checkpoints/<profile>/<task>/theta_importance/seed_0/path_<p>.json` as soon as it is
-done; calls that share the work, and a call after one that was killed, compute what is not there yet. The derivatives, which
-come before the first path, are not saved: for all paths at the paper's size they take some ten minutes on two cores.
+done; calls that share the work, and a call after one that was killed, compute what is not there yet. Derivatives, which
+come before the first path, are not saved: those of all paths at the paper's size take some ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .tasks import RunConfig, importance_config
 
 TOL, N_ITER = 1e-3, 40  # of the curvatures: probabilities need no more; the slowest paths need more than 20
 
-# ---- reading the record -----------------------------------------------------------------------------------------------
+# ---- reading the record ---------------------------------------------------------------------------------------------
 
 
 def _record(config: RunConfig, output: Path) -> tuple[Path, str]:
@@ -44,7 +44,7 @@ def _record(config: RunConfig, output: Path) -> tuple[Path, str]:
 
 
 def importance_folder(config: RunConfig, output: Path = records.ROOT) -> Path:
-    """The record of the probabilities from which the `scrapl` run of `config` draws its paths. Raises as `importance_table`."""
+    """The record of the probabilities that the `scrapl` run of `config` draws from. Raises as `importance_table`."""
     folder, state = _record(config, output)
     if state != "done":
         remedy = f"{f'delete {folder}, then ' if state == 'stale' else ''}run {records.command_for(folder)}"
@@ -53,10 +53,10 @@ def importance_folder(config: RunConfig, output: Path = records.ROOT) -> Path:
 
 
 def importance_table(config: RunConfig, output: Path = records.ROOT) -> pd.DataFrame:
-    """The recorded probabilities from which the `scrapl` run of `config` draws its paths: a row per path, with columns path_idx,
-    n2, n_fr, rate (cycles per sample), scale (cycles per octave), spin, curvature_<parameter>, probability.
+    """The recorded probabilities that the `scrapl` run of `config` draws its paths from, a row per path.
 
-    Raises: ValueError if there are none, or made with another configuration, with the command that makes them; BrokenRecord.
+    Columns: path_idx, n2, n_fr, rate (cycles per sample), scale (cycles per octave), spin, curvature_<parameter>,
+    probability. Raises: ValueError, with the command to give, if there are none for this configuration; BrokenRecord.
     """
     return pd.read_csv(io.BytesIO(records.read_record(importance_folder(config, output))[1]["probabilities.csv"]))
 
@@ -75,7 +75,7 @@ def path_probabilities(config: RunConfig, output: Path = records.ROOT) -> Tensor
     return probs / probs.sum()
 
 
-# ---- computing it -----------------------------------------------------------------------------------------------------
+# ---- computing it ---------------------------------------------------------------------------------------------------
 
 
 def importance_arguments(problem: Problem, n_batches: int) -> tuple:
@@ -105,7 +105,7 @@ def compute_importance(
     watch: Callable[[], None] | None = None,
     **changes: object,
 ) -> str:
-    """Compute and record the path probabilities of a task, as `importance_table` reads them; go on where a stopped call was.
+    """Compute and record the path probabilities of a task; go on where a call that was stopped was.
 
     The encoder has the initial weights of seed 0; batches and synthesizer seeds are those of that run's first steps.
 
@@ -119,9 +119,8 @@ def compute_importance(
     output, owner = Path(output).absolute(), records.config_hash(config.flat)
     parts, n_paths = checkpoint_folder(config, output), SCRAPLLoss(**config.transform()).n_paths
     wanted = list(range(n_paths) if paths is None else paths)
-    wrong = [path for path in wanted if path not in range(n_paths)]
-    if wrong or not wanted:
-        got = ", ".join(map(str, wrong[:5])) + (", ..." if wrong[5:] else "") or "none"
+    if (wrong := sorted(set(wanted) - set(range(n_paths)))) or not wanted:
+        got = ", ".join(map(str, wrong)) or "none"
         raise ValueError(f"paths must be numbers from 0 to {n_paths - 1}, got {got}")
     with alone(parts / ("all" if paths is None else f"{min(wanted)}-{max(wanted)}")):
         folder, state = _record(config, output)
@@ -139,8 +138,7 @@ def compute_importance(
                 records.write_text_atomic(parts / f"path_{path}.json", json.dumps(content) + "\n")
     with alone(parts):
         if _record(config, output)[1] == "missing":
-            there = saved_curvature(config, output)
-            if len(there) < n_paths:
+            if len(there := saved_curvature(config, output)) < n_paths:
                 return f"{len(there)} of {n_paths} paths"
             curvature = torch.tensor([there[path] for path in range(n_paths)], dtype=torch.float64).T
             write_importance(folder, config, curvature, start_utc, place)
@@ -150,12 +148,13 @@ def compute_importance(
 
 def _bars() -> Report:
     """A report that shows a bar for each phase, with the time left there."""
-    bars: dict[str, tqdm] = {}
+    bars, interval_s = {}, 0.5 if sys.stderr.isatty() else 10
 
     def report(phase: str, done: int, total: int) -> None:
-        interval_s = 0.5 if sys.stderr.isatty() else 10
         bar = bars[phase] = bars.get(phase) or tqdm(total=total, desc=phase, mininterval=interval_s)
         bar.update(done - bar.n)
+        if done == total:
+            bar.close()
 
     return report
 

@@ -30,7 +30,7 @@ def check_device(device: str) -> torch.device:
 
 
 class Problem:
-    """Encoder with its initial weights, synthesizer, data set, rendered sounds x (N, 1, samples) and SCRAPL loss of a config."""
+    """Encoder with its initial weights, synthesizer, data set, sounds x (N, 1, samples) and SCRAPL loss of a config."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         self.config = config

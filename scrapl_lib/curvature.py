@@ -1,8 +1,8 @@
-"""The parts that theta-importance sampling is computed from: slopes, curvatures, products with M, its largest eigenvalue.
+"""The parts of theta-importance sampling: slopes, curvatures, products with M, largest eigenvalues.
 
-`importance` explains the mathematics and its letters: N items (of all batches), U parameters, W weights, P paths. `audio_jets`
-are the derivatives of the synthesized audio; `slopes_and_curvatures` takes them through the loss; `Encoder` has the
-Jacobians and the products with M; `arnoldi` finds the largest eigenvalue from the products alone.
+`importance` explains the mathematics and its letters: N items (of all batches), U parameters, W weights, P paths.
+`audio_jets` are the derivatives of the synthesized audio; `slopes_and_curvatures` takes them through the loss;
+`Encoder` has the Jacobians and the products with M; `arnoldi` finds the largest eigenvalue from the products alone.
 """
 
 import functools
@@ -22,7 +22,7 @@ ENCODER_CHUNK = 32  # items whose encoder graph is held at once: bounds the memo
 SAME = 1e-5  # two calls of a deterministic function agree to this fraction of the largest value, on CUDA too
 
 
-# ---- slopes s and curvatures H with respect to theta ------------------------------------------------------------------
+# ---- slopes s and curvatures H with respect to theta ----------------------------------------------------------------
 
 
 def _grad(y: Tensor, x: Sequence[Tensor], **options: bool) -> tuple[Tensor, ...]:
@@ -40,8 +40,8 @@ def _check_same(name: str, first: Tensor, second: Tensor, advice: str) -> None:
 def audio_jets(x: Tensor, theta: Tensor, synthesize: Synthesize) -> Tensor:
     """The audio of theta (n, U) with its derivatives in theta, in float64: jets (n, K, samples), see `Jets`.
 
-    x: the reference audio (n, 1, samples). Raises: ValueError for audio of another shape, without a graph, or not the same
-    in two calls.
+    x: the reference audio (n, 1, samples). Raises: ValueError for audio of another shape, without a graph, or not the
+    same in two calls.
     """
     theta = theta.detach().double().clone().requires_grad_()
     audio = synthesize(theta)
@@ -66,10 +66,10 @@ def audio_jets(x: Tensor, theta: Tensor, synthesize: Synthesize) -> Tensor:
 def slopes_and_curvatures(
     loss: torch.nn.Module, batches: Sequence[tuple[Tensor, Tensor]], U: int, paths: Sequence[int], report: Report
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield each path with its s (N, U) and H (N, U, U), over the items of all batches (jets of audio, reference audio).
+    """Yield each path with its s (N, U) and H (N, U, U). batches: jets of audio, and reference audio; N: all items.
 
-    A loss that has `derivatives` shares the first order among all paths: those of all paths are computed before the first
-    is yielded. Other losses are differentiated path by path.
+    A loss that has `derivatives` shares the first order among all paths: those of all paths are computed before the
+    first is yielded. Other losses are differentiated path by path.
     """
     at_once, done, total = hasattr(loss, "derivatives"), 0, len(paths) * sum(len(x) for _, x in batches)
     of_loss = loss.derivatives if at_once else functools.partial(_derivatives_backwards, loss)
@@ -118,7 +118,7 @@ def _derivatives_backwards(
         yield p, s, H
 
 
-# ---- the encoder's Jacobians and the products with M ------------------------------------------------------------------
+# ---- the encoder's Jacobians and the products with M ----------------------------------------------------------------
 
 
 class Encoder:
@@ -135,12 +135,11 @@ class Encoder:
         self.encode, self.params = encode, params
         if all(w.dtype == torch.float32 for w in params):
             inputs = [x.float() for x in inputs]
-        self.parts = torch.cat(list(inputs)).split(ENCODER_CHUNK)
-        self.thetas = [self._checked_theta(x) for x in inputs]
-        self.graph = encode(self.parts[0]) if len(self.parts) == 1 else None  # kept for all paths
-        pairs = zip(inputs, self.thetas, strict=True)
-        J = [self._jacobian(x[n : n + 1], theta[n : n + 1]) for x, theta in pairs for n in range(len(x))]
-        self.J = torch.stack(J)
+        self.thetas, x = [self._checked_theta(x) for x in inputs], torch.cat(list(inputs))
+        self.parts = x.split(ENCODER_CHUNK)
+        self.graph = encode(x) if len(self.parts) == 1 else None  # kept for all paths
+        items = zip(x.split(1), torch.cat(self.thetas).split(1), strict=True)
+        self.J = torch.stack([self._jacobian(*item) for item in items])
         flat = self.J.flatten(0, 1)
         self.gram = (flat @ flat.T).double().unflatten(0, self.J.shape[:2]).unflatten(2, self.J.shape[:2])
         generator = torch.Generator("cpu").manual_seed(0)
@@ -165,13 +164,13 @@ class Encoder:
         if alone.requires_grad:
             used = torch.autograd.grad(alone.sum(), self.params, retain_graph=True, allow_unused=True)
         if unused := [i for i, g in enumerate(used) if g is None]:
-            raise ValueError(f"encode detaches or does not use params {unused} of 0 ... {len(used) - 1}: leave them out")
+            raise ValueError(f"encode does not use (or detaches) params {unused} of 0 ... {len(used) - 1}: omit them")
         return torch.stack([_flat(_grad(alone[0, u], self.params, retain_graph=True)) for u in range(theta.shape[1])])
 
     def largest_eigenvalue(
         self, s: Tensor, H: Tensor, u: int, n_iter: int, tol: float, gauss_newton: bool
     ) -> tuple[float, bool]:
-        """|largest eigenvalue| of M_u from a path's s (N, U) and H (N, U, U), and whether it has converged (see `arnoldi`)."""
+        """|largest eigenvalue| of M_u for s (N, U), H (N, U, U) of a path, and whether it converged, see `arnoldi`."""
         s, H = s[:, u], H[:, u]
         scale = float(torch.maximum(s.abs().max(), H.abs().max()))
         if scale == 0:
@@ -191,10 +190,10 @@ class Encoder:
         return scale * size, converged
 
     def product(self, s: Tensor, H: Tensor, u: int) -> Callable[[Tensor], Tensor]:
-        """v (W,) -> M_u v = sum_n J_nu sum_v H_nv (J_nv . v) + d/dw (v . grad_w sum_n s_n theta_nu), for s (N,), H (N, U).
+        """v -> sum_n J_nu sum_u' H_nu' (J_nu' . v) + d/dw (v . grad_w sum_n s_n theta_nu) for s (N,), H (N, U).
 
-        The second term is a backward pass through the graph of grad_w sum_n s_n theta_nu, built once for all products if
-        there are at most ENCODER_CHUNK items; otherwise chunk by chunk for each.
+        The second term is a backward pass through the graph of grad_w sum_n s_n theta_nu, built once for all products
+        if there are at most ENCODER_CHUNK items; otherwise chunk by chunk for each.
         """
 
         def gradient(part: Tensor, s: Tensor) -> tuple[Tensor, ...]:
@@ -220,13 +219,13 @@ def _flat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, n_iter: int, tol: float) -> tuple[float, bool]:
-    """|largest eigenvalue| of a linear map (W,) -> (W,), found from at most n_iter products, and whether it has converged.
+    """|largest eigenvalue| of a linear map (W,) -> (W,) from at most n_iter products, and whether it has converged.
 
-    The rows of Q are an orthonormal basis of start, M start, M^2 start, ...; the eigenvalues of T = Q M Q^T approach the
-    outer ones of M, complex pairs and nearly opposite eigenvalues included. Converged: the value changed by at most `tol`
-    of itself with the last product, and the residual |M y - value y| of its vector is at most the root of `tol` of it (for
-    M that is not far from symmetric the value's error goes with the square of the residual); or M maps the basis into
-    itself, which ends the iteration. NaN if a product is not finite.
+    The rows of Q are an orthonormal basis of start, M start, M^2 start, ...; the eigenvalues of T = Q M Q^T approach
+    the outer ones of M, complex pairs and nearly opposite eigenvalues included. Converged: the value changed by at most
+    `tol` of itself with the last product, and the residual |M y - value y| of its vector is at most the root of `tol`
+    of it (for M that is not far from symmetric the value's error goes with the square of the residual); or M maps the
+    basis into itself, which ends the iteration. NaN if a product is not finite.
     """
     Q, T = start.new_empty(n_iter + 1, len(start)), np.zeros((n_iter + 1, n_iter))
     Q[0], last = start / start.norm(), np.nan

@@ -13,15 +13,15 @@ theta_n alone, so with H_n = d2L_p / dtheta_n2 (U x U)
 
     M_u v = sum_n J_{n,u} sum_u' H_n[u, u'] (J_{n,u'} . v)  +  sum_n s_{n,u} (d2 theta_{n,u} / dw2) v.
 
-s and H need no encoder: first and second derivatives of the audio are carried forward through the transform, whose first
-order all paths share (`SCRAPLLoss.derivatives`). The J are shared by all paths. The first (Gauss-Newton) term has at most
-rank N; the second takes one Hessian-vector product of the encoder. M_u is not symmetric: its eigenvalues may be negative or
-complex, and C is the magnitude. Instead of the paper's power iteration each path and parameter gets an Arnoldi iteration,
-which makes the best of the same products: complex pairs and nearly opposite eigenvalues, both common here, converge, too.
+s and H need no encoder: first and second derivatives of the audio are carried forward through the transform, whose
+first order all paths share (`SCRAPLLoss.derivatives`). The J are shared by all paths. The first (Gauss-Newton) term has
+at most rank N; the second takes one Hessian-vector product of the encoder. M_u is not symmetric: its eigenvalues may be
+negative or complex, and C is the magnitude. In place of power iteration, each path and parameter has an Arnoldi
+iteration, which converges for complex pairs and nearly opposite eigenvalues, too, and both are common here.
 
-Precision: s and H are computed in float64, because H is the small difference of two numbers up to 400 times as large (the
-audio's phases turn by thousands of radians with theta). J and the products with M have the weights' dtype.
-Several batches: L is the mean over each batch, M the sum over batches, and C an eigenvalue of that sum.
+Precision: s and H are computed in float64, because H is the small difference of two numbers up to 400 times as large
+(the audio's phases turn by thousands of radians with theta). J and the products with M have the weights' dtype. Several
+batches: L is the mean over each batch, M the sum over batches, and C an eigenvalue of that sum.
 """
 
 import warnings
@@ -86,25 +86,25 @@ def theta_importance(
     """Compute the curvature of every path in every parameter, and the sampling probabilities that follow.
 
     `encode` and `synthesize` must be deterministic (eval mode, synthesizer seeds fixed) and treat items independently;
-    they are called with parts of a batch, too. Gradients that `params` hold, and the path that the loss drew last, are left
-    alone. `curvature_by_path` yields the same path by path, to be saved on the way.
+    they are called with parts of a batch, too. Gradients that `params` hold, and the path that the loss drew last, are
+    left alone. `curvature_by_path` yields the same path by path, to be saved on the way.
 
     Args:
         loss: SCRAPLLoss, or anything with `n_paths` and loss(x_hat, x, path_idx=p) -> mean over the batch, twice
             differentiable (which takes longer).
         encode: audio (batch, 1, samples) -> theta (batch, U). It gets float32 audio if all its weights are float32.
-        synthesize: theta (batch, U), float64 -> audio (batch, 1, samples), twice differentiable by torch's own operations;
-            one per batch if there are several.
+        synthesize: theta (batch, U), float64 -> audio (batch, 1, samples), twice differentiable by torch's own
+            operations; one per batch if there are several.
         inputs: reference audio (batch, 1, samples), one batch or several.
         params: the weights of `encode`, float32 or float64.
         n_iter, tol: see `arnoldi`: largest number of products with M for each path and parameter, and the fraction of
-            itself by which the last product may have changed the eigenvalue. A warning names paths where n_iter came first.
+            itself by which the last product may have changed the eigenvalue. A warning names paths not yet there.
         floor: least probability of a path as a fraction of the uniform one.
         gauss_newton: leave out the second term of M: no iteration, but other values wherever the slope s matters.
         paths: only these; default all.
     Raises:
-        TypeError, ValueError: wrong shapes, types or numbers; stochastic `encode` or `synthesize`; weights that `encode`
-            does not use. FloatingPointError: derivatives or curvature that are not finite.
+        TypeError, ValueError: wrong shapes, types or numbers; stochastic `encode` or `synthesize`; weights that
+            `encode` does not use. FloatingPointError: derivatives or curvature that are not finite.
     """
     probabilities(np.ones((1, 1)), floor)  # refuses a wrong floor now rather than after hours
     found = dict(curvature_by_path(loss, encode, synthesize, inputs, params, n_iter, tol, gauss_newton, paths))
@@ -130,7 +130,8 @@ def curvature_by_path(
 
     With SCRAPLLoss the derivatives of all paths are computed first, all at once; a path's own products come after.
     Arguments, errors and the warning, which comes at the end, as in `theta_importance`. report: called on
-    the way with the phase ("derivatives" or "curvature"), how much of it is done, and how much there is; may raise to stop.
+    the way with the phase ("derivatives" or "curvature"), how much of it is done, and how much there is; may raise to
+    stop.
     """
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     synthesize = [synthesize] * len(inputs) if callable(synthesize) and len(inputs) == 1 else synthesize

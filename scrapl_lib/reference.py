@@ -6,13 +6,13 @@ from torch import Tensor
 
 from .curvature import Encode, Synthesize
 
-# ---- M_u as a dense matrix (equations 10 to 12) -------------------------------------------------------------------------
+# ---- M_u as a dense matrix (equations 10 to 12) ---------------------------------------------------------------------
 
 
 def dense_m(
     loss: torch.nn.Module, encode: Encode, synthesize: Synthesize, x: Tensor, params: list[Tensor], path: int, u: int
 ) -> Tensor:
-    """M_u of one path as it is defined, (W, W), by automatic differentiation alone: for encoders of a few dozen weights.
+    """M_u of one path as it is defined, (W, W), by automatic differentiation: for encoders of a few dozen weights.
 
     x: reference audio (N, 1, samples). encode: audio -> theta (N, U), smooth. synthesize: theta -> audio. params: the
     encoder's weights w, W numbers in all. loss: as in `theta_importance`.

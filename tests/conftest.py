@@ -32,7 +32,7 @@ def computed_here(monkeypatch):
 
 @pytest.fixture
 def importances(monkeypatch):
-    """`curvature_by_path` without its arithmetic: 1 + path for the first parameter, 2 + path for the second. Lists its calls."""
+    """`curvature_by_path` without its arithmetic: 1 + path and 2 + path for the two parameters. Lists its calls."""
     calls = []
 
     def fake(loss, encode, synthesize, inputs, params, n_iter, tol, *, paths, report):

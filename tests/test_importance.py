@@ -1,4 +1,4 @@
-"""theta_importance against dense matrices and the paper's power iteration; Arnoldi on known matrices; refusals; extras."""
+"""theta_importance against dense matrices and the paper's power iteration; Arnoldi on known matrices; refusals."""
 
 import math
 import warnings
@@ -63,7 +63,7 @@ class Polynomials(nn.Module):
 
 
 def linear_problem(J):
-    """theta_{n,u} = J[n, u] . w, and a synthesizer whose first U samples are theta: (encode, synthesize, inputs, params)."""
+    """theta_{n,u} = J[n, u] . w, audio whose first U samples are theta: (encode, synthesize, inputs, params)."""
     n, U, W = J.shape
     w = nn.Parameter(torch.linspace(0.2, 1.0, W, dtype=torch.float64))
 
@@ -84,7 +84,7 @@ def relative(found, expected):
 
 @pytest.fixture(scope="module", params=[2, 1])
 def tiny(request):
-    """(problem, dense matrices [u][path of PATHS]) for the small encoder, the granular synthesizer, the real transform."""
+    """(problem, dense matrices [u][path of PATHS]): small encoder, granular synthesizer, real transform."""
     encoder, U = SmallEncoder(request.param), request.param
     problem = SCRAPLLoss(**TINY), encoder, synthesizer(), reference_audio(), list(encoder.parameters())
     return problem, [[dense_m(*problem, path, u) for path in PATHS] for u in range(U)]
@@ -168,7 +168,7 @@ def test_float32_weights_take_audio_of_either_precision(tiny):
 
 
 def test_power_iteration_through_the_whole_chain_gives_the_same():
-    """The paper's algorithm, literally, on the real encoder (float32 weights), synthesizer and transform of the smoke profile."""
+    """The paper's algorithm literally, with encoder (float32), synthesizer and transform of the smoke profile."""
     config = make_config("granular", "scrapl_no_theta_is", 0, "smoke")
     torch.manual_seed(0)
     encoder, loss, data = config.encoder().eval(), SCRAPLLoss(**config.transform()), config.data()
@@ -191,11 +191,11 @@ def test_power_iteration_through_the_whole_chain_gives_the_same():
         assert abs(float(found.curvature[u, 20]) / expected - 1) < 5e-3
 
 
-# ---- Arnoldi on known matrices ----------------------------------------------------------------------------------------
+# ---- Arnoldi on known matrices --------------------------------------------------------------------------------------
 
 
 def test_complex_pair_gives_its_magnitude():
-    """u = 0: M = J_00 J_01^T + J_10 J_11^T is a rotation times 3: eigenvalues +-3i, between which power iteration turns."""
+    """u = 0: M = J_00 J_01^T + J_10 J_11^T is a rotation times 3: eigenvalues +-3i; power iteration turns for ever."""
     J = torch.zeros(2, 2, 3, dtype=torch.float64)
     J[0, 0, 0], J[1, 0, 1], J[0, 1, 1], J[1, 1, 0] = 3, 3, -1, 1
     problem = Polynomials(lambda y: 2 * y[:, 0] * y[:, 1]), *linear_problem(J)
@@ -273,7 +273,7 @@ def test_probabilities():
             probabilities(bad, floor)
 
 
-# ---- path by path, what it leaves alone, what it refuses --------------------------------------------------------------
+# ---- path by path, what it leaves alone, what it refuses ------------------------------------------------------------
 
 
 def arguments(**changes):
@@ -336,11 +336,6 @@ def test_the_callers_surroundings_change_nothing(surroundings):
     assert torch.equal(after.curvature[:, 1], before.curvature[:, 1])
 
 
-def batch_statistics(x):
-    theta = ENCODER(x)
-    return torch.sigmoid(theta - theta.mean(dim=0))
-
-
 ENCODER, STOCHASTIC, HALF = SmallEncoder(), SmallEncoder(dropout=0.5), SmallEncoder().half()
 OWN = {"params": list(ENCODER.parameters())}
 
@@ -350,8 +345,8 @@ OWN = {"params": list(ENCODER.parameters())}
     [
         ({"encode": STOCHASTIC, "params": list(STOCHASTIC.parameters())}, "encode is not deterministic.*eval mode"),
         ({"synthesize": lambda theta: SYNTH(theta, torch.randint(999, (3,)))}, "synthesize is not determin.*seeds"),
-        ({"encode": batch_statistics, **OWN}, "encode does not treat items independently"),
-        ({"encode": lambda x: ENCODER(x).detach(), **OWN}, r"does not use params \[0, 1, 2, 3\]"),
+        ({"encode": lambda x: ENCODER(x) - ENCODER(x).mean(dim=0), **OWN}, "encode does not treat items independently"),
+        ({"encode": lambda x: ENCODER(x).detach(), **OWN}, r"does not use .* params \[0, 1, 2, 3\]"),
         ({"encode": ENCODER, "params": [*OWN["params"], nn.Parameter(torch.ones(3))]}, r"params \[4\] of 0 ... 4"),
         ({"encode": ENCODER, "params": []}, "params must be"),
         ({"encode": ENCODER, "params": [torch.ones(3)]}, "params must be"),
@@ -437,21 +432,5 @@ def test_adaptive_probs_come_to_the_gradients_shares(unbiased):
         assert float(loss.probs.min()) >= 0.1 / 21 - 1e-12
     assert (adaptive.count > 0).all()
     assert float((loss.probs - probabilities(G.T, 0.1)).abs().max()) < 1e-12
-
-
-def test_adaptive_probs_follow_a_change_and_average_noise():
-    loss = SCRAPLLoss(**TINY)
-    adaptive = AdaptiveProbs(loss, 1, decay=0.75)
-    for value in (1.0, 3.0):
-        loss.path_idx = 5
-        adaptive.update(torch.full((2, 1), value))
-    assert abs(float(adaptive.mean[0, 5]) - 4) < 1e-12  # the mean of 2 and 6
-    assert float((loss.probs - 1 / 21).abs().max()) < 1e-12  # paths not drawn yet count as the mean of the others
-    for _ in range(40):
-        adaptive.update(torch.full((2, 1), 50.0))
-    assert abs(float(adaptive.mean[0, 5]) - 100) < 1e-2
-    loss.path_idx = 6
-    adaptive.update(torch.zeros(2, 1))
-    assert abs(float(loss.probs[6]) - 0.1 / 21) < 1e-12 and float(loss.probs[5]) > 1.5 / 21
-    with pytest.raises(FloatingPointError, match="path 6"):
-        adaptive.update(torch.full((2, 1), torch.nan))
+    with pytest.raises(FloatingPointError, match="gradient of theta_hat is not finite"):
+        adaptive.update(torch.full((2, 2), torch.nan))

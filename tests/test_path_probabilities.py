@@ -39,8 +39,9 @@ def folder_of(output, task=TASK):
 
 @pytest.mark.parametrize("task, n_batches", [("granular", 2), (TASK, 1)])
 def test_they_are_those_of_the_start_of_training(tmp_path, importances, task, n_batches, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert compute_importance(task, "smoke", "here") == "done" and folder_of(tmp_path / "here", task).exists()
+    monkeypatch.chdir(tmp_path)  # a relative output folder stays where it was when the call began
+    assert compute_importance(task, "smoke", "here", watch=lambda: monkeypatch.chdir("/")) == "done"
+    assert folder_of(tmp_path / "here", task).exists()
     (call,) = importances
     run = Problem(scrapl(task=task), CPU)
     weights = list(run.encoder.parameters())
@@ -128,13 +129,13 @@ def test_in_parts_and_resumed_after_a_kill(tmp_path, importances):
     assert importances[-1]["paths"] == list(range(15, 21))
     assert (importance_table(scrapl(), tmp_path)["curvature_am"] == np.arange(1, 22)).all()
     assert not checkpoint_folder(config, tmp_path).exists()
-    for wrong, got in (([], "none"), (range(19, 40), "21, 22, 23, 24, 25, ...")):
+    for wrong, got in (([], "none"), (range(19, 40), "21, 22, 23")):
         with pytest.raises(ValueError, match=f"paths must be numbers from 0 to 20, got {got}"):
             compute_importance(TASK, "smoke", tmp_path, paths=wrong)
 
 
 def test_calls_at_the_same_time_may_share_paths(tmp_path, importances, monkeypatch):
-    """A call of paths 0 to 14 begins when one of paths 10 to 20 is at work: both compute 10 to 14, the record has them once."""
+    """A call of paths 0 to 14 begins while one of 10 to 20 is at work: both compute 10 to 14, all are recorded once."""
     said = []
 
     def other_meanwhile():
