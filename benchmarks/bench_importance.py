@@ -1,28 +1,27 @@
 """theta-importance sampling's cost per path, ours against the warm-up of scrapl-loss 0.1.0, and their values.
 
-Granular configuration: default transform, synthesizer and encoder (604,106 weights), one batch, the same weights, audio and
-seeds on both sides. Each side runs in an interpreter of its own (the authors' package cannot live beside kymatio), one
-after the other path by path; the other waits meanwhile. Prints a line per path, writes results/bench/importance.csv and
-.json. The authors' warm-up takes minutes per path and holds the graph of the whole batch: mind --batch. Where two
+Granular configuration: default transform, synthesizer and encoder (604,106 weights), one batch, the same weights, audio
+and seeds on both sides. Each side runs in an interpreter of its own (the authors' package cannot live beside kymatio),
+one after the other path by path; the other waits meanwhile. Prints a line per path, writes results/bench/importance.csv
+and .json. The authors' warm-up takes minutes per path and holds the graph of the whole batch: mind --batch. Where two
 eigenvalues of nearly equal size and opposite sign compete (path 301 at batch 2: +2.8e-3 and -2.6e-3) it stops early and
 returns less; ours does not.
 """
 
 import argparse
-import importlib.util
 import json
 import logging
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-import types
 from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).parents[1] / "scrapl_lib"
+ROOT = Path(__file__).parents[1]
 
 
 def resident_mib() -> float:
@@ -30,37 +29,14 @@ def resident_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def without_kymatio() -> tuple[type, type]:
-    """GranularSynth and Encoder from their files alone; the encoder's constant-Q transform, not used here, is a stub."""
-
-    class NoCQT(torch.nn.Module):
-        def __init__(self, **_: object) -> None:
-            super().__init__()
-            self.kernel_width = 1
-
-    stubs = {
-        "bench_lib": {"__path__": []},
-        "bench_lib.jtfs": {"check_audio": None},
-        "nnAudio": {"__path__": []},
-        "nnAudio.features": {"CQT1992v2": NoCQT},
-    }
-    for name, content in stubs.items():
-        sys.modules[name] = types.ModuleType(name)
-        vars(sys.modules[name]).update(content)
-    found = {}
-    for name in ("synths", "encoder"):
-        spec = importlib.util.spec_from_file_location(f"bench_lib.{name}", LIBRARY / f"{name}.py")
-        sys.modules[spec.name] = found[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found[name])
-    return found["synths"].GranularSynth, found["encoder"].Encoder
-
-
 def peer(data: dict, n_iter: int):
     """path -> curvature of each parameter, by the authors' package."""
     from scrapl import SCRAPLLoss
 
+    from replication.encoder import Encoder
+    from scrapl_lib.synths import GranularSynth
+
     logging.disable()
-    GranularSynth, Encoder = without_kymatio()
     encoder, synth = Encoder().eval(), GranularSynth()
     encoder.load_state_dict(data["weights"])
     draw = synth.draw(data["seeds"])
@@ -92,7 +68,6 @@ def ours(data: dict, n_iter: int):
         encoder.parameters(),
         n_iter=n_iter,
         paths=[p],
-        progress=False,
     ).curvature[:, p]
 
 
@@ -109,14 +84,12 @@ def worker(side: str, file: str, threads: int, n_iter: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--peers", default=str(LIBRARY.parent / ".venv-peers/bin/python"), help="an interpreter with scrapl-loss"
-    )
+    parser.add_argument("--peers", default=str(ROOT / ".venv-peers/bin/python"), help="an interpreter with scrapl-loss")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--paths", type=int, nargs="+", default=[25, 130, 220, 301])
     parser.add_argument("--n-iter", type=int, default=20)
-    parser.add_argument("--output", type=Path, default=LIBRARY.parent)
+    parser.add_argument("--output", type=Path, default=ROOT)
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
@@ -155,7 +128,8 @@ def main() -> None:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=open(log(side), "w"),
-                start_new_session=True,  # the authors' progress bar asks the terminal for its width: not in the background
+                env={**os.environ, "PYTHONPATH": str(ROOT)},  # our packages are not installed beside the authors'
+                start_new_session=True,  # the authors' progress bar asks the terminal for its width: not in background
             )
             for side, python in {"ours": sys.executable, "peer": args.peers}.items()
         }
@@ -175,10 +149,9 @@ def main() -> None:
                 row[f"difference_{u}"] = abs(abs(row[f"peer_curvature_{u}"]) / row[f"ours_curvature_{u}"] - 1)
             rows.append(row)
             print(
-                "path {path_idx:3d}: {ours_s:6.1f} s ours, {peer_s:6.1f} s scrapl-loss, {times_faster:5.1f} times faster; values "
-                "{ours_curvature_0:.4g} {ours_curvature_1:.4g}, {peer_curvature_0:.4g} {peer_curvature_1:.4g}".format_map(
-                    row
-                ),
+                "path {path_idx:3d}: {ours_s:6.1f} s ours, {peer_s:6.1f} s scrapl-loss, {times_faster:5.1f} times "
+                "faster; values {ours_curvature_0:.4g} {ours_curvature_1:.4g}, "
+                "{peer_curvature_0:.4g} {peer_curvature_1:.4g}".format_map(row),
                 flush=True,
             )
         for process in workers.values():

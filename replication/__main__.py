@@ -18,6 +18,7 @@ from .checkpoints import checkpoint_folder
 from .files import write_text_atomic
 from .jobs import EXECUTORS, SLURM, STOP_S, Budget, Pool, ensure_runs
 from .notebooks import NotebookFailed, notebook_names, run_notebook, run_notebooks
+from .path_probabilities import compute_importance
 from .problem import PER_GPU, RUN_GIB, default_device, make_deterministic
 from .records import ROOT, BrokenRecord
 from .status import kept_of, overview, runs_on_disk, states
@@ -34,7 +35,7 @@ from .tasks import (
     methods_of,
     needs,
 )
-from .trainer import compute_importance, train_steps
+from .trainer import train_steps
 
 PARENT = os.getppid()
 

@@ -12,10 +12,10 @@ from statistics import mean
 
 import pandas as pd
 
-from scrapl_lib.importance import paths_in
 from scrapl_lib.losses import SCRAPLLoss
 
 from .checkpoints import checkpoint_folder
+from .path_probabilities import saved_curvature
 from .records import (
     IMPORTANCE,
     ROOT,
@@ -29,7 +29,6 @@ from .records import (
     run_state,
 )
 from .tasks import METHODS, NOT_RUN, TASKS, RunConfig, grid, importance_config, methods_of, step_cost
-from .trainer import _curvatures
 
 
 def states(configs: Iterable[RunConfig], output: Path = ROOT) -> dict[RunConfig, str]:
@@ -50,8 +49,7 @@ def n_paths(config: RunConfig) -> int:
 
 
 def _n_paths_done(config: RunConfig, output: Path) -> int:
-    files = _curvatures(checkpoint_folder(config, output))
-    return len({path for file in files for path in paths_in(file, config_hash(config.flat))})
+    return len(saved_curvature(config, output))
 
 
 def kept_of(config: RunConfig, output: Path = ROOT) -> str:

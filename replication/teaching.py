@@ -25,6 +25,7 @@ from matplotlib.collections import PathCollection
 from scipy.signal import resample_poly
 from torch import Tensor
 
+from scrapl_lib.importance import probabilities
 from scrapl_lib.jtfs import JTFS
 from scrapl_lib.losses import SCRAPLLoss
 from scrapl_lib.optim import PSAGA, PAdam
@@ -239,33 +240,41 @@ def _rms(values: Tensor) -> float:
 # ---- theta-importance sampling ------------------------------------------------------------------------------------------
 
 
-def dense_m(
-    loss: SCRAPLLoss, encoder: torch.nn.Module, features: Tensor, synthesize: Callable, x: Tensor, paths: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """The matrices M_u of equation 12 written out, for encoders of a few dozen weights: the slow route to `theta_importance`.
+class AdaptiveProbs:
+    """Re-estimates `loss.probs` while training, from gradients that the backward pass computes anyway.
 
-    encoder: features (N, ...) -> theta (N, U), smooth. synthesize: theta -> audio. x: references (N, 1, samples).
-    Returns the two terms of M, Gauss-Newton and the encoder's own curvature times the slope: (paths, U, W, W) each.
+    Not in the paper, which names it as an open end. Instead of the curvature C, equation 10 gets the running mean of
+    sum_n |s_{n,u}| over the draws of path p: paths are drawn as often as they pull at theta at present. Paths not drawn
+    yet count as the mean of the others. The loss that is minimized is then a mean weighted by changing `probs`, unless
+    the loss is `unbiased`: its weights are taken out here.
+
+        theta_hat = encoder(x); theta_hat.retain_grad()
+        loss(synth(theta_hat), x).backward(); optimizer.step(); adaptive.update(theta_hat.grad)
+
+    n_params: U. decay: of the running mean at each draw of a path; its first 1 / (1 - decay) draws count alike. floor: see
+    `probabilities`; above 0, so that every path keeps a chance and an unbiased weight is at most 1 / floor.
     """
-    names, weights = zip(*((name, w.detach()) for name, w in encoder.named_parameters()))
 
-    def estimate(flat: Tensor) -> Tensor:
-        parts = flat.split([w.numel() for w in weights])
-        return torch.func.functional_call(
-            encoder, {n: v.view_as(w) for n, v, w in zip(names, parts, weights)}, (features,)
-        )
+    def __init__(self, loss: SCRAPLLoss, n_params: int, decay: float = 0.9, floor: float = 0.1) -> None:
+        self.loss, self.decay, self.floor = loss, decay, floor
+        self.mean = torch.zeros(n_params, loss.n_paths, dtype=torch.float64)
+        self.count = torch.zeros(loss.n_paths, dtype=torch.int64)
 
-    flat = _flat(weights)
-    J, bent = torch.func.jacrev(estimate)(flat), torch.func.hessian(estimate)(flat)  # (N, U, W), (N, U, W, W)
-    theta = estimate(flat).requires_grad_()
-    x_hat, first, second = synthesize(theta), [], []
-    for path in paths:
-        value = loss(x_hat, x, path_idx=path)
-        (s,) = torch.autograd.grad(value, theta, create_graph=True)
-        rows = [torch.autograd.grad(s[:, u].sum(), theta, retain_graph=True)[0] for u in range(s.shape[1])]
-        first.append(torch.einsum("nuw,nuv,nvk->uwk", J, torch.stack(rows, dim=1), J))
-        second.append(torch.einsum("nu,nuwk->uwk", s.detach(), bent))
-    return torch.stack(first), torch.stack(second)
+    def update(self, theta_grad: Tensor) -> None:
+        """Take in d loss / d theta_hat (batch, U) of the loss's last call, times any constant (such as gradient_scale).
+
+        Raises: FloatingPointError for a gradient that is not finite.
+        """
+        p = self.loss.path_idx
+        size = theta_grad.detach().abs().sum(dim=0).double().cpu() / self.loss.weight
+        if not torch.isfinite(size).all():
+            raise FloatingPointError(f"path {p}: the gradient of theta_hat is not finite")
+        self.count[p] += 1
+        self.mean[:, p] += (size - self.mean[:, p]) * max(1 / int(self.count[p]), 1 - self.decay)
+        drawn = self.count > 0
+        filled = torch.where(drawn, self.mean, self.mean[:, drawn].mean(dim=1, keepdim=True))
+        if filled.any():
+            self.loss.probs = probabilities(filled, self.floor)
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

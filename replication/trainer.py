@@ -7,12 +7,10 @@ threads, bit for bit as if it had not been. Methods share initial weights and da
 
 from __future__ import annotations
 
-import io
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,35 +18,30 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from scrapl_lib.importance import Importance, forget, merge, paths_in, theta_importance
-from scrapl_lib.losses import SCRAPLLoss, p_loss
+from scrapl_lib.losses import p_loss
 from scrapl_lib.optim import PSAGA, PAdam
 
 from .checkpoints import alone, checkpoint_folder, load_checkpoint, save_checkpoint
 from .data import meso_seeds
 from .evaluate import evaluate
+from .path_probabilities import importance_folder, path_probabilities
 from .problem import CHUNK, Problem, check_device
 from .records import (
     COLUMNS,
-    IMPORTANCE,
     ROOT,
     Run,
-    command_for,
     config_hash,
     read_record,
     read_run,
     run_folder,
     run_state,
     utc_now,
-    write_record,
     write_run,
 )
-from .tasks import RunConfig, importance_config
+from .tasks import RunConfig
 
 CHECKPOINT_EVERY_S = 120.0
 LOOK_EVERY = {"cpu": 1, "cuda": 20}  # steps between looks at the loss; on CUDA each look waits for the device
-IMPORTANCE_TOL, IMPORTANCE_N_ITER = 1e-3, 40  # of the curvatures: probabilities need no more
-_alone = alone
 
 
 class RunFailed(RuntimeError):
@@ -287,149 +280,3 @@ def train_steps(
                 **more,
             )
         shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-# ---- path probabilities ---------------------------------------------------------------------------------------------
-
-
-def importance_folder(config: RunConfig, output: Path = ROOT) -> Path:
-    """The record of the probabilities from which the `scrapl` run of `config` draws its paths. Raises as `importance_table`."""
-    wanted = replace(config, method=IMPORTANCE, seed=0)
-    folder = run_folder(wanted.profile, wanted.task, IMPORTANCE, 0, output)
-    if (state := run_state(folder, config_hash(wanted.flat))) != "done":
-        remedy = f"delete {folder}, then run" if state == "stale" else "run"
-        raise ValueError(
-            f"{state} path probabilities of theta-importance sampling in {folder}: {remedy} {command_for(folder)}"
-        )
-    return folder
-
-
-def importance_table(config: RunConfig, output: Path = ROOT) -> pd.DataFrame:
-    """The recorded probabilities from which the `scrapl` run of `config` draws its paths: a row per path, with columns path_idx,
-    n2, n_fr, rate (cycles per sample), scale (cycles per octave), spin, curvature_<parameter>, probability.
-
-    Raises: ValueError if there are none, or made with another configuration, with the command that makes them; BrokenRecord.
-    """
-    return pd.read_csv(io.BytesIO(read_record(importance_folder(config, output))[1]["probabilities.csv"]))
-
-
-def recorded_importance(task: str, profile: str, output: Path = ROOT) -> pd.DataFrame | str:
-    """`importance_table` of a task for figures and tables; or, where there is none, why. Raises BrokenRecord."""
-    config = importance_config(task, profile)
-    state = run_state(run_folder(profile, task, IMPORTANCE, 0, output), config_hash(config.flat))
-    words = {"missing": "no record yet", "stale": "its record was made with another configuration"}
-    return words[state] if state in words else importance_table(config, output)
-
-
-def path_probabilities(config: RunConfig, output: Path = ROOT) -> Tensor:
-    """The probabilities in `importance_table`: (P,) float64, which sum to 1."""
-    probs = torch.tensor(importance_table(config, output)["probability"], dtype=torch.float64)
-    return probs / probs.sum()
-
-
-def compute_importance(
-    task: str,
-    profile: str,
-    output: Path = ROOT,
-    device: str = "cpu",
-    paths: list[int] | None = None,
-    watch: Callable[[], None] | None = None,
-    **changes: object,
-) -> str:
-    """Compute and record the path probabilities of a task, as `importance_table` reads them; go on where a stopped call was.
-
-    The encoder has the initial weights of seed 0; batches and synthesizer seeds are those of that run's first steps.
-
-    Args:
-        paths: only these; several calls share the work, and the one that finds all parts there writes the record.
-        watch: called often; may raise to stop. changes: of the config, see `make_config`.
-    Returns:
-        "done", or how many paths are there. Raises ValueError as `train` and `theta_importance` do, and BrokenRecord.
-    """
-    place, config, start_utc = check_device(device), importance_config(task, profile, **changes), utc_now()
-    folder, parts = run_folder(profile, task, IMPORTANCE, 0, output), checkpoint_folder(config, output)
-    n_paths, fingerprint = SCRAPLLoss(**config.transform()).n_paths, config_hash(config.flat)
-    if paths is not None and not set(paths) <= set(range(n_paths)):
-        wrong = sorted(set(paths) - set(range(n_paths)))
-        raise ValueError(
-            f"paths must be numbers from 0 to {n_paths - 1}, got {', '.join(map(str, wrong[:5]))}{', ...' if wrong[5:] else ''}"
-        )
-    name = "all" if paths is None else f"{min(paths)}-{max(paths)}"
-    with _alone(parts / name):
-        state = run_state(folder, fingerprint)
-        if state == "stale":
-            raise ValueError(
-                f"{folder} holds a record of another configuration: delete that folder to compute it again"
-            )
-        own = parts / name / "curvature.json"
-        elsewhere = [path for file in _curvatures(parts) if file != own for path in paths_in(file, fingerprint)]
-        todo = [path for path in (range(n_paths) if paths is None else paths) if path not in elsewhere]
-        if state == "missing" and todo:
-            importance_of(
-                Training(config, place),
-                config.importance_examples // config.batch_size,
-                watch,
-                paths=todo,
-                save=own,
-                fingerprint=fingerprint,
-                progress=watch is None,
-                tol=IMPORTANCE_TOL,
-                n_iter=IMPORTANCE_N_ITER,
-            )
-    with _alone(parts):
-        if run_state(folder, fingerprint) == "missing":
-            files, there = _curvatures(parts), set()
-            for file in files:  # calls at the same time may have computed the same paths
-                forget(file, there)
-                there |= set(paths_in(file, fingerprint))
-            if len(there) < n_paths:
-                return f"{len(there)} of {n_paths} paths"
-            _write_importance(folder, config, merge(files), start_utc, place)
-        shutil.rmtree(parts, ignore_errors=True)
-    return "done"
-
-
-def _curvatures(parts: Path) -> list[Path]:
-    return sorted(parts.glob("*/curvature.json"))
-
-
-def importance_of(
-    training: Training, n_batches: int, watch: Callable[[], None] | None = None, **options: object
-) -> Importance:
-    """`theta_importance` of a training in memory, with its weights as they are and the batches and synthesizer seeds of its
-    first steps. watch: called often; may raise to stop. options: of `theta_importance`, such as gauss_newton."""
-    config, encoder, synth = training.config, training.encoder.eval(), training.synth
-    batches = training.data.batches("train", config.batch_size, 0, config.seed)[:n_batches]
-
-    def synthesize(step: int) -> Callable[[Tensor], Tensor]:
-        draws = synth.draw(meso_seeds(config.seed, step, config.batch_size))
-        return lambda theta: synth.render(theta, *draws)
-
-    return theta_importance(
-        training.loss,
-        lambda x: encoder(encoder.features(x)),
-        [synthesize(step + 1) for step in range(len(batches))],
-        [training.x[items] for items in batches],
-        encoder.parameters(),
-        watch=watch,
-        **options,
-    )
-
-
-def _write_importance(folder: Path, config: RunConfig, found: Importance, start_utc: str, device: torch.device) -> None:
-    table = pd.DataFrame([asdict(path) for path in SCRAPLLoss(**config.transform()).jtfs.paths]).rename(
-        columns={"index": "path_idx"}
-    )
-    for parameter, values in zip(config.synth().parameters, found.curvature.tolist()):
-        table[f"curvature_{parameter.name}"] = values
-    table["probability"] = found.probs.tolist()
-    write_record(
-        folder,
-        {"probabilities.csv": table},
-        status="ok",
-        config=config.flat,
-        start_utc=start_utc,
-        device=device,
-        threads=torch.get_num_threads(),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-    )

@@ -6,6 +6,7 @@ import textwrap
 import pytest
 import torch
 
+from replication import path_probabilities
 from replication.jobs import Pool
 from replication.records import ROOT
 from replication.trainer import train
@@ -59,6 +60,22 @@ def in_workers(monkeypatch, tmp_path_factory):
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
 
     return use
+
+
+@pytest.fixture
+def importances(monkeypatch):
+    """`curvature_by_path` without its arithmetic: 1 + path and 2 + path for the two parameters. Lists its calls."""
+    calls = []
+
+    def fake(loss, encode, synthesize, inputs, params, n_iter, tol, *, paths, report):
+        weights = [w.detach().clone() for w in params]
+        calls.append(dict(loss=loss, encode=encode, synthesize=synthesize, inputs=inputs, params=weights, paths=paths))
+        for path in paths:
+            report("curvature", 1, 1)
+            yield path, torch.tensor([1.0 + path, 2.0 + path], dtype=torch.float64)
+
+    monkeypatch.setattr(path_probabilities, "curvature_by_path", fake)
+    return calls
 
 
 def pytest_terminal_summary(terminalreporter):

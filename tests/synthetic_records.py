@@ -4,9 +4,8 @@ import pandas as pd
 import torch
 
 from replication import records
-from replication import trainer as training
+from replication.path_probabilities import write_importance as write_curvature
 from replication.tasks import CHIRPLETS, TR808, importance_config
-from scrapl_lib.importance import Importance
 from scrapl_lib.losses import SCRAPLLoss
 
 NOT_RUN = {
@@ -109,6 +108,6 @@ def write_importance(output, task="granular", profile="smoke", curvature=None, *
     config = importance_config(task, profile, **changes)
     n_paths = SCRAPLLoss(**config.transform()).n_paths
     folder = records.run_folder(profile, task, records.IMPORTANCE, 0, output)
-    found = Importance(torch.arange(1.0, n_paths + 1).expand(2, -1) if curvature is None else curvature, 0.0, "")
-    training._write_importance(folder, config, found, records.utc_now(), "cpu")
+    found = torch.arange(1.0, n_paths + 1).expand(2, -1) if curvature is None else curvature
+    write_curvature(folder, config, found, records.utc_now(), "cpu")
     return folder

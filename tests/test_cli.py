@@ -360,11 +360,10 @@ FAST = """
 import os, sys
 sys.path.insert(0, os.getcwd())
 import torch
-from scrapl_lib import __main__, importance, training
-def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, progress, **_):
-    assert not progress
-    importance._write(save, torch.ones(2, loss.n_paths, dtype=torch.float64), fingerprint)
-training.theta_importance = fake
+from replication import __main__, path_probabilities
+def fake(loss, encode, synthesize, inputs, params, *_, paths, **__):
+    yield from ((path, torch.ones(2, dtype=torch.float64)) for path in paths)
+path_probabilities.curvature_by_path = fake
 sys.exit(__main__.main(sys.argv[1:]))
 """
 

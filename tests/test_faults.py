@@ -39,7 +39,7 @@ FAULTS = {
         "test_training.py::test_a_stopped_run_ends_as_if_it_had_not_been",
         "test_training.py::test_a_run_killed_while_tested_is_not_trained_again",
         "test_training.py::test_a_run_asked_to_stop_writes_a_checkpoint_as_soon_as_its_steps_are_looked_at",
-        "test_training.py::test_importance_in_parts_and_resumed",
+        "test_path_probabilities.py::test_in_parts_and_resumed_after_a_kill",
         "test_cli.py::test_a_killed_or_crashed_worker_costs_its_own_run_only",
         "test_cli.py::test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been",
     ),
@@ -62,7 +62,7 @@ FAULTS = {
     "4 a checkpoint truncated, empty, one byte flipped, of another configuration": (
         "test_training.py::test_a_damaged_checkpoint_is_said_and_not_used",
         "test_training.py::test_new_checkpoints_outlive_refused_ones_and_leftovers_go",
-        "test_importance.py::test_parts_merge_to_the_whole_and_wrong_parts_do_not",
+        "test_path_probabilities.py::test_saved_curvature_that_is_broken_or_of_another_configuration_is_refused",
     ),
     "5 audio of the wrong rate, length, channels or dtype, empty or not finite": (
         "test_jtfs.py::test_wrong_audio_says_what_is_wrong",
@@ -85,7 +85,7 @@ FAULTS = {
         "test_losses.py::test_wrong_probabilities_say_what_is_wrong",
         "test_losses.py::test_state_of_another_transform_is_refused",
         "test_optim.py::test_a_state_of_other_paths_or_another_optimizer_is_refused",
-        "test_training.py::test_runs_without_their_probabilities_are_refused",
+        "test_path_probabilities.py::test_runs_without_their_probabilities_are_refused",
     ),
     "8 an unknown method, profile or parameter, or a wrong type": (
         "test_faults.py::test_every_notebook_refuses_a_mistyped_profile_in_its_first_cells",

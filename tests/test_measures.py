@@ -222,9 +222,7 @@ def test_short_sounds_have_fewer_decay_frames():
     for samples, frames in ((3072, 1), (3583, 1), (3584, 2), (2048 + 65 * 512, 64)):
         found = drum_features(x[..., :samples])["decay_spectral_flatness"]
         assert found.shape == (2, frames) and torch.equal(found, full["decay_spectral_flatness"][:, :frames])
-    with pytest.raises(
-        ValueError, match=r"at least 3072 samples \(3 frames at 44100 Hz\), got 3071: render longer"
-    ):
+    with pytest.raises(ValueError, match=r"at least 3072 samples \(3 frames at 44100 Hz\), got 3071: render longer"):
         drum_features(x[..., :3071])
     with pytest.raises(ValueError, match=r"x must have shape \(batch, 1, samples\)"):
         drum_features(x[:, 0])

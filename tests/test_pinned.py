@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 
 from replication import tables
+from replication.path_probabilities import recorded_importance
 from replication.published import authors_seeds
 from replication.records import IMPORTANCE, ROOT, config_hash
 from replication.report_card import PARTS, compared, comparison, report_card
 from replication.status import runs_on_disk
 from replication.tasks import CHIRPLETS, NOT_RUN, TASKS, grid, importance_config
-from replication.trainer import recorded_importance
 
 PINNED = ROOT / "tests" / "pinned_hashes.json"  # of the configs of all committed records
 

@@ -50,7 +50,7 @@ def test_command_exists(command):
         args = vars(parser().parse_args(arguments[2:]))
         for name, valid in {"task": [*TASKS], "method": [*METHODS, "NAME"], "profile": PROFILES}.items():
             given = args.get(name) or valid[0]
-                assert set(given.split(",") if isinstance(given, str) else given) <= set(valid)
+            assert set(given.split(",") if isinstance(given, str) else given) <= set(valid)
         assert set(args.get("names", [])) <= set(notebook_names())
     else:
         script = ROOT / arguments[0]

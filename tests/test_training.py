@@ -1,8 +1,6 @@
 """One run: what it computes, that a stopped one ends as if it had not been, and everything that may be wrong on disk."""
 
 import functools
-import hashlib
-import json
 import math
 import os
 import re
@@ -10,12 +8,11 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import synthetic_records as synthetic
 import torch
 
-from replication import jobs, problem
+from replication import problem
 from replication import trainer as training
 from replication.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
 from replication.data import meso_seeds
@@ -28,14 +25,10 @@ from replication.tasks import METHODS, NOT_RUN, TASKS, TR808, grid, importance_c
 from replication.trainer import (
     LOOK_EVERY,
     Training,
-    compute_importance,
     fit,
-    importance_table,
-    path_probabilities,
     train,
     train_steps,
 )
-from scrapl_lib import importance
 
 RUNNABLE = [method for method in METHODS if method not in NOT_RUN]
 EPOCH, LAST = 3, 9  # steps of an epoch and of a run in the smoke profile
@@ -663,241 +656,8 @@ class Stop(Exception):
     pass
 
 
-@pytest.fixture
-def importances(monkeypatch):
-    """theta_importance without its arithmetic: C = 1 + path for the first parameter, 2 + path for the others. Returns its calls."""
-    calls = []
-
-    def fake(loss, encode, synthesize, inputs, params, *, paths, save, fingerprint, watch, **_):
-        calls.append(
-            {
-                "loss": loss,
-                "encode": encode,
-                "synthesize": synthesize,
-                "inputs": inputs,
-                "paths": list(paths),
-                "params": [w.detach().clone() for w in params],
-                "fingerprint": fingerprint,
-            }
-        )
-        curvature = torch.full((2, loss.n_paths), torch.nan, dtype=torch.float64)
-        for path in paths:
-            if watch is not None:
-                watch()
-            curvature[:, path] = torch.tensor([1.0 + path, 2.0 + path])
-            importance._write(save, curvature, fingerprint)
-
-    monkeypatch.setattr(training, "theta_importance", fake)
-    return calls
-
-
 TASK = "chirplet_slow_slow"
 N_PATHS = {"granular": 35, TASK: 21}  # of the smoke profile
-
-
-def probabilities_folder(output, task=TASK):
-    return run_folder("smoke", task, "theta_importance", 0, output)
-
-
-@pytest.mark.parametrize("task, n_batches", [("granular", 2), (TASK, 1)])
-def test_importance_is_importances_for_at_the_start_of_training(tmp_path, importances, task, n_batches):
-    assert compute_importance(task, "smoke", tmp_path) == "done"
-    (call,) = importances
-    run = Training(make_config(task, "scrapl", 0, "smoke"))
-    assert (
-        all(torch.equal(a, b) for a, b in zip(call["params"], run.encoder.parameters(), strict=True))
-        and len(call["params"]) > 10
-    )
-    batches = run.data.batches("train", 4, 0, 0)[:n_batches]
-    assert len(call["inputs"]) == len(call["synthesize"]) == n_batches
-    for step, (x, synthesize, items) in enumerate(zip(call["inputs"], call["synthesize"], batches), 1):
-        assert torch.equal(x, run.x[items])
-        assert torch.equal(synthesize(run.theta[items]), run.synth(run.theta[items], meso_seeds(0, step, 4)))
-        run.encoder.eval()
-        assert torch.equal(call["encode"](x), run.encoder(run.features[items])) and call["encode"](x).requires_grad
-    assert call["paths"] == list(range(N_PATHS[task])) and call["loss"].n_paths == N_PATHS[task]
-
-
-def test_importance_record_and_the_runs_that_draw_from_it(tmp_path, importances):
-    compute_importance(TASK, "smoke", tmp_path)
-    folder = probabilities_folder(tmp_path)
-    assert sorted(path.name for path in folder.iterdir()) == ["probabilities.csv", "run.json"]
-    table = pd.read_csv(folder / "probabilities.csv")
-    assert list(table.columns) == [
-        "path_idx",
-        "n2",
-        "n_fr",
-        "rate",
-        "scale",
-        "spin",
-        "curvature_am",
-        "curvature_fm",
-        "probability",
-    ]
-    paths = Training(make_config(TASK, "scrapl_no_theta_is", 0, "smoke")).loss.jtfs.paths
-    for row, path in zip(table.itertuples(index=False), paths, strict=True):
-        assert (row.path_idx, row.n2, row.n_fr, row.spin) == (path.index, path.n2, path.n_fr, path.spin)
-        assert abs(row.rate - path.rate) < 1e-9 and abs(row.scale - path.scale) < 1e-8
-    i = np.arange(N_PATHS[TASK])
-    expected = ((1 + i) / (1 + i).sum() + (2 + i) / (2 + i).sum()) / 2
-    assert (
-        np.abs(table["curvature_am"] - (1 + i)).max() < 1e-12 and np.abs(table["probability"] - expected).max() < 1e-9
-    )
-    info = json.loads((folder / "run.json").read_text())
-    config = importance_config(TASK, "smoke")
-    assert info["config_hash"] == config_hash(config.flat) and (info["task"], info["method"], info["seed"]) == (
-        TASK,
-        "theta_importance",
-        0,
-    )
-    assert "lr" not in info["config"] and info["config"]["importance_examples"] == 4
-
-    assert (
-        compute_importance(TASK, "smoke", tmp_path) == "done" and len(importances) == 1
-    )  # what is there is not computed again
-    probs = path_probabilities(
-        make_config(TASK, "scrapl", 7, "smoke", lr=0.5), tmp_path
-    )  # seeds and learning rates share them
-    assert abs(probs.sum() - 1) < 1e-12 and np.abs(probs.numpy() - expected).max() < 1e-9
-    drawn = list(train_steps(make_config(TASK, "scrapl", 1, "smoke"), tmp_path))
-    run = train(make_config(TASK, "scrapl", 1, "smoke"), tmp_path)
-    assert run.ok and torch.equal(drawn[0].loss.probs, probs)
-    uniform = train(make_config(TASK, "scrapl_no_theta_is", 1, "smoke"), tmp_path)
-    first = [list(r.history.query("step == 0 and metric != 'loss'")["value"]) for r in (run, uniform)]
-    assert first[0] == first[1] and len(first[0]) == 3  # the same initial weights
-
-
-def test_runs_without_their_probabilities_are_refused(tmp_path):
-    config = make_config(TASK, "scrapl", 1, "smoke")
-    command = f"python -m replication importance --task {TASK} --profile smoke"
-    with pytest.raises(ValueError, match=f"missing path probabilities .*: run {command}"):
-        train(config, tmp_path)
-    folder = synthetic.write_importance(tmp_path, TASK)
-    with pytest.raises(
-        ValueError, match=f"stale path probabilities .*: delete {re.escape(str(folder))}, then run {command}"
-    ):
-        train(make_config(TASK, "scrapl", 1, "smoke", channels=5), tmp_path)
-    with pytest.raises(ValueError, match="another configuration: delete that folder to compute it again"):
-        compute_importance(TASK, "smoke", tmp_path, channels=5)
-    file = folder / "probabilities.csv"
-    file.write_text(file.read_text().replace(",1,", ",2,", 1))
-    for call in (train, importance_table):
-        with pytest.raises(
-            BrokenRecord, match=f"probabilities.csv: expected 21 rows .* delete the folder .* and run: {command}"
-        ):
-            call(config, tmp_path)
-    assert not folder_of(config, tmp_path).exists()
-    with pytest.raises(ValueError, match="importance_examples must be a multiple of batch_size = 4, got 6"):
-        make_config(TASK, "scrapl", 0, "smoke", importance_examples=6)
-
-
-def test_importance_in_parts_and_resumed(tmp_path, importances, capsys):
-    parts = checkpoint_folder(importance_config(TASK, "smoke"), tmp_path)
-    assert compute_importance(TASK, "smoke", tmp_path, paths=list(range(10))) == "10 of 21 paths"
-    assert compute_importance(TASK, "smoke", tmp_path, paths=[10, 12]) == "12 of 21 paths"
-    calls = []
-
-    def stop():
-        calls.append(1)
-        if len(calls) == 4:
-            raise Stop
-
-    with pytest.raises(Stop):  # three paths are saved
-        compute_importance(TASK, "smoke", tmp_path, watch=stop)
-    assert len(json.loads((parts / "all" / "curvature.json").read_text())["curvature"]) == 3
-    assert kept_of(importance_config(TASK, "smoke"), tmp_path) == "15 paths"
-    assert compute_importance(TASK, "smoke", tmp_path) == "done"
-    assert importances[-1]["paths"] == [
-        11,
-        *range(13, 21),
-    ]  # not what the parts hold; its own file is theta_importance's to resume
-    assert (
-        importance_table(make_config(TASK, "scrapl", 0, "smoke"), tmp_path)["curvature_am"] == np.arange(1, 22)
-    ).all()
-    assert not parts.exists()
-
-
-def test_importance_of_calls_at_the_same_time_that_share_paths(tmp_path, importances, monkeypatch):
-    """A call of paths 0 to 14 begins when one of paths 10 to 20 is at work: both compute 10 to 14, and the record has them once."""
-    compute, said = training.theta_importance, []
-
-    def other_meanwhile(*args, **kwargs):
-        monkeypatch.setattr(training, "theta_importance", compute)
-        said.append(compute_importance(TASK, "smoke", tmp_path, paths=list(range(15))))
-        return compute(*args, **kwargs)
-
-    monkeypatch.setattr(training, "theta_importance", other_meanwhile)
-    assert compute_importance(TASK, "smoke", tmp_path, paths=list(range(10, 21))) == "done"
-    assert said == ["15 of 21 paths"] and [call["paths"] for call in importances] == [
-        list(range(15)),
-        list(range(10, 21)),
-    ]
-    assert (
-        importance_table(make_config(TASK, "scrapl", 0, "smoke"), tmp_path)["curvature_am"] == np.arange(1, 22)
-    ).all()
-
-
-def test_importance_is_computed_once_and_its_runs_wait_for_it(tmp_path, importances, monkeypatch, capsys):
-    started = []
-
-    def start(self, config, paths=""):
-        """Computes in this process, but ends at the third look only; granular's probabilities crash."""
-        started.append((config.task, config.method, config.seed))
-        looks, crash = [], (config.task, config.method) == ("granular", "theta_importance")
-        if config.method == "scrapl":
-            train(config, tmp_path)  # raises ValueError where there are no probabilities
-
-        def status():
-            looks.append(1)
-            if len(looks) == 3 and not crash and config.method == "theta_importance":
-                compute_importance(config.task, config.profile, tmp_path)
-            elif len(looks) == 3 and not crash:
-                train(config, tmp_path)
-            return int(crash) if len(looks) >= 3 else None
-
-        return jobs.Running(config, f"{config.task}/{config.method}", tmp_path / "no.log", status, lambda _: None)
-
-    monkeypatch.setattr(Pool, "start", start)
-    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
-    runs = ensure_runs(
-        ["granular", TASK], ["scrapl", "p_loss"], [0, 3], "smoke", tmp_path, pool=Pool(tmp_path, "cpu", 3)
-    )
-    both = {(task, "p_loss", seed) for task in ("granular", TASK) for seed in (0, 3)}
-    finished = both | {(TASK, "scrapl", 0), (TASK, "scrapl", 3)}
-    assert {*started[:2]} == {("granular", "theta_importance", 0), (TASK, "theta_importance", 0)}
-    assert started[2] in both, "the third worker does not wait"
-    assert len(started) == 8 and {*started[2:]} == finished
-    assert "granular: no scrapl runs, the path probabilities are missing" in capsys.readouterr().err
-    assert {(run.task, run.method, run.seed) for run in runs if run.ok} == finished
-    ensure_runs([TASK], ["scrapl"], [4], "smoke", tmp_path)
-    assert started[8:] == [(TASK, "scrapl", 4)] and len(importances) == 1
-
-
-def test_a_resumed_run_draws_from_the_same_probabilities(tmp_path):
-    curvature = torch.zeros(2, N_PATHS["granular"])
-    curvature[:, [3, 20]] = 1
-    synthetic.write_importance(tmp_path, curvature=curvature)
-    synthetic.write_importance(tmp_path / "whole", curvature=curvature)
-    whole, stopped = (
-        run_with_stops(smoke("scrapl"), output, stops)
-        for output, stops in ((tmp_path / "whole", []), (tmp_path, [2, 5]))
-    )
-    assert_same_result(stopped, whole)
-    run, probabilities = (
-        run_folder("smoke", "granular", method, 0, tmp_path) for method in ("scrapl", "theta_importance")
-    )
-    named = json.loads((run / "run.json").read_text())["probabilities_sha256"]
-    assert named == hashlib.sha256((probabilities / "probabilities.csv").read_bytes()).hexdigest()
-
-
-def test_importance_for_real(tmp_path):
-    """The true function on a transform of few paths: probabilities that are positive, and not uniform."""
-    small = {"J": 4, "J_fr": 1, "n_samples": 2560}
-    assert compute_importance("granular", "smoke", tmp_path, **small) == "done"
-    table = importance_table(make_config("granular", "scrapl", 0, "smoke", **small), tmp_path)
-    assert 3 < len(table) < 20 and abs(table["probability"].sum() - 1) < 1e-6
-    assert table["probability"].min() > 0 and table["probability"].max() > 1.5 / len(table)
-    assert (table[["curvature_density", "curvature_slope"]] > 0).all(axis=None)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "paper"])
