@@ -64,8 +64,9 @@ smoke: ## the same at toy size, from nothing, in minutes
 	rm -rf results/smoke figures/smoke checkpoints/smoke
 	$(MAKE) reproduce PROFILE=smoke
 
-test: venv ## lint, types and tests
+test: venv ## lint, layout, types and tests
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(ONE_THREAD) $(PY) -m pytest -n auto --maxprocesses 4
 

@@ -1,11 +1,12 @@
-"""Runs per hour when 1, 2, 4, 8 workers share a device: `python benchmarks/throughput.py --profile paper --device cuda`.
+"""Runs per hour when 1, 2, 4, 8 workers share a device: `python benchmarks/throughput.py --profile paper --device
+cuda`.
 
-Each worker is a process that trains a run of its own seed. All first make the filters of every path and take `--warm` steps; then,
-together, they train for `--seconds`. Runs per hour are the steps per second of all of them, over the steps of a run: start-up,
-validation and test, which depend otherwise on how many share the device, are not counted. One thread per worker on a CPU, as with
-`run`.
-Written: <output>/results/bench/throughput_<profile>_<device>.csv and .json (settings, provenance); the smoke profile's numbers mean
-nothing.
+Each worker is a process that trains a run of its own seed. All first make the filters of every path and take `--warm`
+steps; then, together, they train for `--seconds`. Runs per hour are the steps per second of all of them, over the steps
+of a run: start-up, validation and test, which depend otherwise on how many share the device, are not counted. One
+thread per worker on a CPU, as with `run`.
+Written: <output>/results/bench/throughput_<profile>_<device>.csv and .json (settings, provenance); the smoke profile's
+numbers mean nothing.
 """
 
 import argparse
@@ -28,7 +29,8 @@ from replication.trainer import Training
 
 
 def worker(task: str, method: str, profile: str, device: str, seed: int, warm: int, seconds: float) -> None:
-    """Says "ready" after `warm` steps, trains for `seconds` from the next line of stdin on, says steps, seconds, steps of a run."""
+    """Says "ready" after `warm` steps, trains for `seconds` from the next line of stdin on, says steps, seconds, steps
+    of a run."""
     config = make_config(task, method, seed, profile)
     training = Training(replace(config, epochs=10**6), check_device(device))
     if config.loss == "scrapl":
@@ -105,8 +107,8 @@ def main() -> None:
         rows.append(measure(n, arguments, device))
         rows[-1]["times_one"] = rows[-1]["runs_per_hour"] / rows[0]["runs_per_hour"]
         print(
-            "{workers} workers: {runs_per_hour:.4g} runs per hour, {times_one:.2f} times the first; {step_ms:.3g} ms per step "
-            "of each".format_map(rows[-1]),
+            "{workers} workers: {runs_per_hour:.4g} runs per hour, {times_one:.2f} times the first; {step_ms:.3g} ms per "
+            "step of each".format_map(rows[-1]),
             flush=True,
         )
     print(f"`run` takes {default_workers(device)} workers here unless told")

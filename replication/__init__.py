@@ -1,4 +1,5 @@
-"""The replication of the SCRAPL paper: tasks, training, records, tables, figures, notebooks. `scrapl_lib` is the method."""
+"""The replication of the SCRAPL paper: tasks, training, records, tables, figures, notebooks. `scrapl_lib` is the
+method."""
 
 import time
 

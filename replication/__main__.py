@@ -95,20 +95,20 @@ HELP = {
     "output": "folder that holds results/, figures/ and checkpoints/ (default: the project)",
     "profile": f"{', '.join(PROFILES)} (default quick)",
     "device": "cpu or cuda (default: cuda for the paper profile, else cpu)",
-    "deterministic": "the same bits again on one type of device and one version of PyTorch (on a CPU they are so anyway); "
-    "run.json says so",
-    "executor": "submit jobs through submitit, one per run, and wait for them, rather than start processes (local: jobs as "
-    "processes of this machine, to try it out)",
+    "deterministic": "the same bits again on one type of device and one version of PyTorch (on a CPU they are so "
+    "anyway); run.json says so",
+    "executor": "submit jobs through submitit, one per run, and wait for them, rather than start processes (local: "
+    "jobs as processes of this machine, to try it out)",
     "parts": "divide a task's path probabilities among N processes",
     "slurm": "with --executor: an option of sbatch, such as partition=gpu; several times. Default "
     f"{' '.join(f'{name}={value}' for name, value in SLURM.items())} (time: minutes)",
     "workers": "runs at once, which share the device (default: one per core on a CPU; on CUDA one per "
     f"{RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs in the queue at once (256)",
-    "budget": "stop after so long, start-up included, with exit status 0 (1: a run crashed or is stale). One seed of every "
-    "task and method comes first, then a second one, and so on, in each round the cheap before the dear. Shortly before the "
-    "end the runs under way are asked to write checkpoints, from which the same command goes on "
-    f"({', '.join(f'{profile}: {stop_s:g} s' for profile, stop_s in STOP_S.items())}); so that a run comes to its first, "
-    "none is started in the last three times as long",
+    "budget": "stop after so long, start-up included, with exit status 0 (1: a run crashed or is stale). One seed of "
+    "every task and method comes first, then a second one, and so on, in each round the cheap before the dear. Shortly "
+    "before the end the runs under way are asked to write checkpoints, from which the same command goes on "
+    f"({', '.join(f'{profile}: {stop_s:g} s' for profile, stop_s in STOP_S.items())}); so that a run comes to its "
+    "first, none is started in the last three times as long",
     "paths": "0-99 or 0,7: only these, in this process. Whoever finds all parts in checkpoints/ puts them together",
     "seeds": "0-4 or 0,2,5; default: those of the profile",
 }
@@ -151,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
     notebook = command("notebook", _notebook, "execute notebooks strictly through papermill", common)
     notebook.add_argument("names", nargs="*", help="such as 05_granular; default all, in order")
     notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of a notebook")
-    words = "versions, devices, disk, weights and records: what is wrong, a fix for each; exit status 1 if something needed is"
+    words = "versions, devices, disk, weights and records: what is wrong, a fix for each; exit status 1 if anything is"
     command("doctor", lambda args: doctor.report(args.output), words)
     return whole
 
@@ -191,8 +191,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _work(config: RunConfig, args: argparse.Namespace) -> int:
-    """What a worker does: train one run, write its progress twice a second at most, and stop, a checkpoint written, once
-    SIGUSR1 asks for it."""
+    """What a worker does: train one run, write its progress twice a second at most, and stop, a checkpoint written,
+    once SIGUSR1 asks for it."""
     asked: list[bool] = []
     said_s = 0.0
     signal.signal(signal.SIGUSR1, lambda *_: asked.append(True))

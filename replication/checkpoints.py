@@ -1,7 +1,7 @@
 """Checkpoints of a run under way: the newest two, each with its SHA-256; a resumed run goes on bit for bit.
 
-They lie in `<output>/checkpoints/<profile>/<task>/<method>/seed_<n>/`, beside a worker's log and progress, and go once the
-record is written.
+They lie in `<output>/checkpoints/<profile>/<task>/<method>/seed_<n>/`, beside a worker's log and progress, and go once
+the record is written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def alone(folder: Path) -> AbstractContextManager[bool]:
 
 
 def save_checkpoint(training: Any, folder: Path) -> None:
-    """Write `step_<n>.pt` of a `Training` and its SHA-256; keep it and the one before. Those of later steps were refused."""
+    """Write `step_<n>.pt` of a `Training` and its SHA-256; keep it and the one before. Those of later steps were
+    refused."""
     name, keys, *rest = np.random.get_state()
     state = {number: getattr(training, number) for number in NUMBERS} | {
         "config_hash": config_hash(training.config.flat),

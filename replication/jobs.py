@@ -1,4 +1,4 @@
-"""Runs many things at once, each in a process of its own: on this machine, or as jobs of a SLURM cluster through submitit.
+"""Runs many things at once, each in a process of its own: on this machine, or on a SLURM cluster through submitit.
 
 A process computes one run, or the path probabilities of a task, or a part of these. All start with the same command, so
 that what they compute does not depend on where they run; one that crashes costs itself only, and the next call goes on
@@ -60,7 +60,8 @@ class Command:
 
 @dataclass
 class Running:
-    """A process or job at work. status(): its exit status, None while it runs; send(signal): ends it, SIGUSR1 with a checkpoint."""
+    """A process or job at work: status() is its exit status, None while it runs; send(SIGUSR1) asks it to write a
+    checkpoint and end, send(SIGTERM) ends it."""
 
     config: RunConfig
     name: str
@@ -79,9 +80,9 @@ class Running:
 class Budget:
     """Time for a call of `ensure_runs`, which ends at end_s on the clock time.monotonic().
 
-    stop_s seconds before its end the workers are asked to stop: each writes a checkpoint after the step that it is at. So
-    that it comes to one, none is started with less than three times stop_s to go. What still runs when a fifth of stop_s
-    is left is ended. left: the call lists here which runs it stopped or did not start.
+    stop_s seconds before its end the workers are asked to stop: each writes a checkpoint after the step that it is at.
+    So that it comes to one, none is started with less than three times stop_s to go. What still runs when a fifth of
+    stop_s is left is ended. left: the call lists here which runs it stopped or did not start.
     """
 
     end_s: float = math.inf
@@ -99,7 +100,7 @@ class Pool:
         parts: processes among which the path probabilities of a task are divided; at most one per path.
         executor: "slurm", "local" (jobs as processes of this machine, to try them out); None: no jobs.
         slurm: options of sbatch as submitit names them, in place of or beside those in `SLURM`: {"partition": "gpu"}.
-    Raises: ValueError for a number below 1, a device that is not here, no submitit, no SLURM, an option it does not know.
+    Raises: ValueError for a number below 1, a device that is not here, no submitit, no SLURM, an unknown option.
     """
 
     def __init__(
@@ -151,8 +152,8 @@ class Pool:
     def start(self, config: RunConfig, paths: str = "") -> Running:
         """Start what computes a run, or path probabilities: all, or `paths` such as "0-99".
 
-        A process has a group of its own, so that signals to ours do not reach it, and our working folder, where relative
-        paths in the environment mean what they mean here.
+        A process has a group of its own, so that signals to ours do not reach it, and our working folder, where
+        relative paths in the environment mean what they mean here.
         """
         of_run = ["run", "--method", config.method, "--seeds", str(config.seed)]
         words = [
@@ -182,9 +183,9 @@ class Pool:
         return Running(config, name, log, process.poll, process.send_signal)
 
     def run(self, missing: Iterable[RunConfig], budget: Budget | None = None) -> None:
-        """Run all in the order given, except that a run waits for the path probabilities it needs; return when all have ended.
+        """Run all in the order given, except that a run waits for the path probabilities it needs, and return.
 
-        What crashed is said on stderr, with its log. Stopped by an exception such as Ctrl-C, this ends what is under way.
+        What crashed is said on stderr, with its log. An exception such as Ctrl-C ends what is under way.
         """
         budget, missing = budget or Budget(), list(missing)
         waiting = [(config, paths) for config in missing for paths in self._parts_of(config)]
@@ -264,10 +265,10 @@ def ensure_runs(
 ) -> list[Run]:
     """Compute what is missing of a grid, each run in a process of its own, and return what is then on disk.
 
-    Runs with theta-IS wait for their path probabilities, which are computed beside the other runs. A process that crashes
-    costs its own run; the next call takes it up from its checkpoint. Runs that failed (status "failed:...") are not tried
-    again, stale ones are named and left alone: delete a run's folder to ask for it anew. The dearest run comes first, so
-    that the whole grid is done soonest; with a budget they come `by_worth`.
+    Runs with theta-IS wait for their path probabilities, which are computed beside the other runs. A process that
+    crashes costs its own run; the next call takes it up from its checkpoint. Runs that failed (status "failed:...") are
+    not tried again, stale ones are named and left alone: delete a run's folder to ask for it anew. The dearest run comes first,
+    so that the whole grid is done soonest; with a budget they come `by_worth`.
 
     Args:
         tasks, methods, seeds: of the grid; None means all of the profile.

@@ -46,7 +46,8 @@ def check_device(device: str) -> torch.device:
 def default_workers(device: str) -> int:
     """Runs at once on a device that is here: one per core on a CPU.
 
-    On a CUDA device, whose small kernels one run seldom fills, as many as find RUN_GIB GiB of its memory, at most PER_GPU
+    On a CUDA device, whose small kernels one run seldom fills, as many as find RUN_GIB GiB of its memory, at most
+    PER_GPU
     and one per core: a guess, benchmarks/throughput.py measures.
     """
     place = torch.device(device)
@@ -60,7 +61,8 @@ def make_deterministic(device: str) -> None:
     """Have this process compute the same bits again, on one type of device and with one version of PyTorch.
 
     By deterministic algorithms, and in full float32 (TF32 is for some GPUs only). Call it before anything is computed;
-    it cannot be undone. On a CPU an operation without such an algorithm raises RuntimeError; on CUDA a warning names it.
+    it cannot be undone. On a CPU an operation without such an algorithm raises RuntimeError; on CUDA a warning names
+    it.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=torch.device(device).type != "cpu")

@@ -1,9 +1,9 @@
 """One training run is one folder: its values and where they come from.
 
 ``<output>/results/<profile>/<task>/<method>/seed_<n>/`` holds ``history.csv``, ``test.csv`` (columns in `COLUMNS`) and,
-written last, ``run.json``: status, resolved config and its hash, SHA-256 and rows of the two files, provenance. run.json
-hashes everything, its own fields included: an edited, truncated or mixed record is refused (`BrokenRecord`) wherever it
-is used. Deleting the folder asks for the run again.
+written last, ``run.json``: status, resolved config and its hash, SHA-256 and rows of the two files, provenance.
+run.json hashes everything, its own fields included: an edited, truncated or mixed record is refused (`BrokenRecord`)
+wherever it is used. Deleting the folder asks for the run again.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class BrokenRecord(ValueError):
     def __init__(self, file: Path, expected: str, found: str):
         self.file, self.expected, self.found = file, expected, found
         super().__init__(
-            f"broken record {file}: expected {expected}, found {found}. To mend it, delete the folder {file.parent} and run: "
-            f"{command_for(file.parent)}"
+            f"broken record {file}: expected {expected}, found {found}. To mend it, delete the folder {file.parent} "
+            f"and run: {command_for(file.parent)}"
         )
 
 
@@ -89,8 +89,8 @@ class Run:
 
 
 def hours_of(info: dict[str, Any], steps_s: float = 0.0) -> float:
-    """Hours that a record took, at least: those of the process that wrote it, from start to end, or, if this is more, `steps_s`
-    seconds of training steps. A record knows no more of the processes that had to stop."""
+    """Hours that a record took, at least: those of the process that wrote it, from start to end, or, if this is more,
+    `steps_s` seconds of training steps. A record knows no more of the processes that had to stop."""
     start, end = (datetime.fromisoformat(info[key]) for key in ("start_utc", "end_utc"))
     return max((end - start).total_seconds(), steps_s) / 3600
 
@@ -141,8 +141,9 @@ def _code_version() -> str:
 
 
 def provenance(device: Any) -> dict[str, Any]:
-    """What makes a result: code_version (git commit, "-dirty" when scrapl_lib/ or replication/ differs from it, or "unknown"), versions,
-    device, device_name, peak_memory_mb (MiB: allocated on a CUDA device, else this process's largest resident size)."""
+    """What makes a result: code_version (git commit, "-dirty" when scrapl_lib/ or replication/ differs from it, or
+    "unknown"), versions, device, device_name, peak_memory_mb (MiB: allocated on a CUDA device, else this process's
+    largest resident size)."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -198,7 +199,8 @@ def write_record(
     counts as missing. Two processes must not write one record at once: the caller holds the run's lock.
 
     Args:
-        folder: from `run_folder`. tables: the CSV files by name. status: "ok" or "failed:<why>". start_utc: from `utc_now`.
+        folder: from `run_folder`. tables: the CSV files by name. status: "ok" or "failed:<why>". start_utc: from
+        `utc_now`.
         threads: of PyTorch. more: goes into run.json as it is, such as train_step_ms.
     Raises: ValueError for another status or folder, a config that contradicts the folder, NaN in the JSON.
     """
@@ -230,7 +232,7 @@ def _sha256(data: bytes) -> str:
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
     """run.json and the bytes of the CSV files, all of it checked; None when there is no run.json.
 
-    What does not fit together is broken only if run.json is still the same afterwards: else somebody is writing it anew.
+    What does not fit together is broken only if run.json is still the same afterwards: else it was just replaced.
     """
     while (text := _run_json(folder)) is not None:
         try:
@@ -277,7 +279,7 @@ def _checked(folder: Path, text: bytes) -> tuple[dict[str, Any], dict[str, bytes
 
 
 def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """run.json and the bytes of its CSV files, verified. Raises `BrokenRecord` when there is none, or it is not as written."""
+    """run.json and the bytes of its CSV files, verified. Raises `BrokenRecord` for none, or one that was changed."""
     folder = Path(folder).absolute()
     if (record := _read(folder)) is None:
         raise BrokenRecord(folder / "run.json", "a finished or failed run", "no such file")
@@ -305,7 +307,7 @@ def read_run(folder: Path) -> Run:
 def run_state(folder: Path, config_hash: str) -> str:
     """ "missing" (no run.json), "stale" (its config has another hash than `config_hash`), "done" or "failed".
 
-    Takes well under a millisecond: files are hashed, not parsed. Raises `BrokenRecord` when one is not as it was written.
+    Takes well under a millisecond: files are hashed, not parsed. Raises `BrokenRecord` for one that was changed.
     """
     if (record := _read(Path(folder).absolute())) is None:
         return "missing"
@@ -320,8 +322,8 @@ def load_runs(
 ) -> list[Run]:
     """The finished and failed runs of a task, sorted by method and seed.
 
-    expected: today's config hash by (method, seed). Only those runs are taken; one made with another config is stale: left
-    out and named in a UserWarning. None takes all there are. Raises `BrokenRecord` for a broken one.
+    expected: today's config hash by (method, seed). Only those runs are taken; one made with another config is stale:
+    left out and named in a UserWarning. None takes all there are. Raises `BrokenRecord` for a broken one.
     """
     runs, stale = [], []
     for file in (Path(output).absolute() / "results" / profile / task).glob("*/*/run.json"):

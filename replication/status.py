@@ -53,7 +53,8 @@ def _n_paths_done(config: RunConfig, output: Path) -> int:
 
 
 def kept_of(config: RunConfig, output: Path = ROOT) -> str:
-    """How much there is of a run under way, or of path probabilities, for the next call to go on from; "" for nothing."""
+    """How much there is of a run under way, or of path probabilities, for the next call to go on from; "" for
+    nothing."""
     if config.method == IMPORTANCE:
         n_done = _n_paths_done(config, output)
         return f"{n_done} paths" if n_done else ""
@@ -81,8 +82,8 @@ def _hours_of_a_run(method: str, known: dict[str, list[float]]) -> float:
 
 
 def _tally(task: str, profile: str, output: Path) -> pd.DataFrame:
-    """A row per method and for the path probabilities: how many are done, failed, stale and missing, the hours spent on the
-    done and failed ones and to go for the missing (nan: unknown)."""
+    """A row per method and for the path probabilities: how many are done, failed, stale and missing, the hours spent on
+    the done and failed ones and to go for the missing (nan: unknown)."""
     rows, known = {}, {}
     for config, state in states([*grid(task, profile), importance_config(task, profile)], output).items():
         row = rows.setdefault(config.method, dict.fromkeys(("done", "failed", "stale", "missing", "spent"), 0))
@@ -122,7 +123,7 @@ def overview(profile: str, output: Path = ROOT) -> str:
         f"\n{table}\n",
         f"in all {n['done']:.0f} done, {n['failed']:.0f} failed, {n['stale']:.0f} stale, {n['missing']:.0f} missing; "
         f"{_hours(n['spent'])} hours spent, {_hours(n['to_go'])} to go{besides}",
-        "Hours are one worker's. Spent: by the records, which know of an interrupted run its training steps or its last part.",
+        "Hours are one worker's. Spent: by the records, which know an interrupted run's training steps or its last part.",
         "To go: by the finished runs of the task and method, else roughly by its other methods'; ?: there are none.",
     ]
     return "\n".join(lines + [f"{method} not run: {why}" for method, why in NOT_RUN.items()])

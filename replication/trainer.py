@@ -1,8 +1,8 @@
 """Trains one run: the loop (`Training.steps`), and from a config to its record (`train`).
 
-A run is a function of its config alone: initial weights, data order, synthesizer seeds, drawn paths and dropout come from
-its seed, so that a run killed anywhere goes on from its newest checkpoint and ends, on a CPU with the same number of
-threads, bit for bit as if it had not been. Methods share initial weights and data order.
+A run is a function of its config alone: initial weights, data order, synthesizer seeds, drawn paths and dropout come
+from its seed, so that a run killed anywhere goes on from its newest checkpoint and ends, on a CPU with the same number
+of threads, bit for bit as if it had not been. Methods share initial weights and data order.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Training(Problem):
     """One run in memory: a problem, its optimizer, and how far it has come.
 
     Attributes: step, of n_steps; step_s, the seconds of each; history, rows of history.csv; best_weights, those of the
-    lowest validation loss, best_loss. looked: whether the loss of the last step was looked at, which on CUDA happens every
-    `look_every` steps; only then may a checkpoint be taken. stopping: set it, and the next step is looked at.
+    lowest validation loss, best_loss. looked: whether the loss of the last step was looked at, which on CUDA happens
+    every `look_every` steps; only then may a checkpoint be taken. stopping: set it, and the next step is looked at.
     """
 
     def __init__(self, config: RunConfig, device: torch.device | str = "cpu", probs: Tensor | None = None) -> None:
@@ -159,7 +159,8 @@ class Training(Problem):
     def validate(self) -> None:
         """Log parameter errors and loss on the validation fold, and keep the weights of the lowest loss.
 
-        Always with the same synthesizer seeds, the same paths (one per batch, drawn from the sampling probabilities) and
+        Always with the same synthesizer seeds, the same paths (one per batch, drawn from the sampling probabilities)
+        and
         the same random resolutions: epochs differ by the weights alone.
         """
         c, items_of_fold = self.config, self.data.val
@@ -226,10 +227,12 @@ def train(config: RunConfig, output: Path = ROOT, device: str = "cpu") -> Run:
 def train_steps(
     config: RunConfig, output: Path = ROOT, device: str = "cpu", checkpoint_every_s: float | None = None
 ) -> Iterator[Training]:
-    """`train`, step by step: yields the training after every step, and takes a checkpoint, if one is due, when asked to go on.
+    """`train`, step by step: yields the training after every step, and takes a checkpoint, if one is due, when asked to
+    go on.
 
-    checkpoint_every_s: None is CHECKPOINT_EVERY_S. Whoever sets `stopping` of it gets a checkpoint as soon as one can be taken, and no more steps and no record. The run's
-    lock is held until the last step is asked for, or this is closed.
+    checkpoint_every_s: None is CHECKPOINT_EVERY_S. Whoever sets `stopping` of it gets a checkpoint as soon as one can
+    be taken, and no more steps and no record. The run's lock is held until the last step is asked for, or this is
+    closed.
 
     Raises: ValueError for a missing device, a stale record in the way or missing path probabilities; BrokenRecord for a
     broken record.

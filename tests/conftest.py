@@ -51,8 +51,8 @@ if "--worker" in sys.orig_argv and "--seeds" in sys.orig_argv:
 
 @pytest.fixture
 def in_workers(monkeypatch, tmp_path_factory):
-    """`in_workers(text)`: every training process started from here executes `text` after each step and before its checkpoint;
-    it knows seed, step and run. Checkpoints come after every step."""
+    """`in_workers(text)`: every training process started from here executes `text` after each step and before its
+    checkpoint; it knows seed, step and run. Checkpoints come after every step."""
 
     def use(text):
         folder = tmp_path_factory.mktemp("site")

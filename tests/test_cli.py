@@ -1,6 +1,10 @@
-"""The command line and the worker processes behind it: exit codes, messages, kills, crashes, Ctrl-C."""
+"""The command line and the processes behind it: exit codes, messages, kills, crashes, Ctrl-C, a user's surroundings."""
 
+import errno
+import fcntl
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,14 +15,20 @@ from unittest.mock import Mock
 import pandas as pd
 import psutil
 import pytest
+import synthetic_records as synthetic
 import torch
 
-from replication import __main__, records
+from replication import __main__, jobs, records
 from replication import trainer as training
 from replication.__main__ import _seeds, main
+from replication.checkpoints import checkpoint_folder
+from replication.jobs import STOP_S, Budget, Pool, ensure_runs
 from replication.records import IMPORTANCE, ROOT, read_run, run_folder
+from replication.status import kept_of
 from replication.tasks import METHODS, NOT_RUN, make_config
-from replication.trainer import STOP_S, Budget, checkpoint_folder, ensure_runs, train
+from replication.trainer import train
+
+METHOD = "scrapl_no_theta_is"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,6 +39,18 @@ def folder_of(method, seed, output):
 
 def run(output, *arguments):
     return main(["run", "--profile", "smoke", "--output", str(output), *arguments])
+
+
+def litter(output):
+    """What is left below checkpoints/ beside lock files."""
+    return [path for path in (output / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def assert_same(found, whole):
+    """Two records of one run: the same bits but for times."""
+    assert found.ok and len(found.history) == 19 and len(found.test) > 5
+    assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s"))
+    assert found.test.equals(whole.test)
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
@@ -93,7 +115,7 @@ def test_a_budget_that_is_no_length_of_time_is_refused(tmp_path, monkeypatch, te
     ],
 )
 def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch, arguments, message, capsys):
-    monkeypatch.setattr(training, "_run_all", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(Pool, "run", lambda *_: pytest.fail("started"))
     monkeypatch.setitem(sys.modules, "msclap", None)  # import fails, as without the extra
     assert main([*arguments, "--output", str(tmp_path)]) == 2
     said = capsys.readouterr().err
@@ -110,22 +132,7 @@ def test_cuda_without_cuda_is_refused(tmp_path, arguments, capsys):
 
 def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert (
-        main(
-            [
-                "run",
-                "--profile",
-                "smoke",
-                "--task",
-                "granular",
-                "--method",
-                "p_loss",
-                "--output",
-                str(tmp_path / "file"),
-            ]
-        )
-        == 2
-    )
+    assert run(tmp_path / "file", "--task", "granular", "--method", "p_loss") == 2
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("error: ") and str(tmp_path / "file") in said and "Traceback" not in said
 
@@ -162,8 +169,9 @@ def rows(said):
 
 
 def test_status_matrix(tmp_path, monkeypatch, capsys):
-    """Records of 1 h, 2 h and 0.5 h (failed) of P-loss, and one of MSS linear whose last process took 1 h, all of its steps 6 h.
-    An hour of P-loss is 1 / 0.15 of SCRAPL, one of MSS 1 / 0.3: by the three finished runs SCRAPL takes 40 / 3 h."""
+    """Records of 1 h, 2 h and 0.5 h (failed) of P-loss, and one of MSS linear whose last process took 1 h, all of its
+    steps 6 h. An hour of P-loss is 1 / 0.15 of SCRAPL, one of MSS 1 / 0.3: by the three finished runs SCRAPL takes 40 /
+    3 h."""
     monkeypatch.delenv("TR808_DIR", raising=False)
 
     def write(task, method, seed, minutes, steps_s=60.0, status="ok", **changes):
@@ -195,45 +203,25 @@ def test_status_matrix(tmp_path, monkeypatch, capsys):
         ["granular", "chirplet", "tr808"],
         [*"slow_slow slow_moderate fast_moderate fast_fast micro meso".split()],
     ]
-    unknown, drums = ["0/0/20", "0+?"], ["0/0/40", "0+?"]
+    unknown, drums, known = ["0/0/20", "0+?"], ["0/0/40", "0+?"], ["0/0/40", "0+4.00"]
+    mss = [*drums, "0/0/40", "0+1.20"]
     assert rows(said) == {
         "p_loss": ["2/1/17", "3.50+25.50"],
         "jtfs": ["0/0/1", "0+147", "0/0/4", "0+?", "1/0/3", "1.10+3.30"],
-        "scrapl": ["0/0/20", "0+267", *unknown, "1/0/19", "0.25+4.75", *unknown, *unknown, *drums, "0/0/40", "0+4.00"],
-        "scrapl_no_theta_is": [
-            "0/0/20",
-            "0+267",
-            *unknown,
-            "0/0/20",
-            "0+5.00",
-            *unknown,
-            *unknown,
-            *drums,
-            "0/0/40",
-            "0+4.00",
-        ],
+        "scrapl": ["0/0/20", "0+267", *unknown, "1/0/19", "0.25+4.75", *unknown, *unknown, *drums, *known],
+        METHOD: ["0/0/20", "0+267", *unknown, "0/0/20", "0+5.00", *unknown, *unknown, *drums, *known],
         "scrapl_padam": ["0/0/20", "0+267"],
         "scrapl_plain": ["0/0/20", "0+267"],
-        "mss_linear": ["1/0/19", "6.00+114", *drums, "0/0/40", "0+1.20"],
-        "mss_log_linear": ["0/0/20", "0+80.00", *drums, "0/0/40", "0+1.20"],
-        "mss_revisited": ["0/0/20", "0+80.00", *drums, "0/0/40", "0+1.20"],
-        "mss_random": ["0/0/19+1", "stale", "0+76.00", *drums, "0/0/40", "0+1.20"],
+        "mss_linear": ["1/0/19", "6.00+114", *mss],
+        "mss_log_linear": ["0/0/20", "0+80.00", *mss],
+        "mss_revisited": ["0/0/20", "0+80.00", *mss],
+        "mss_random": ["0/0/19+1", "stale", "0+76.00", *mss],
         "ms_clap": ["not", "run"],
         "panns_wavegram_logmel": ["not", "run"],
-        "theta_importance": [
-            "0/0/1",
-            "0+13.33",
-            "0/0/1",
-            "0+?",
-            "0/0/1",
-            "0+0.25",
-            *["0/0/1", "0+?"] * 3,
-            "0/0/1",
-            "0+0.10",
-        ],
+        IMPORTANCE: "0/0/1 0+13.33 0/0/1 0+? 0/0/1 0+0.25 0/0/1 0+? 0/0/1 0+? 0/0/1 0+? 0/0/1 0+0.10".split(),
     }
-    # 25.5 + 146.7 + 4 x 266.7 + 114 + 80 + 80 + 76 + 13.3; chirplet 4.75 + 5 + 0.25; drums 3.3 + 2 x 4 + 4 x 1.2 + 0.1. Unknown: three
-    # chirplet tasks of 41, the micro drums' 4 + 6 x 40 + 1
+    # 25.5 + 146.7 + 4 x 266.7 + 114 + 80 + 80 + 76 + 13.3; chirplet 4.75 + 5 + 0.25; drums 3.3 + 2 x 4 + 4 x 1.2 + 0.1.
+    # Unknown: three chirplet tasks of 41, the micro drums' 4 + 6 x 40 + 1
     assert "in all 5 done, 1 failed, 1 stale, 829 missing; 10.85 hours spent, 1628 to go and 368 times ?" in said
     assert f"ms_clap not run: {NOT_RUN['ms_clap']}" in said
 
@@ -253,7 +241,7 @@ def test_status_and_exit_codes(tmp_path, computed_here, monkeypatch, capsys):
 
     # a failed run is a result: the command has done what it can
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_check_finite", Mock(side_effect=training.RunFailed("nonfinite")))
+        patch.setattr(training.Training, "check_finite", Mock(side_effect=training.RunFailed("nonfinite")))
         assert run(tmp_path, "--method", "mss_linear", "--seeds", "1", "--task", "granular") == 0
     assert "0 of 1 runs finished, 1 failed" in (said := capsys.readouterr().out)
     assert "granular/mss_linear/seed 1: failed:nonfinite" in said
@@ -296,108 +284,63 @@ def test_importance_in_parts(tmp_path, monkeypatch, capsys):
 
 # ---- worker processes -----------------------------------------------------------------------------------------------
 
-FAULTY = """
-import functools, os, signal, sys
-sys.path.insert(0, os.getcwd())
-from scrapl_lib import __main__, training
-__main__.train = functools.partial(training.train, checkpoint_every_s=0)
-seed, batch_loss = sys.argv[sys.argv.index("--seeds") + 1], training.Training._batch_loss
-def faulty(self, *args, **options):
-    loss = batch_loss(self, *args, **options)
-    if self.step == 5 and self.encoder.training:
-        if seed == "0":
-            return loss * float("nan")
-        if seed == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise ValueError("a bug")
-    return loss
-training.Training._batch_loss = faulty
-sys.exit(__main__.main(sys.argv[1:]))
-"""
 
-
-def test_a_killed_or_crashed_worker_costs_its_own_run_only(tmp_path, monkeypatch, capfd):
-    method = "scrapl_no_theta_is"
-    faulty = tmp_path / "faulty.py"
-    faulty.write_text(FAULTY)
+def test_a_killed_or_crashed_worker_costs_its_own_run_only(tmp_path, monkeypatch, in_workers, capfd):
+    """Seed 0 gets a loss that is not finite, seed 1 is killed, seed 2 raises, each at step 5."""
 
     def config(seed):
-        return make_config("granular", method, seed, "smoke")
-
-    def popen(command, **options):
-        assert command[:3] == [sys.executable, "-m", "replication"]
-        return subprocess.Popen([sys.executable, str(faulty), *command[3:]], **options)
+        return make_config("granular", METHOD, seed, "smoke")
 
     def ask():
-        return {run.seed: run for run in ensure_runs(["granular"], [method], range(3), "smoke", tmp_path, workers=1)}
+        pool = Pool(tmp_path, "cpu", workers=1, deterministic=True)
+        return {run.seed: run for run in ensure_runs(["granular"], [METHOD], range(3), "smoke", tmp_path, pool=pool)}
 
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
+    with monkeypatch.context():
+        in_workers("""
+            if step == 4 and seed == 0:
+                true = run.batch_loss
+                run.batch_loss = lambda *args, **options: true(*args, **options) * float("nan")
+            if step == 5 and seed == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == 5 and seed == 2:
+                raise ValueError("a bug")
+        """)
         runs = ask()
     assert {seed: run.status.split(",")[0] for seed, run in runs.items()} == {0: "failed:nonfinite at step 5"}
     said = capfd.readouterr().err
     logs = {seed: checkpoint_folder(config(seed), tmp_path).with_suffix(".log") for seed in range(3)}
-    assert f"granular/{method}/seed 1 crashed (exit status -9: nothing in its log); log: {logs[1]}" in said
-    assert f"granular/{method}/seed 2 crashed (exit status 1: ValueError: a bug); log: {logs[2]}" in said
+    assert f"granular/{METHOD}/seed 1 crashed (exit status -9: nothing in its log); log: {logs[1]}" in said
+    assert f"granular/{METHOD}/seed 2 crashed (exit status 1: ValueError: a bug); log: {logs[2]}" in said
     assert "Traceback" in logs[2].read_text() and logs[1].exists() and not logs[0].exists()
-    named = f"granular/{method}/seed 1, granular/{method}/seed 2"
+    named = f"granular/{METHOD}/seed 1, granular/{METHOD}/seed 2"
     assert f"2 of 3 runs crashed: {named}; the same command tries them again" in said
 
-    failed = folder_of(method, 0, tmp_path) / "run.json"
+    failed = folder_of(METHOD, 0, tmp_path) / "run.json"
     before = failed.read_bytes()
+    monkeypatch.delenv("PYTHONPATH")
     runs = ask()
     assert {seed: run.ok for seed, run in runs.items()} == {0: False, 1: True, 2: True}
     said = capfd.readouterr().err
-    assert all(f"granular/{method}/seed {seed}: resumed from step 4" in said for seed in (1, 2))
+    assert all(f"granular/{METHOD}/seed {seed}: resumed from step 4" in said for seed in (1, 2))
     assert failed.read_bytes() == before  # not tried again
-    whole = train(config(1), tmp_path / "uninterrupted")
-    assert (runs[1].history.drop(columns="wall_s") == whole.history.drop(columns="wall_s")).all(axis=None)
-    assert len(whole.test) > 5 and runs[1].test.equals(whole.test)
-    assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert_same(runs[1], train(config(1), tmp_path / "uninterrupted"))
+    assert runs[1].info["deterministic"] is True and litter(tmp_path) == []
 
 
-FAST = """
-import os, sys
-sys.path.insert(0, os.getcwd())
-import torch
-from replication import __main__, path_probabilities
-def fake(loss, encode, synthesize, inputs, params, *_, paths, **__):
-    yield from ((path, torch.ones(2, dtype=torch.float64)) for path in paths)
-path_probabilities.curvature_by_path = fake
-sys.exit(__main__.main(sys.argv[1:]))
-"""
-
-
-def test_workers_make_the_probabilities_first(tmp_path, monkeypatch, capfd):
-    task, script, started = "chirplet_fast_fast", tmp_path / "fast.py", []
-    script.write_text(FAST)
-
-    def popen(command, **options):
-        started.append(command[3])
-        return subprocess.Popen([sys.executable, str(script), *command[3:]], **options)
-
-    monkeypatch.setattr(training, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
-    (run,) = ensure_runs([task], ["scrapl"], [1], "smoke", tmp_path, workers=1)
-    assert run.ok and started == ["importance", "run"] and "crashed" not in capfd.readouterr().err
-    assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
+def test_workers_make_the_probabilities_first_and_in_parts(tmp_path, capfd):
+    arguments = ["--task", "chirplet_fast_fast", "--profile", "smoke", "--output", str(tmp_path), "--parts", "2"]
+    assert main(["run", *arguments, "--method", "scrapl", "--seeds", "1"]) == 0
+    said = capfd.readouterr()
+    assert "1 of 1 runs finished" in said.out and "crashed" not in said.err and "3 runs" in said.err
+    assert main(["importance", *arguments]) == 0
+    assert capfd.readouterr().out == "path probabilities of chirplet_fast_fast, profile smoke: done\n"
+    assert litter(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopping_the_command_ends_its_workers(tmp_path, number, request, capfd):
     config = make_config("granular", "jtfs", 0, "smoke")  # the slowest: some seconds of training
-    arguments = [
-        "run",
-        "--task",
-        "granular",
-        "--method",
-        "jtfs",
-        "--seeds",
-        "0",
-        "--profile",
-        "smoke",
-        "--output",
-        str(tmp_path),
-    ]
+    arguments = ["run", "--task=granular", "--method=jtfs", "--seeds=0", "--profile=smoke", f"--output={tmp_path}"]
     command = subprocess.Popen(
         [sys.executable, "-m", "replication", *arguments],
         cwd=ROOT,
@@ -428,25 +371,10 @@ def test_stopping_the_command_ends_its_workers(tmp_path, number, request, capfd)
 
 # ---- budgets --------------------------------------------------------------------------------------------------------
 
-HELD = """
-import os, signal, sys, time
-sys.path.insert(0, os.getcwd())
-from scrapl_lib import __main__, training
-asked, train_step = [], training.Training._train_step
-def held(self, items):
-    if self.step == 0:
-        stop = signal.getsignal(signal.SIGUSR1)
-        signal.signal(signal.SIGUSR1, lambda *arguments: (stop(*arguments), asked.append(True)))
-    train_step(self, items)
-    while self.step == 2 and not asked:
-        time.sleep(0.02)
-training.Training._train_step = held
-sys.exit(__main__.main(sys.argv[1:]))
-"""
-
 
 class UntilSeen:
-    """A budget that is about to end as soon as a worker's progress is there: however slow the machine, the worker is at a step."""
+    """A budget that is about to end as soon as a worker's progress is there: however slow the machine, it is at a
+    step."""
 
     def __init__(self, config, output):
         self.file, self.stop_s, self.left = checkpoint_folder(config, output) / "progress.json", 10.0, []
@@ -456,86 +384,56 @@ class UntilSeen:
         return time.monotonic() + (9 if self.file.exists() else 1000)
 
 
-def workers_are(monkeypatch, *command):
-    """In place of `python -m replication ...`; returns the processes."""
-    started = []
-
-    def popen(asked, **options):
-        started.append(subprocess.Popen([*command, *asked[3:]], **options))
-        return started[-1]
-
-    monkeypatch.setattr(training, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
-    return started
-
-
-def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path, monkeypatch, capfd):
+def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path, monkeypatch, in_workers, capfd):
     configs = [make_config("granular", "p_loss", seed, "smoke") for seed in (0, 1)]
-    (tmp_path / "held.py").write_text(HELD)
 
     def ask(until=None):
-        """What the command says last, its log, and how many workers it started. until: the run whose progress ends the budget; each
-        worker waits at step 2 for that."""
+        """What the command says last, and its log. until: the run whose progress ends the budget; each worker that
+        begins waits at its second step for that."""
         with monkeypatch.context() as patch:
-            started = workers_are(patch, sys.executable, str(tmp_path / "held.py")) if until else []
             if until:
+                in_workers(f"""
+                    asked = []
+                    stop = signal.getsignal(signal.SIGUSR1)
+                    signal.signal(signal.SIGUSR1, lambda *arguments: (stop(*arguments), asked.append(True)))
+                    while step == 2 and seed == {until.seed} and not asked:
+                        time.sleep(0.02)
+                """)
                 patch.setattr(__main__, "Budget", lambda end_s, stop_s: UntilSeen(until, tmp_path))
-            arguments = ["--task", "granular", "--method", "p_loss", "--workers", "1", "--budget-minutes", "60"]
-            assert run(tmp_path, *arguments) == 0
+            else:
+                monkeypatch.delenv("PYTHONPATH")
+            budget = ["--task", "granular", "--method", "p_loss", "--workers", "1", "--budget-minutes", "60"]
+            assert run(tmp_path, *budget) == 0
         said = capfd.readouterr()
         assert "crashed" not in said.err
-        return said.out.splitlines()[-1], said.err, len(started)
+        return said.out.splitlines()[-1], said.err
 
-    said, _, n = ask(configs[0])
-    assert n == 1 and said.endswith(
-        "0 runs done; under way: granular/p_loss/seed 0 at step 2; 1 missing; the same command goes on"
-    )
-    said, log, n = ask(configs[1])
-    assert n == 2 and "granular/p_loss/seed 0: resumed from step 2" in log
-    assert said.endswith(
-        "1 runs done; under way: granular/p_loss/seed 1 at step 2; 0 missing; the same command goes on"
-    )
-    said, log, _ = ask()
+    words = "{} runs done; under way: granular/p_loss/seed {} at step 2; {} missing; the same command goes on"
+    assert ask(configs[0])[0].endswith(words.format(0, 0, 1))
+    said, log = ask(configs[1])
+    assert said.endswith(words.format(1, 1, 0)) and "granular/p_loss/seed 0: resumed from step 2" in log
+    said, log = ask()
     assert said == "budget of 60 minutes: 1 runs done; under way: none; 0 missing"
     assert "granular/p_loss/seed 1: resumed from step 2" in log
     for config in configs:
-        whole, found = train(config, tmp_path / "whole"), read_run(folder_of("p_loss", config.seed, tmp_path))
-        assert found.ok and len(found.history) == 19 and len(found.test) > 5
-        assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(
-            whole.test
-        )
-        of_this_call = {
-            "start_utc",
-            "end_utc",
-            "peak_memory_mb",
-            "train_step_ms",
-            "files",
-            "record_sha256",
-            "code_version",
-        }
-        assert {*found.info} == {*whole.info} and len({*whole.info} - of_this_call) > 8
-        assert all(found.info[key] == value for key, value in whole.info.items() if key not in of_this_call)
-    assert not [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
+        assert_same(read_run(folder_of("p_loss", config.seed, tmp_path)), train(config, tmp_path / "whole"))
+    assert litter(tmp_path) == []
 
 
 @pytest.mark.parametrize("deaf", [False, True])
 def test_a_worker_that_has_nothing_to_keep_or_does_not_stop_is_ended_in_time(tmp_path, monkeypatch, capfd, deaf):
     """Path probabilities and starting workers end at the signal; one that ignores it, before the budget is over."""
+    budget, started = Budget(math.inf, 0.9), []
 
-    class FromNow(Budget):
-        end = None
+    def popen(command, **options):
+        trap = "trap '' USR1; " if deaf else ""
+        started.append(subprocess.Popen(["sh", "-c", f"{trap}exec sleep 100"], **options))
+        budget.end_s = time.monotonic() + 3
+        return started[-1]
 
-        @property
-        def end_s(self):
-            self.end = self.end or time.monotonic() + 3
-            return self.end
-
-        @end_s.setter
-        def end_s(self, value):
-            pass
-
-    budget, trap = FromNow(0.0, 0.9), "trap '' USR1; " if deaf else ""
-    started = workers_are(monkeypatch, "sh", "-c", f"{trap}exec sleep 100")
-    assert ensure_runs(["granular"], ["p_loss"], [0, 1], "smoke", tmp_path, workers=1, budget=budget) == []
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
+    pool = Pool(tmp_path, "cpu", workers=1)
+    assert ensure_runs(["granular"], ["p_loss"], [0, 1], "smoke", tmp_path, budget=budget, pool=pool) == []
     left_s = budget.end_s - time.monotonic()
     assert [process.poll() for process in started] == [-(signal.SIGTERM if deaf else signal.SIGUSR1)]
     assert [(c.method, c.seed) for c in budget.left] == [("p_loss", 1), ("p_loss", 0)]
@@ -543,120 +441,115 @@ def test_a_worker_that_has_nothing_to_keep_or_does_not_stop_is_ended_in_time(tmp
     assert "crashed" not in capfd.readouterr().err and not list(tmp_path.rglob("*.log"))
 
 
-@pytest.mark.parametrize("parts_left, n_started", [(2.9, 0), (30.0, 1)])
-def test_no_run_is_started_that_cannot_come_to_a_checkpoint(tmp_path, monkeypatch, parts_left, n_started, capfd):
-    started = workers_are(monkeypatch, "true")
-    budget = Budget(time.monotonic() + parts_left * 100, 100.0)
-    ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path, budget=budget)
-    assert len(started) == n_started and len(budget.left) == 1 - n_started
-    if not n_started:
-        assert (
-            run(tmp_path, "--task", "granular", "--method", "p_loss", f"--budget-minutes={2.9 * STOP_S['smoke'] / 60}")
-            == 0
-        )
-        said = capfd.readouterr().out.splitlines()[-1]
-        assert (
-            said.endswith("0 runs done; under way: none; 2 missing; none is started in the last 30 s") and started == []
-        )
-
-
-def test_a_crash_within_a_budget_is_no_success(tmp_path, monkeypatch, capfd):
-    workers_are(monkeypatch, "false")
+def test_a_crash_within_a_budget_is_no_success(tmp_path, in_workers, capfd):
+    in_workers("sys.exit(3)")
     assert run(tmp_path, "--task", "granular", "--method", "p_loss", "--seeds", "0", "--budget-minutes", "60") == 1
     said = capfd.readouterr()
-    assert "seed 0 crashed (exit status 1" in said.err and "0 runs done; under way: none; 1 missing" in said.out
+    assert "seed 0 crashed (exit status 3" in said.err and "0 runs done; under way: none; 1 missing" in said.out
     assert __main__.parser().parse_args(["run", "--budget-minutes", "7.5"]).budget_minutes == 7.5
 
 
 def test_the_budget_begins_with_the_command(tmp_path, monkeypatch, capfd):
     """Its imports included: of 10 minutes that began 9.6 minutes ago nothing is left to start a run in."""
-    monkeypatch.setattr(training, "Worker", lambda *_: pytest.fail("started"))
+    monkeypatch.setattr(Pool, "start", lambda *_: pytest.fail("started"))
     arguments = ["run", "--profile", "smoke", "--output", str(tmp_path), "--task", "granular", "--method", "p_loss"]
     assert main([*arguments, "--budget-minutes", "10"], started_s=time.monotonic() - 9.6 * 60) == 0
     assert "budget of 10 minutes: 0 runs done; under way: none; 2 missing" in capfd.readouterr().out
+    assert main([*arguments, f"--budget-minutes={2.9 * STOP_S['smoke'] / 60}"]) == 0
+    assert "; 2 missing; none is started in the last 30 s" in capfd.readouterr().out
 
 
-KILLED = """
-import functools, os, subprocess, sys, time
-from types import SimpleNamespace
-sys.path.insert(0, os.getcwd())
-from scrapl_lib import __main__, training
-if "--worker" in sys.argv:
-    watch, train_step, hold = training.watch_parent(), training.Training._train_step, int(os.environ["HOLD"])
-    __main__.train = functools.partial(training.train, checkpoint_every_s=0)
-    def held(self, items):
-        if self.step == hold:
-            print("standing", flush=True)
-        while self.step == hold:
+def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_been(tmp_path, monkeypatch, in_workers):
+    """`run --budget-minutes` as a process: first it is killed (at step 4), then its worker (at step 7); the third call
+    finishes the run as one that was left alone. Seed 0; the same bits."""
+    config = make_config("granular", METHOD, 0, "smoke")
+    log, standing = checkpoint_folder(config, tmp_path).with_suffix(".log"), tmp_path / "standing"
+    in_workers(f"""
+        while step == int(os.environ["HOLD"]):
+            pathlib.Path({str(standing)!r}).touch()
             time.sleep(0.02)
-            watch()
-        train_step(self, items)
-    training.Training._train_step = held
-else:
-    def popen(command, **options):
-        return subprocess.Popen([sys.executable, __file__, *command[3:]], **options)
-    training.subprocess = SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)
-sys.exit(__main__.main(sys.argv[1:]))
-"""
+            __main__._watch_parent()
+    """)
+    arguments = ["--task=granular", f"--method={METHOD}", "--seeds=0", "--profile=smoke", f"--output={tmp_path}"]
 
+    def start(hold):
+        monkeypatch.setenv("HOLD", str(hold))
+        command = [sys.executable, "-m", "replication", "run", *arguments, "--workers=1", "--budget-minutes=60"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_been(tmp_path):
-    """`run --budget-minutes` as a process: first it is killed (at step 3), then its worker (at step 6); the third call finishes the
-    run, with the history and the test values of one that was left alone. Seed 0; the same bits."""
-    method, script = "scrapl_no_theta_is", tmp_path / "killed.py"
-    config = make_config("granular", method, 0, "smoke")
-    script.write_text(KILLED)
-    arguments = [
-        "run",
-        "--task",
-        "granular",
-        "--method",
-        method,
-        "--seeds",
-        "0",
-        "--profile",
-        "smoke",
-        "--output",
-        str(tmp_path),
-        "--workers",
-        "1",
-        "--budget-minutes",
-        "60",
-    ]
-    log = checkpoint_folder(config, tmp_path).with_suffix(".log")
-
-    def start(hold, *words):
-        environment = os.environ | {"HOLD": str(hold)}
-        return subprocess.Popen(
-            [sys.executable, *words, *arguments],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-
-    for hold, kill_worker in ((3, False), (6, True)):
-        command, deadline = start(hold, str(script)), time.monotonic() + 300
-        while not (log.exists() and "standing" in log.read_text()):
+    for hold, kill_worker in ((4, False), (7, True)):
+        command, deadline = start(hold), time.monotonic() + 300
+        while not standing.exists():
             assert time.monotonic() < deadline and command.poll() is None
             time.sleep(0.05)
         (worker,) = psutil.Process(command.pid).children()
         (worker if kill_worker else command).kill()
         said = command.communicate(timeout=120)[0]
         psutil.wait_procs([worker], timeout=120)
-        assert not worker.is_running() and training.kept_of(config, tmp_path) == f"step {hold}"
+        assert not worker.is_running() and kept_of(config, tmp_path) == f"step {hold - 1}"
+        standing.unlink()
         if kill_worker:
-            assert command.returncode == 1 and "crashed (exit status -9" in said and f"seed 0 at step {hold}" in said
+            assert command.returncode == 1 and "crashed (exit status -9" in said and "seed 0 at step 6" in said
             assert "resumed from step 3" in log.read_text()
         else:
             assert command.returncode == -signal.SIGKILL
-            log.unlink()
-    command = start(-1, "-m", "replication")
+    command = start(-1)
     said = command.communicate(timeout=300)[0]
     assert command.returncode == 0 and "resumed from step 6" in said and "1 of 1 runs finished, 0 failed" in said
-    whole, found = train(config, tmp_path / "whole"), read_run(folder_of(method, 0, tmp_path))
-    assert found.ok and len(found.history) == 19 and len(found.test) > 5
-    assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s")) and found.test.equals(
-        whole.test
-    )
+    assert_same(read_run(folder_of(METHOD, 0, tmp_path)), train(config, tmp_path / "whole"))
+
+
+# ---- a user's surroundings ------------------------------------------------------------------------------------------
+
+
+def command(*arguments, **options):
+    words = [sys.executable, *options.pop("flags", []), "-m", "replication", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    return subprocess.run(words, env=environment, capture_output=True, timeout=300, **options)
+
+
+def test_warnings_as_errors_an_unwritable_home_and_another_locale_change_nothing(tmp_path):
+    """The whole overview, letter by letter; the home does not exist, the locale's encoding is ASCII."""
+    usual = command("status", cwd=ROOT)
+    odd = {
+        "HOME": "/proc/no-home",
+        "XDG_CACHE_HOME": "/proc/no-cache",
+        "MPLCONFIGDIR": "",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+    }
+    found = command("status", cwd=tmp_path, flags=["-W", "error"], env=odd | {"PYTHONCOERCECLOCALE": "0"})
+    assert usual.returncode == found.returncode == 0, found.stderr.decode(errors="replace")
+    assert len(usual.stdout) > 1000 and usual.stdout == found.stdout
+
+
+def test_output_that_is_not_utf_8_has_signs_replaced(tmp_path):
+    """`compare` writes ± and ‰; latin-1 has the first one only."""
+    synthetic.write_all(tmp_path, ["p_loss"])
+    found = command("compare", "--output", str(tmp_path), cwd=tmp_path, env={"PYTHONIOENCODING": "latin-1"})
+    text = found.stdout.decode("latin-1")
+    assert found.returncode == 0 and "±" in text and "?" in text and "Table" in text, found.stderr
+
+
+def test_relative_folders_mean_the_same_in_every_process(tmp_path):
+    """`TR808_DIR=drums` and --output out, from a folder that is not the project: the worker reads these sounds, and
+    only these."""
+    import numpy as np
+    import soundfile
+
+    (tmp_path / "drums").mkdir()
+    for n, name in enumerate(["BD", "SD", "Tom", "OH", "CH"] * 8):
+        sound = np.random.default_rng(n).standard_normal(22050) * np.exp(-np.arange(22050) / 3000) / 10
+        soundfile.write(tmp_path / "drums" / f"{name} {n:02}.wav", sound, 44100, subtype="FLOAT")
+    arguments = ["--task=tr808_micro", "--method=mss_linear", "--seeds=0", "--profile=smoke", "--output=out"]
+    found = command("run", *arguments, cwd=tmp_path, env={"TR808_DIR": "drums"})
+    assert found.returncode == 0, found.stderr
+    record = read_run(run_folder("smoke", "tr808_micro", "mss_linear", 0, tmp_path / "out"))
+    assert record.ok and re.fullmatch("recordings [0-9a-f]{16}", record.config["sounds"])
+
+
+def test_a_disk_without_locks_is_warned_of_and_the_run_goes_on(tmp_path, monkeypatch, computed_here, capsys):
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    assert run(tmp_path, "--task", "granular", "--method", "p_loss", "--seeds", "0") == 0
+    said = capsys.readouterr()
+    assert "1 of 1 runs finished" in said.out and "supports no locks (No locks available)" in said.err

@@ -1,4 +1,5 @@
-"""The pool: what it starts and when, and jobs of submitit, its local executor and SLURM's commands played by scripts."""
+"""The pool: what it starts and when, and jobs of submitit, its local executor and SLURM's commands played by
+scripts."""
 
 import os
 import sys
@@ -35,7 +36,8 @@ def run(output, *arguments):
 
 @pytest.fixture
 def started(monkeypatch):
-    """In place of processes: each ends at the second look; lists (method, seed, paths) of them and the signals sent to them.
+    """In place of processes: each ends at the second look; lists (method, seed, paths) of them and the signals sent to
+    them.
 
     `started.status`: what they end with, by method. `started.stop_at`: when so many have started, Ctrl-C is pressed."""
 

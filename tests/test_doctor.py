@@ -19,19 +19,9 @@ from replication.tasks import make_config
 def output(tmp_path):
     """Two records of made-up configurations, which are stale, and one that is whole."""
     folders = [synthetic.write(tmp_path, "p_loss", seed) for seed in range(3)]
-    run = read_run(folders[2])
-    config = make_config("granular", "p_loss", 2, "quick").flat
-    write_run(
-        folders[2],
-        status="ok",
-        config=config,
-        history=run.history,
-        test=run.test,
-        start_utc=run.info["start_utc"],
-        device="cpu",
-        threads=1,
-        train_step_ms=None,
-    )
+    run, config = read_run(folders[2]), make_config("granular", "p_loss", 2, "quick").flat
+    about = {"start_utc": run.info["start_utc"], "device": "cpu", "threads": 1}
+    write_run(folders[2], status="ok", config=config, history=run.history, test=run.test, **about)
     return tmp_path
 
 
@@ -49,20 +39,16 @@ def test_nothing_wrong(output, capsys):
     assert f"note   {stale} was made with another configuration and is not used\n       -> delete the folder" in text
 
 
-def test_a_broken_record_is_wrong(output, capsys):
+def test_a_broken_record_is_wrong_and_one_of_no_task_is_said(output, capsys, monkeypatch):
+    monkeypatch.setitem(synthetic.OUTCOME, "no_method", synthetic.OUTCOME["p_loss"])
+    synthetic.write(output, "no_method", 0)
     folder = run_folder("quick", "granular", "p_loss", 2, output)
     (folder / "test.csv").unlink()
     text = said(output, capsys, 1)
     assert f"WRONG  broken record {folder / 'test.csv'}: expected 6 rows" in text and "found no such file" in text
     assert f"\n       -> delete the folder {folder} and run: python -m replication run" in text
-    assert "0 whole, 2 stale, 1 broken" in text and text.endswith("\n1 things wrong\n")
-
-
-def test_a_record_of_no_task_is_said(output, capsys, monkeypatch):
-    monkeypatch.setitem(synthetic.OUTCOME, "no_method", synthetic.OUTCOME["p_loss"])
-    synthetic.write(output, "no_method", 0)
-    text = said(output, capsys, 0)
-    assert "unknown method 'no_method'" in text and "1 whole, 3 stale, 0 broken" in text
+    assert "unknown method 'no_method'" in text and "0 whole, 3 stale, 1 broken" in text
+    assert text.endswith("\n1 things wrong\n")
 
 
 def test_versions_are_held_against_the_lock(output, capsys, monkeypatch):

@@ -6,7 +6,6 @@
 import ast
 import builtins
 import errno
-import functools
 import itertools
 import multiprocessing
 import os
@@ -24,105 +23,67 @@ import pytest
 import torch
 from test_notebooks import failed_copy, notebook
 
-from replication import __main__
+from replication import __main__, jobs
 from replication import trainer as training
 from replication.__main__ import main
+from replication.checkpoints import checkpoint_folder
+from replication.jobs import Pool, ensure_runs
 from replication.notebooks import NotebookFailed, notebook_names, notebook_path, run_notebook
-from replication.records import COLUMNS, ROOT, config_hash, read_run, run_folder
+from replication.records import COLUMNS, ROOT, read_run, run_folder
 from replication.tasks import make_config
-from replication.trainer import Training, checkpoint_folder, ensure_runs, train
+from replication.trainer import Training, train, train_steps
 
-FAULTS = {
-    "1 a training worker killed at random steps": (
-        "test_faults.py::test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been",
-        "test_faults.py::test_200_runs_with_random_kills_end_with_every_record_whole_and_none_lost",
-        "test_training.py::test_a_stopped_run_ends_as_if_it_had_not_been",
-        "test_training.py::test_a_run_killed_while_tested_is_not_trained_again",
-        "test_training.py::test_a_run_asked_to_stop_writes_a_checkpoint_as_soon_as_its_steps_are_looked_at",
-        "test_path_probabilities.py::test_in_parts_and_resumed_after_a_kill",
-        "test_cli.py::test_a_killed_or_crashed_worker_costs_its_own_run_only",
-        "test_cli.py::test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been",
-    ),
-    "2 a notebook's kernel killed, papermill terminated, Ctrl-C": (
-        "test_faults.py::test_after_a_killed_kernel_the_next_call_does_what_is_left",
-        "test_notebooks.py::test_failure_names_notebook_cell_and_log_and_marks_nothing_done",
-        "test_notebooks.py::test_stopped_from_outside_ends_the_kernel_and_its_children",
-        "test_notebooks.py::test_one_of_several_fails_and_stops_the_others",
-        "test_cli.py::test_stopping_the_command_ends_its_workers",
-    ),
-    "3 the disk full while a checkpoint, a CSV or a notebook is written": (
-        "test_faults.py::test_a_full_disk_keeps_the_older_checkpoint",
-        "test_faults.py::test_a_full_disk_leaves_no_half_record",
-        "test_faults.py::test_a_full_disk_fails_the_notebook_and_keeps_the_last_good_copy",
-        "test_notebooks.py::test_a_failure_that_cannot_be_written_says_so",
-        "test_records.py::test_failed_write_leaves_the_old_file_and_no_litter",
-        "test_records.py::test_killed_write_counts_as_missing_and_its_litter_goes",
-        "test_one_shots.py::test_a_corpus_that_cannot_be_kept_is_used_all_the_same",
-    ),
-    "4 a checkpoint truncated, empty, one byte flipped, of another configuration": (
-        "test_training.py::test_a_damaged_checkpoint_is_said_and_not_used",
-        "test_training.py::test_new_checkpoints_outlive_refused_ones_and_leftovers_go",
-        "test_path_probabilities.py::test_saved_curvature_that_is_broken_or_of_another_configuration_is_refused",
-    ),
-    "5 audio of the wrong rate, length, channels or dtype, empty or not finite": (
-        "test_jtfs.py::test_wrong_audio_says_what_is_wrong",
-        "test_losses.py::test_wrong_audio_says_what_is_wrong",
-        "test_losses.py::test_signals_that_do_not_match_say_so",
-        "test_baseline_losses.py::test_bad_audio_is_refused",
-        "test_baseline_losses.py::test_bad_pairs_are_refused",
-        "test_encoder.py::test_bad_input_is_refused",
-        "test_one_shots.py::test_another_rate_is_refused_with_the_command_that_converts",
-        "test_one_shots.py::test_a_bad_file_is_refused_by_name",
-    ),
-    "6 a loss or gradient that is not finite": (
-        "test_training.py::test_a_nonfinite_loss_or_gradient_ends_the_run_for_good",
-        "test_training.py::test_where_only_some_steps_are_looked_at_the_failure_names_them_all",
-        "test_tables_figures.py::test_table_1",
-        "test_tables_figures.py::test_seed_values_leave_out_failed_runs",
-        "test_importance.py::test_curvature_that_is_not_finite_is_refused_with_its_path",
-    ),
-    "7 saved probabilities or optimizer tables of another number of paths": (
-        "test_losses.py::test_wrong_probabilities_say_what_is_wrong",
-        "test_losses.py::test_state_of_another_transform_is_refused",
-        "test_optim.py::test_a_state_of_other_paths_or_another_optimizer_is_refused",
-        "test_path_probabilities.py::test_runs_without_their_probabilities_are_refused",
-    ),
-    "8 an unknown method, profile or parameter, or a wrong type": (
-        "test_faults.py::test_every_notebook_refuses_a_mistyped_profile_in_its_first_cells",
-        "test_house.py::test_a_mistyped_method_stops_notebook_05_before_it_draws_or_trains",
-        "test_notebooks.py::test_parameters_are_refused_before_anything_starts",
-        "test_notebooks.py::test_set_up_refuses_what_papermill_only_warns_of",
-        "test_notebooks.py::test_setup_refuses",
-        "test_cli.py::test_bad_input_is_refused_in_one_line",
-        "test_experiments.py::test_config_refuses",
-    ),
-    "9 duplicate seeds and equal keys; data order and initial weights of other methods": (
-        "test_faults.py::test_what_is_asked_for_twice_is_run_once",
-        "test_cli.py::test_seeds",
-        "test_records.py::test_copied_record_is_refused",
-        "test_training.py::test_methods_start_from_the_same_weights_and_seeds_do_not",
-        "test_training.py::test_methods_share_data_order_and_reconstructions_never_have_the_seeds_of_the_data",
-    ),
-    "10 two processes on one run, two `make reproduce` at once": (
-        "test_faults.py::test_two_make_reproduce_at_once_leave_one_record",
-        "test_training.py::test_of_two_processes_on_one_run_one_computes_and_the_other_waits",
-        "test_notebooks.py::test_of_two_runs_on_one_output_one_computes_and_the_other_waits",
-        "test_records.py::test_two_writers_and_a_reader_never_see_a_mix",
-    ),
-    "11 results edited by hand, truncated, a row missing": (
-        "test_records.py::test_damage_is_refused_with_file_expected_found_and_mend",
-        "test_properties.py::test_a_record_with_other_bytes_is_refused",
-        "test_training.py::test_a_broken_record_is_refused",
-        "test_tables_figures.py::test_a_broken_record_stops_the_figures",
-        "test_compare.py::test_a_broken_record_or_table_stops_compare",
-    ),
-    "12 CUDA asked for without CUDA; out of memory": (
-        "test_training.py::test_cuda_asked_for_without_cuda_is_refused_at_once",
-        "test_cli.py::test_cuda_without_cuda_is_refused",
-        "test_training.py::test_out_of_memory_ends_the_run_for_good",
-        "test_faults.py::test_after_a_run_out_of_memory_the_next_goes_on",
-    ),
+FAULTS = {  # the tests that hold each, in test_<file>.py
+    "1 a training worker killed at random steps": """
+        faults::test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been
+        faults::test_200_runs_with_random_kills_end_with_every_record_whole_and_none_lost
+        training::test_a_stopped_run_ends_as_if_it_had_not_been
+        training::test_a_run_killed_while_tested_is_not_trained_again
+        training::test_a_run_asked_to_stop_writes_a_checkpoint_as_soon_as_its_steps_are_looked_at
+        cluster::test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterrupted
+        cli::test_a_killed_or_crashed_worker_costs_its_own_run_only
+        cli::test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been
+        cli::test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_been""",
+    "2 a notebook's kernel killed, papermill terminated, Ctrl-C": """
+        faults::test_after_a_killed_kernel_the_next_call_does_what_is_left
+        notebooks::test_stopped_from_outside_ends_the_kernel_and_its_children
+        cli::test_stopping_the_command_ends_its_workers""",
+    "3 the disk full while a checkpoint, a CSV or a notebook is written": """
+        faults::test_a_full_disk_keeps_the_older_checkpoint faults::test_a_full_disk_leaves_no_half_record
+        faults::test_a_full_disk_fails_the_notebook_and_keeps_the_last_good_copy
+        records::test_failed_write_leaves_the_old_file_and_no_litter
+        records::test_killed_write_counts_as_missing_and_its_litter_goes""",
+    "4 a checkpoint truncated, empty, one byte flipped, of another configuration": """
+        training::test_a_damaged_checkpoint_is_said_and_not_used""",
+    "5 audio of the wrong rate, length, channels or dtype, empty or not finite": """
+        losses::test_wrong_audio_says_what_is_wrong one_shots::test_a_bad_file_is_refused_by_name""",
+    "6 a loss or gradient that is not finite": """
+        training::test_a_nonfinite_loss_or_gradient_ends_the_run_for_good
+        training::test_where_only_some_steps_are_looked_at_the_failure_names_them_all""",
+    "7 saved probabilities or optimizer tables of another number of paths": """
+        losses::test_wrong_probabilities_say_what_is_wrong
+        optim::test_a_state_of_other_paths_or_another_optimizer_is_refused""",
+    "8 an unknown method, profile or parameter, or a wrong type": """
+        faults::test_every_notebook_refuses_a_mistyped_profile_in_its_first_cells
+        house::test_a_mistyped_method_stops_notebook_05_before_it_draws_or_trains
+        cli::test_bad_input_is_refused_in_one_line""",
+    "9 duplicate seeds and equal keys; data order and initial weights of other methods": """
+        faults::test_what_is_asked_for_twice_is_run_once records::test_copied_record_is_refused
+        training::test_methods_start_from_the_same_weights_and_seeds_do_not
+        training::test_methods_share_data_order_and_reconstructions_never_have_the_seeds_of_the_data""",
+    "10 two processes on one run, two `make reproduce` at once": """
+        faults::test_two_make_reproduce_at_once_leave_one_record
+        training::test_of_two_processes_on_one_run_one_computes_and_the_other_waits
+        records::test_two_writers_and_a_reader_never_see_a_mix""",
+    "11 results edited by hand, truncated, a row missing": """
+        records::test_damage_is_refused_with_file_expected_found_and_mend
+        training::test_a_broken_record_is_refused tables_figures::test_a_broken_record_stops_the_figures""",
+    "12 CUDA asked for without CUDA; out of memory": """
+        training::test_cuda_asked_for_without_cuda_is_refused_at_once
+        training::test_out_of_memory_ends_the_run_for_good
+        faults::test_after_a_run_out_of_memory_the_next_goes_on""",
 }
+FAULTS = {fault: [f"test_{test.replace('::', '.py::')}" for test in tests.split()] for fault, tests in FAULTS.items()}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,8 +111,8 @@ def test_fault_has_tests(fault):
 class Forked:
     """`subprocess.Popen` of `python -m replication ...`, forked from this process, which spares it the imports.
 
-    alarm_s: seconds after which SIGALRM kills it, wherever it is. fatal_write: the file, counted from 1, whose writing SIGKILL
-    interrupts, right before it would be renamed into place. None: never.
+    alarm_s: seconds after which SIGALRM kills it, wherever it is. fatal_write: the file, counted from 1, whose writing
+    SIGKILL interrupts, right before it would be renamed into place. None: never.
     """
 
     def __init__(self, target, alarm_s=None, fatal_write=None, stdout=None, **_):
@@ -170,7 +131,7 @@ class Forked:
 
         self.process = multiprocessing.get_context("fork").Process(target=run)
         self.process.start()
-        self.wait, self.terminate = self.process.join, self.process.terminate
+        self.wait, self.send_signal = self.process.join, lambda number: os.kill(self.process.pid, number)
 
     @property
     def returncode(self):
@@ -182,23 +143,25 @@ class Forked:
 
 @pytest.mark.parametrize("method", ["scrapl_plain", "scrapl_padam", "scrapl_no_theta_is"])  # AdamW, P-Adam, P-SAGA
 def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(tmp_path, method):
-    """SIGKILL after the checkpoint of a step or before it; four of nine steps, drawn with seed 7; the same bits, tolerance 0."""
+    """SIGKILL after the checkpoint of a step or before it; four of nine steps, drawn with seed 7; the same bits,
+    tolerance 0."""
     config, draw = smoke(method, dropout=0.5), random.Random(7)
 
     def killed_at(step, before_its_checkpoint):
-        def killed(training):
-            if training.step == step + (not before_its_checkpoint):
-                os.kill(os.getpid(), signal.SIGKILL)
+        def killed():
+            for run in train_steps(config, tmp_path, checkpoint_every_s=0):
+                if run.step == step + (not before_its_checkpoint):
+                    os.kill(os.getpid(), signal.SIGKILL)
 
-        return lambda: train(config, tmp_path, report=killed, checkpoint_every_s=0)
+        return killed
 
     kills = sorted(draw.sample(range(1, 9), 4))
     for step in kills:
         worker = Forked(killed_at(step, draw.random() < 0.5))
         worker.wait(timeout=120)
         assert worker.returncode == -signal.SIGKILL
-    steps = []
-    run = train(config, tmp_path, report=lambda training: steps.append(training.step))
+    steps = [run.step for run in train_steps(config, tmp_path)]
+    run = read_run(folder_of(config, tmp_path))
     assert steps[0] >= kills[-1] and steps == list(range(steps[0], 10))
     whole = train(config, tmp_path / "uninterrupted")
     assert len(whole.history) == 19 and run.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s"))
@@ -209,70 +172,56 @@ def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(tmp_path, metho
 class Tiny:
     """In place of `Training`: a random walk of 12 steps, which is a function of the seed alone."""
 
-    n_steps, untimed_steps, heard, device = 12, 0, None, torch.device("cpu")
+    n_steps, looked, stopping, device, loss = 12, True, False, torch.device("cpu"), None
 
     def __init__(self, config, *_):
-        self.config, self.step, self.stopping, self.weight, self.history, self.epoch_losses = (
-            config,
-            0,
-            False,
-            0.0,
-            [],
-            [],
-        )
+        self.config, self.encoder = config, torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+        self.encoder.weight.data.zero_()
+        self.optimizer = torch.optim.SGD(self.encoder.parameters())
+        self.step, self.step_s, self.history, self.epoch_losses, self.best_loss = 0, [], [], [], 0.0
+        self.best_weights = self.encoder.state_dict()
 
-    def run(self, report, after_step):
+    def steps(self):
         while self.step < self.n_steps:
             self.step += 1
-            self.weight += random.Random(self.config.seed * 1000 + self.step).gauss(0, 1)
-            self.history.append((self.step, "val", "loss", self.weight, 0.0))
+            self.encoder.weight.data += random.Random(self.config.seed * 1000 + self.step).gauss(0, 1)
+            self.best_weights = self.encoder.state_dict()
+            self.history.append((self.step, "val", "loss", float(self.encoder.weight.detach()), 0.0))
             time.sleep(0.002)
-            if report is not None:
-                report(self)
-                after_step()
-
-    def state(self):
-        return {
-            "config_hash": config_hash(self.config.flat),
-            "step": self.step,
-            "weight": self.weight,
-            "history": self.history,
-        }
-
-    def load_state(self, state):
-        self.step, self.weight, self.history = state["step"], state["weight"], state["history"]
-
-    def test(self):
-        return pd.DataFrame([("weight", self.weight, "1")], columns=COLUMNS["test.csv"])
+            yield self.step
 
     def history_table(self):
         return pd.DataFrame(self.history, columns=COLUMNS["history.csv"])
-
-    def val_words(self):
-        return ""
 
     def step_ms(self):
         return None
 
 
 def test_200_runs_with_random_kills_end_with_every_record_whole_and_none_lost(tmp_path, monkeypatch, capfd):
-    """Four workers; of the first 300 two in three are killed at one of their 28 writes (seed 11), and twice the command itself.
+    """Four workers; of the first 300 two in three are killed at one of their 28 writes (seed 11), and twice the command
+    itself.
 
     Records must hold the values of walks that nobody killed, to the last of 9 digits.
     """
     draw, killed = random.Random(11), []
     monkeypatch.setattr(training, "Training", Tiny)
-    monkeypatch.setattr(__main__, "train", functools.partial(train, checkpoint_every_s=0))
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_S", 0)
+    weight = [("weight", 0.0, "1")]
+    monkeypatch.setattr(training, "evaluate", lambda *_: (pd.DataFrame(weight, columns=COLUMNS["test.csv"]), {}))
 
     def popen(command, **options):
+        def target():
+            monkeypatch.setattr(__main__, "PARENT", os.getppid())
+            main(command[4:])
+
         fatal_write = draw.randint(1, 28) if len(killed) < 300 and draw.random() < 2 / 3 else None
         killed.append(fatal_write)
-        return Forked(lambda: main(command[3:]), None, fatal_write, **options)
+        return Forked(target, None, fatal_write, **options)
 
-    monkeypatch.setattr(training, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(jobs, "subprocess", SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL))
 
     def ask():
-        return ensure_runs(["granular"], ["p_loss"], range(200), "smoke", tmp_path, "cpu", workers=4)
+        return ensure_runs(["granular"], ["p_loss"], range(200), "smoke", tmp_path, pool=Pool(tmp_path, "cpu", 4))
 
     for alarm_s in (1.5, 2.5):
         command = Forked(ask, alarm_s)
@@ -285,7 +234,7 @@ def test_200_runs_with_random_kills_end_with_every_record_whole_and_none_lost(tm
     assert capfd.readouterr().err.count("crashed (exit status -9: ") > 100
     for run in runs:
         whole = Tiny(smoke(seed=run.seed))
-        whole.run(None, None)
+        list(whole.steps())
         assert run.history["step"].tolist() == list(range(1, 13))
         assert (run.history["value"] - whole.history_table()["value"]).abs().max() < 1e-8
         files = sorted(path.name for path in folder_of(smoke(seed=run.seed), tmp_path).iterdir())
@@ -300,11 +249,11 @@ def test_after_a_killed_kernel_the_next_call_does_what_is_left(tmp_path, capsys)
     source = f"""
 import os, signal
 from pathlib import Path
-from scrapl_lib.experiments import make_config
-from scrapl_lib.training import train
+from replication.tasks import make_config
+from replication.trainer import train_steps
 output, trained = Path({str(tmp_path)!r}), []
 for seed in range(2):
-    train(make_config("granular", "p_loss", seed, "smoke"), output, report=lambda run: run.step == 1 and trained.append(seed))
+    trained += [seed] * any([run.step for run in train_steps(make_config("granular", "p_loss", seed, "smoke"), output)])
     if seed == 0 and not (output / "killed").exists():
         (output / "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
@@ -314,7 +263,7 @@ for seed in range(2):
     ask = ["notebook", str(path), "--output", str(tmp_path)]
     assert main(ask) == 1
     said = capsys.readouterr().err
-    assert "notebook tiny failed at code cell 2" in said and "the kernel died" in said
+    assert "notebook tiny failed at code cell 2 of 2" in said and "the kernel died" in said
     assert str(tmp_path / "executed/failed/tiny.log") in said and failed_copy(tmp_path)[1][-1] == "failed"
     assert not (tmp_path / "executed/quick/tiny.ipynb").exists()
     first = folder_of(smoke(), tmp_path) / "run.json"
@@ -364,39 +313,32 @@ def disk(monkeypatch):
 
 
 def test_a_full_disk_keeps_the_older_checkpoint(tmp_path, disk, capsys):
-    config, steps = smoke("scrapl_no_theta_is"), []
+    config = smoke("scrapl_no_theta_is")
     folder = checkpoint_folder(config, tmp_path)
-
-    def fill(run):
-        steps.append(run.step)
-        if run.step == 4 and len(steps) == 4:
-            disk.full(tmp_path)
-
     with pytest.raises(OSError, match=r"No space left on device: .*\.step_00000004\.pt"):
-        train(config, tmp_path, report=fill, checkpoint_every_s=0)
+        for run in train_steps(config, tmp_path, checkpoint_every_s=0):
+            if run.step == 4:
+                disk.full(tmp_path)
     names = [f"step_0000000{step}.{kind}" for step in (2, 3) for kind in ("pt", "sha256")]
     assert sorted(path.name for path in folder.iterdir()) == names and not folder_of(config, tmp_path).exists()
     disk.free()
-    run = train(config, tmp_path, report=fill)
-    assert steps == [1, 2, 3, 4, *range(4, 10)] and "resumed from step 3" in capsys.readouterr().err
-    whole = train(config, tmp_path / "uninterrupted")
+    steps = [run.step for run in train_steps(config, tmp_path)]
+    assert steps == [*range(4, 10)] and "resumed from step 3" in capsys.readouterr().err
+    run, whole = read_run(folder_of(config, tmp_path)), train(config, tmp_path / "uninterrupted")
     assert run.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s"))
 
 
 def test_a_full_disk_leaves_no_half_record(tmp_path, disk):
     """The disk is full when the CSV files are written; the last checkpoint stays, and nothing is trained again."""
     folder = folder_of(smoke(), tmp_path)
-
-    def fill(run):
-        if run.step == run.n_steps:
-            disk.full(folder)
-
     with pytest.raises(OSError, match=r"No space left on device: .*history\.csv"):
-        train(smoke(), tmp_path, report=fill)
+        for run in train_steps(smoke(), tmp_path):
+            if run.step == run.n_steps:
+                disk.full(folder)
     kept = [path.name for path in checkpoint_folder(smoke(), tmp_path).glob("*.pt")]
     assert list(folder.iterdir()) == [] and kept == ["step_00000009.pt"]
     disk.free()
-    assert train(smoke(), tmp_path, report=lambda run: pytest.fail("trained again")).ok
+    assert list(train_steps(smoke(), tmp_path)) == [] and read_run(folder).ok
 
 
 def test_a_full_disk_fails_the_notebook_and_keeps_the_last_good_copy(tmp_path, disk):
@@ -470,13 +412,13 @@ def test_two_make_reproduce_at_once_leave_one_record(tmp_path):
 
 
 def test_after_a_run_out_of_memory_the_next_goes_on(tmp_path, computed_here, monkeypatch):
-    true = Training._batch_loss
+    true = Training.batch_loss
 
     def batch_loss(self, *args, **options):
         if self.config.seed == 0 and self.step == 5:
             raise torch.OutOfMemoryError("no room")
         return true(self, *args, **options)
 
-    monkeypatch.setattr(Training, "_batch_loss", batch_loss)
+    monkeypatch.setattr(Training, "batch_loss", batch_loss)
     runs = ensure_runs(["granular"], ["p_loss"], [0, 1], "smoke", tmp_path)
     assert [run.status for run in runs] == ["failed:out of memory: no room", "ok"] and len(computed_here) == 2

@@ -117,10 +117,11 @@ def test_docstring_examples_run(package, module):
 
 
 def test_the_library_needs_nothing_of_the_replication():
-    """A fresh interpreter in which whatever else the environment holds cannot be imported; little beyond torch is paid for."""
+    """A fresh interpreter in which whatever else the environment holds cannot be imported; little beyond torch is paid
+    for."""
     blocked = (
-        "pandas matplotlib seaborn papermill nbclient nbformat IPython ipykernel ipywidgets jupyter_client jupyterlab tqdm nnAudio "
-        "auraloss soundfile filelock submitit replication"
+        "pandas matplotlib seaborn papermill nbclient nbformat IPython ipykernel ipywidgets jupyter_client jupyterlab "
+        "tqdm nnAudio auraloss soundfile filelock submitit replication"
     )
     code = f"""
 import sys

@@ -1,4 +1,5 @@
-"""One run: what it computes, that a stopped one ends as if it had not been, and everything that may be wrong on disk."""
+"""One run: what it computes, that a stopped one ends as if it had not been, and everything that may be wrong on
+disk."""
 
 import functools
 import math
@@ -48,8 +49,8 @@ def folder_of(config, output):
 def run_with_stops(config, output, stops=()):
     """Train, left at each of the steps and resumed in a new Training, checkpoints after every step.
 
-    Returns what the record does not round or hold (exact history without wall_s, best weights), the bytes of test.csv, and
-    the steps taken, one by one."""
+    Returns what the record does not round or hold (exact history without wall_s, best weights), the bytes of test.csv,
+    and the steps taken, one by one."""
     stops, steps, finished = list(stops), [], False
     while not finished:
         finished = True
@@ -82,7 +83,8 @@ def assert_same_result(found, expected):
 @pytest.mark.parametrize("method", ["mss_random", "scrapl_plain", "scrapl_padam", "scrapl_no_theta_is"])
 def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, uninterrupted, method, capsys):
     config = smoke(method, dropout=0.5)
-    # before any checkpoint, mid-epoch, right after a validation, right after the checkpoint that follows one, at the end
+    # before any checkpoint, mid-epoch, right after a validation, right after the checkpoint that follows one, at the
+    # end
     stops = [1, 2, EPOCH, EPOCH + 1, LAST - 1, LAST]
     found = run_with_stops(config, tmp_path, stops)
     assert_same_result(found, uninterrupted(config))
@@ -95,7 +97,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, uninterrupted, metho
 
 
 def test_a_run_asked_to_stop_writes_a_checkpoint_as_soon_as_its_steps_are_looked_at(tmp_path, uninterrupted):
-    """Steps are looked at as seldom as on CUDA: 1, 2 and 3, an epoch's end, are timed, 4 is not, 5 is because of the stop."""
+    """Steps are looked at as seldom as on CUDA: 1, 2 and 3, an epoch's end, are timed, 4 is not, 5 is because of the
+    stop."""
     config, steps = smoke(dropout=0.5), []
     for run in train_steps(config, tmp_path):
         run.look_every = LOOK_EVERY["cuda"]
@@ -201,8 +204,8 @@ def test_on_a_cpu_the_deterministic_bits_are_the_usual_ones(tmp_path, uninterrup
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("method", ["p_loss", "mss_linear", "scrapl_no_theta_is"])
 def test_cuda_and_cpu_agree(tmp_path, method):
-    """A smoke run without dropout, in full float32 on both: the first validation to 1e-3 of its value, which no step has touched;
-    errors of theta after 9 steps to 5 permille. (Tolerances not yet seen on a GPU.)"""
+    """A smoke run without dropout, in full float32 on both: the first validation to 1e-3 of its value, which no step
+    has touched; errors of theta after 9 steps to 5 permille. (Tolerances not yet seen on a GPU.)"""
     runs = []
     for device in ("cpu", "cuda"):
         pool = Pool(tmp_path / device, device, deterministic=True)
@@ -584,7 +587,8 @@ def test_validation_leaves_the_training_as_it_is_and_drops_nothing_out(monkeypat
 
 
 def test_the_validation_loss_of_scrapl_is_that_of_one_path_per_batch():
-    """Paths drawn by the run's seed from the sampling probabilities, the references' transforms kept from one validation to the next."""
+    """Paths drawn by the run's seed from the sampling probabilities, the references' transforms kept from one
+    validation to the next."""
     run = Training(smoke("scrapl_no_theta_is", seed=3))
 
     def found():
