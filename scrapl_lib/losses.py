@@ -163,7 +163,7 @@ class SCRAPLLoss(_ScatteringLoss):
         super().__init__(shape, J, Q1, Q2, J_fr, Q_fr, T, F, log1p)
         seed, self.unbiased = check_seed(seed), _check_bool("unbiased", unbiased)
         self.generator = torch.Generator("cpu").manual_seed(seed)
-        self.evaluation_generator = torch.Generator("cpu").manual_seed((seed + 2**63) % 2**64)
+        self.evaluation_generator = torch.Generator("cpu").manual_seed(seed ^ 0x9E3779B9)
         self.path_idx: int | None = None
         self.weight = 1.0
         self.backward_passes = BackwardPasses()
@@ -204,8 +204,8 @@ class SCRAPLLoss(_ScatteringLoss):
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
                 "SCRAPLLoss was to draw a path inside a backward pass: activation checkpointing calls it twice, and "
-                "the gradient would be another path's. Call path = loss.draw() outside of the checkpointed function and "
-                "loss(x_hat, x, path_idx=path) inside"
+                "the gradient would be another path's. Call path = loss.draw() outside of the checkpointed function "
+                "and loss(x_hat, x, path_idx=path) inside"
             )
         generator = self.generator if self._in_training() else self.evaluation_generator
         u = torch.rand((), dtype=torch.float64, generator=generator, device="cpu")

@@ -52,23 +52,20 @@ def p_adam_(
     """
     decay_m, decay_v = (beta ** ((k - tau) / n_paths) for beta in betas)
     unbias_m, unbias_v = (1 - beta ** (k / n_paths) for beta in betas)
-    m.lerp_(g, 1 - decay_m)
-    v.mul_(decay_v).addcmul_(g, g, value=1 - decay_v)
+    m.lerp_(g, 1 - decay_m)  # eq. 6
+    v.mul_(decay_v).addcmul_(g, g, value=1 - decay_v)  # eq. 7
     below = v.sqrt().mul_(unbias_m / math.sqrt(unbias_v)).add_(unbias_m * eps)
-    return torch.div(m, below, out=below)
+    return torch.div(m, below, out=below)  # eq. 8, above and below times 1 - b1^(k/P)
 
 
 def _check_options(options: dict[str, Any]) -> None:
     betas = options["betas"]
-    pair = isinstance(betas, (tuple, list)) and len(betas) == 2
-    numbers = {name: (options[name], math.inf) for name in ("lr", "eps", "weight_decay")}
-    numbers |= {f"betas[{i}]": (beta, 1) for i, beta in enumerate(betas)} if pair else {"betas": (betas, 1)}
-    for name, (value, limit) in numbers.items():
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"betas must be a pair of plain numbers such as (0.9, 0.999), got {betas!r}")
+    numbers = [(name, options[name], math.inf) for name in ("lr", "eps", "weight_decay")]
+    for name, value, limit in [*numbers, *((f"betas[{i}]", beta, 1) for i, beta in enumerate(betas))]:
         if isinstance(value, bool) or not isinstance(value, Real):  # reading a tensor would wait for its device
-            wanted = (
-                "a pair of plain numbers such as (0.9, 0.999)" if name == "betas" else "a plain number such as 1e-5"
-            )
-            raise TypeError(f"{name} must be {wanted}, got {value!r} ({type(value).__name__})")
+            raise TypeError(f"{name} must be a plain number such as 1e-5, got {value!r} ({type(value).__name__})")
         if not 0 <= value < limit:
             raise ValueError(f"{name} must be at least 0 and below {limit}, got {value}")
 
@@ -193,7 +190,7 @@ class _PathOptimizer(torch.optim.Optimizer):
             state = self.state[w]
             k, tau, table = state["k"] + 1, state["tau"], state["table"]
             if path not in table:
-                table[path] = torch.zeros((self.n_rows, *w.shape), dtype=w.dtype, device=w.device).unbind()
+                table[path] = tuple(torch.zeros_like(w) for _ in range(self.n_rows))
             m, v, *ghat = table[path]
             g_cur = p_adam_(g, m, v, k, tau.get(path, 0), self.paths.n_paths, group["betas"], group["eps"])
             w.sub_(w, alpha=group["lr"] * group["weight_decay"])

@@ -13,6 +13,13 @@ from scrapl_lib import JTFS, PSAGA, JTFSLoss, PAdam, SCRAPLLoss, theta_importanc
 from scrapl_lib.jtfs import Path as ScatteringPath
 
 
+class WindowLoss:
+    """All that the optimizers ask of a loss of one's own."""
+
+    n_paths = 3
+    path_idx: int | None = None
+
+
 def transform_and_losses(x_hat: Tensor, x: Tensor, encoder: nn.Module) -> None:
     jtfs = JTFS(shape=32768, J=12, Q1=8, Q2=2, J_fr=3, Q_fr=2, T="global", F=None)
     assert_type(jtfs.paths[0], ScatteringPath)
@@ -21,9 +28,13 @@ def transform_and_losses(x_hat: Tensor, x: Tensor, encoder: nn.Module) -> None:
     assert_type(loss.n_paths, int)
     assert_type(loss.probs, Tensor)
     assert_type(loss.path_idx, int | None)
+    assert_type(loss.draw(), int)
     JTFSLoss(shape=32768)(x_hat, x)
     PAdam(encoder.parameters(), loss, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01).step()
-    PSAGA(encoder.parameters(), loss, lr=1e-5).step()
+    optimizer = PSAGA(encoder.parameters(), loss, lr=1e-5)
+    optimizer.zero_grad()
+    optimizer.step()
+    PSAGA(encoder.parameters(), WindowLoss(), lr=1e-5)
     found = theta_importance(loss, encoder, lambda theta: theta, x, list(encoder.parameters()), n_iter=20, tol=1e-4)
     assert_type(found.curvature, Tensor)
     loss.probs = found.probs
