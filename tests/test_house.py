@@ -18,7 +18,7 @@ from replication.notebooks import notebook_names, notebook_path, parameters_of
 from replication.records import ROOT
 
 ORDER = {  # design: a file imports only those above it in its list; scrapl_lib never imports replication
-    "scrapl_lib": "checks _fast jets jtfs reference losses optim curvature importance synths",
+    "scrapl_lib": "checks _filters _fast jets jtfs reference losses optim curvature importance synths",
     "replication": "baselines encoder circuit_808 data measures records published stats tables claims figures compare tasks costs trainer jobs "
     "teaching exercises notebooks doctor __main__",
 }
