@@ -7,14 +7,14 @@
     averaged_modulus    |psi Y| phi                            a matrix on either side
     times               A x
 
-A band is moved to bin 0, which multiplies its signal by a pure tone: a modulus does not see it. Of a signal of W samples, row r
-of R = W / M rows holds the samples r, r + R, r + 2 R, ... With t = R m + r and k = k' + M q (Cooley and Tukey)
+A band is moved to bin 0, which multiplies its signal by a pure tone: a modulus does not see it. Of a signal of W samples,
+row r of R = W / M rows holds the samples r, r + R, r + 2 R, ... With t = R m + r and k = k' + M q (Cooley and Tukey)
 
     synthesis   z[r, m] = sum_k' e(k' m / M) e(k' r / W) sum_q e(q r / R) Z[k' + M q]
     analysis    U[k' + M q] = 1 / W sum_r e(-q r / R) e(-k' r / W) sum_m e(-k' m / M) u[r, m]
 
-The sums over m and k' are FFTs of length M, which stay in a core's cache; those over r and q are matrix products, and only those q
-are computed that hold a band. Modulus and average do not depend on the order of the samples.
+The sums over m and k' are FFTs of length M, which stay in a core's cache; those over r and q are matrix products, and only
+those q are computed that hold a band. Modulus and average do not depend on the order of the samples.
 """
 
 import functools
@@ -44,7 +44,7 @@ def constant(values: np.ndarray, like: Tensor) -> Tensor:
 
 
 def without_autocast(function: Callable) -> Callable:
-    """The function with torch.autocast off on the device of its last tensor: results keep the precision of the audio."""
+    """The function without torch.autocast on the device of its last tensor: results keep the precision of the audio."""
 
     @functools.wraps(function)
     def computed(*args: Any) -> Any:
@@ -90,7 +90,7 @@ def times(A: Tensor, x: Tensor) -> Tensor:
 def _runs(first: int, psi: Tensor, N: int) -> Iterator[tuple[slice, slice, Tensor, bool]]:
     """Where bins `first` (it may be negative) and following of a real signal's N bins are in its half spectrum.
 
-    Yields (place in the half, place in the run, psi there, mirrored), mirrored where the half has -k or N - k instead of k.
+    Yields (place in the half, place in the run, psi there, mirrored): mirrored, the half has -k or N - k instead of k.
     """
     end, half = first + len(psi), N // 2 + 1
     for a, b, zero in ((first, min(end, 0), 0), (max(first, 0), min(end, half), None), (max(first, half), end, N)):
@@ -126,7 +126,7 @@ def cut(pieces: Sequence[tuple], shapes: Sequence[tuple[int, ...]], N: int, *spe
 
 
 class BlockFFT:
-    """Transforms of signals of `width` samples, a power of two from 2 on, on the device and in the precision of `like`."""
+    """Transforms of signals of `width` samples, a power of two from 2 on, on the device and in the dtype of `like`."""
 
     def __init__(self, width: int, like: Tensor) -> None:
         self.M = M = min(width, ROW) if like.device.type == "cpu" else width
@@ -160,27 +160,26 @@ class BlockFFT:
     def analysis(self, u: Tensor, n_bins: int) -> Tensor:
         """Real signals in rows (..., R, M) -> their bins 0 .. n_bins - 1, n_bins <= W / 2 + 1.
 
-        Bins come in pieces of M / 2: those of q = 0, then the negative ones of q = -1 reversed, those of q = 1, and so on.
+        Bins come in pieces of M / 2: those of q = 0, the negative ones of q = -1 reversed, those of q = 1, and so on.
         """
         half = self.M // 2
-        n_pieces = -(-n_bins // half)
-        q = [(p + 1) // 2 * (-1) ** p for p in range(n_pieces)]
+        q = [(piece + 1) // 2 * (-1) ** piece for piece in range(-(-n_bins // half))]
         to_rows, from_rows = self._rows(*q), self._rows(*(-each for each in q)).mT
 
         def apply(u: Tensor) -> Tensor:
             V = torch.fft.rfft(u).mul_(self._unturn_half)
-            V = from_rows @ V if n_pieces > 1 else V.sum(dim=-2, keepdim=True)
+            V = from_rows @ V if len(q) > 1 else V.sum(dim=-2, keepdim=True)
             U = V.new_empty(*V.shape[:-1], half)
             U[..., 0::2, :] = V[..., 0::2, :-1]
             U[..., 1::2, :] = V[..., 1::2, 1:].flip(-1).conj()
             return U.flatten(-2)[..., :n_bins]
 
         def adjoint(grad: Tensor) -> Tensor:
-            grad = torch.nn.functional.pad(grad, (0, n_pieces * half - n_bins)).unflatten(-1, (n_pieces, half))
-            V = grad.new_zeros(*grad.shape[:-1], half + 1)
-            V[..., 0::2, :-1] = grad[..., 0::2, :]
-            V[..., 1::2, 1:] = grad[..., 1::2, :].flip(-1).conj()
-            V = (to_rows @ V).mul_(self._turn_half) if n_pieces > 1 else V * self._turn_half
+            U = torch.nn.functional.pad(grad, (0, len(q) * half - n_bins)).unflatten(-1, (-1, half))
+            V = U.new_zeros(*U.shape[:-1], half + 1)
+            V[..., 0::2, :-1] = U[..., 0::2, :]
+            V[..., 1::2, 1:] = U[..., 1::2, :].flip(-1).conj()
+            V = (to_rows @ V).mul_(self._turn_half) if len(q) > 1 else V * self._turn_half
             return torch.fft.irfft(V, n=self.M, norm="forward")
 
         return linear(apply, adjoint, u)
@@ -216,9 +215,9 @@ modulus = _Modulus.apply
 
 
 class _AveragedModulus(torch.autograd.Function):
-    """|psi Y| phi in pieces, nothing of size M x W ever held: Y (B, n1, W), psi (M, n1), phi (W, frames) -> (B, M, frames).
+    """|psi Y| phi: complex Y (B, n1, W), complex psi (M, n1), real phi (W, frames) -> (B, M, frames).
 
-    Y and psi are complex, phi is real. The backward pass computes each piece again.
+    It works in pieces, nothing of size M x W is ever held. The backward pass computes each piece again.
     """
 
     @staticmethod
@@ -262,11 +261,11 @@ def _items_apart(Y: Tensor) -> bool:
 
 
 class _Lanes:
-    """How `averaged_modulus` cuts its work, and the buffers that all pieces share: fresh memory costs more than arithmetic.
+    """How `averaged_modulus` cuts its work, and buffers that all pieces share: fresh memory costs more than arithmetic.
 
-    A lane is one of `n` parts of an item's time axis. On a CPU an item has one for each thread (of 3 for 2, of 6 for 4: a power of
-    two), and the lanes of one item are worked on at once: batched products and elementwise functions then give each thread a
-    lane of its own, which its cache holds. Elsewhere an item is one lane, and all items are worked on at once.
+    A lane is one of `n` parts of an item's time axis. On a CPU an item has one for each thread (of 3 for 2, of 6 for 4: a
+    power of two), and the lanes of one item are worked on at once: batched products and elementwise functions then give
+    each thread a lane of its own, which its cache holds. Elsewhere an item is one lane, all items are worked on at once.
 
     Everything is real arithmetic: psi (lanes at once, 2 M, 2 n1) maps stacked real and imaginary parts to the same.
     """

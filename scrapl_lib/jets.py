@@ -1,8 +1,8 @@
 """Second-order Taylor coefficients ("jets") of a function of U parameters, carried forward through a computation.
 
-A jet stacks the value f, its U first derivatives f_u, and its second derivatives f_uv for u <= v along dimension 1, K =
-1 + U + U (U + 1) / 2 in all. A linear map acts on each of them alike; `modulus` and `log1p` follow the chain rule, and
-`distance` ends in numbers. For few parameters and many outputs this is far cheaper than differentiating backwards twice.
+A jet stacks the value f, its U first derivatives f_u, and its second derivatives f_uv for u <= v along dimension 1,
+K = 1 + U + U (U + 1) / 2 in all. A linear map acts on each of them alike; `modulus` and `log1p` follow the chain rule, and
+`distance` ends in numbers. For few parameters and many outputs this is far cheaper than two backward passes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from . import _fast
 class Jets:
     """The layout for `n_params` parameters, and the functions that are not linear.
 
-    `modulus` and `averaged_modulus` stand in for those of `_fast`, and take a batch that holds jets item by item: (B K, ...).
+    `modulus` and `averaged_modulus` stand in for those of `_fast`: their batch holds jets item by item, (B K, ...).
     """
 
     def __init__(self, n_params: int) -> None:
@@ -29,7 +29,7 @@ class Jets:
         return torch.stack([value, *firsts, *(seconds[pair] for pair in self.pairs)], dim=1)
 
     def modulus(self, z: Tensor) -> Tensor:
-        """|z| of complex jets (B K, ...); where it underflows, 1 / |z| counts as 1 (as in `_fast.modulus` with a graph)."""
+        """|z| of complex jets (B K, ...); where it underflows, 1 / |z| counts as 1, as in `_fast.modulus`."""
         value, tangents, seconds = self._split(z.unflatten(0, (-1, self.K)))
         r = value.abs()
         inverse = 1 / r.masked_fill(r < _fast.least(r), 1)
@@ -45,7 +45,7 @@ class Jets:
 
     @_fast.without_autocast
     def averaged_modulus(self, Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
-        """|psi Y| phi: jets Y (B K, n1, W), psi (M, n1) complex, phi (W, frames) real -> (B K, M, frames), in pieces of time."""
+        """|psi Y| phi in pieces of time: jets Y (B K, n1, W), psi (M, n1), phi (W, frames) -> (B K, M, frames)."""
         u = phi.new_zeros(len(Y), len(psi), phi.shape[1])
         step = max(64, _fast.chunk(Y) // (self.K * len(psi)))
         for Y_item, u_item in zip(Y.split(self.K), u.split(self.K), strict=True):
@@ -63,7 +63,7 @@ class Jets:
 
     @_fast.without_autocast
     def distance(self, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """L2 norm of real jets (B, K, ...): value (B,), gradient (B, U), Hessian (B, U, U); all 0 where the value is 0."""
+        """L2 norm of real jets (B, K, ...): value (B,), gradient (B, U), Hessian (B, U, U); 0 where the value is 0."""
         value, tangents, seconds = self._split(difference.flatten(2))
         norm = value.norm(dim=1)
         inverse = torch.where(norm > 0, 1 / norm, 0)
@@ -72,8 +72,7 @@ class Jets:
         along = torch.einsum("bn,bkn->bk", value, seconds)
         for i, (u, v) in enumerate(self.pairs):
             hessian[:, u, v] += along[:, i]
-            if u != v:
-                hessian[:, v, u] += along[:, i]
+            hessian[:, v, u] = hessian[:, u, v]
         hessian = (hessian - gradient[:, :, None] * gradient[:, None]) * inverse[:, None, None]
         return norm, gradient, hessian
 

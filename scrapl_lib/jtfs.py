@@ -1,41 +1,35 @@
-"""Joint time-frequency scattering (JTFS), one path at a time or all at once (paper, section 2; filters of kymatio 0.3.0).
+"""Joint time-frequency scattering (JTFS), one path at a time or all at once (paper, section 2).
 
-Definitions. x is a signal reflected at both ends to N samples, * a circular convolution over time, *_n1 one over log-frequency,
-psi a Morlet wavelet, phi a Gaussian low-pass.
+Definitions. x is a signal reflected at both ends to N samples, * a circular convolution over time, *_n1 one over
+log-frequency; psi is a Morlet wavelet, phi a Gaussian low-pass.
 
     U1[n1, t]     = | x * psi_n1 |                    first order: Q1 wavelets per octave, n1 from high to low
-    Y2[n2, n1, t] = U1[n1] * psi_n2                   bands of modulation rate, Q2 per octave, of the n1 with j1 < j2
-    U2[n2, n_fr]  = | Y2[n2] *_n1 psi_n_fr |          along log-frequency: a low-pass, Q_fr per octave of spin +1, of spin -1
-    S[n2, n_fr]   = U2[n2, n_fr] * phi_T *_n1 phi_F   averages over T samples and F bins (not over F where n_fr is the low-pass)
+    Y2[n2, n1, t] = U1[n1] * psi_n2                   bands of modulation rate: Q2 per octave, of the n1 with j1 < j2
+    U2[n2, n_fr]  = | Y2[n2] *_n1 psi_n_fr |          n_fr: the low-pass, Q_fr per octave of spin +1, as many of -1
+    S[n2, n_fr]   = U2[n2, n_fr] * phi_T *_n1 phi_F   averages over T samples and F bins (the low-pass is one over F)
 
-A path is a pair (n2, n_fr): one modulation rate, one modulation scale along log-frequency and its spin. First-order paths are the
-same of S1 = U1 * phi_T. What a filter of stride exponent j leaves is kept at every 2^min(j, log2 T)-th sample, along
-log-frequency at every 2^min(j, log2 F)-th bin.
+A path is a pair (n2, n_fr): a modulation rate, a modulation scale along log-frequency and its spin. First-order paths
+are the same of S1 = U1 * phi_T. What a filter of stride exponent j leaves is kept at every 2^min(j, log2 T)-th sample,
+along log-frequency at every 2^min(j, log2 F)-th bin.
 
-`reference.path_by_definition` computes this as it is written. Here a convolution keeps the run of bins that holds a band,
-modulus and average are one step, and what is linear along log-frequency (a hundred bins) is a matrix: see `_fast`.
-
-Letters: B batch, W samples at a stride, M rows along log-frequency; spectra (x_hat) are divided by their length, so that they are
-comparable at every stride.
+`reference.path_by_definition` computes this as it is written. Here a convolution keeps the run of bins that holds a
+band, modulus and average are one step, and what is linear along log-frequency (a hundred bins) is a matrix.
+Letters: B batch, W samples at a stride, M rows along log-frequency. Spectra are divided by their length.
 """
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kymatio.scattering1d.filter_bank import compute_params_filterbank, gauss_1d, morlet_1d
 from torch import Tensor, nn
 
 from ._fast import BlockFFT, averaged_modulus, chunk, constant, cut, modulus, times
+from ._filters import SIGMA0, Wavelet, circulant, fold, gauss_1d, morlet_1d, once, reach, wavelets
 from .checks import check_audio, check_index, positive_int
 from .jets import Jets
 
-SIGMA0 = 0.1  # bandwidth of the low-pass filter of scale 1, cycles per sample
-ALPHA = 5.0  # a filter is subsampled as far as xi + ALPHA sigma stays below Nyquist
-R_PSI = math.sqrt(0.5)  # where neighbouring wavelets intersect
 MATRIX_LIMIT = 2**22  # largest time-averaging matrix; beyond it an FFT is faster
 
 
@@ -55,67 +49,24 @@ class Path:
     spin: int
 
 
-@dataclass(frozen=True)
-class _Wavelet:
-    xi: float  # centre frequency, cycles per sample
-    sigma: float  # bandwidth
-    j: int  # stride exponent
-
-
-def _wavelets(J: int, Q: int) -> list[_Wavelet]:
-    return [_Wavelet(*w) for w in zip(*compute_params_filterbank(SIGMA0 / 2**J, Q, ALPHA, R_PSI), strict=True)]
-
-
-def _reach(h_hat: np.ndarray) -> int:
-    """Samples beyond which 1e-3 or less of a low-pass filter's weight lies on one side; at most half its length."""
-    beyond = np.abs(np.fft.ifft(h_hat))[: len(h_hat) // 2][::-1].cumsum()[::-1]
-    small = np.flatnonzero(beyond <= 1e-3)
-    return int(small[0]) + 1 if len(small) else len(h_hat) // 2
-
-
-def _fold(h_hat: np.ndarray, level: int) -> np.ndarray:
-    """Spectrum of a filter for signals of stride 2^level: its aliases added up."""
-    return h_hat.reshape(2**level, -1).sum(axis=0)
-
-
-def _circulant(h_hat: np.ndarray, stride: int) -> np.ndarray:
-    """Matrix (M / stride, M) of the circular convolution with the filter of spectrum h_hat (M), every stride-th output."""
-    h, n = np.fft.ifft(h_hat), np.arange(len(h_hat))
-    return h[(n[::stride, None] - n) % len(h)]
-
-
-def _once(make: Callable) -> Callable:
-    """A method that makes filters: once for its arguments, and the device and dtype of the last, which they are for."""
-
-    @functools.wraps(make)
-    def made(self: "JTFS", *args: object) -> object:
-        *what, like = args
-        key = (make.__name__, *what, like.device, like.dtype)
-        if key not in self._cache:
-            with np.errstate(under="ignore"), torch.inference_mode(False):  # they outlive the caller's modes
-                self._cache[key] = make(self, *args)
-        return self._cache[key]
-
-    return made
-
-
 class JTFS(nn.Module):
     """Joint time-frequency scattering of mono signals.
 
     Args:
-        shape: samples of the signals. J: the largest wavelet spans about 2^J samples. Q1, Q2: wavelets per octave of the
-        first and second order. J_fr, Q_fr: octaves and wavelets per octave along log-frequency. T: samples the
-        coefficients are averaged over (None: 2^J; "global": all of them). F: log-frequency bins (n1 steps) they are
-        averaged over (None: 2^J_fr; "global": all of them). "global" is the plain mean over the padded axis, for every
-        path; scrapl-loss 0.1.0 takes the sum of the samples it keeps (a constant factor for each path), and leaves the
-        low-pass paths n_fr = 0 unaveraged.
+        shape: samples of the signals.
+        J: the largest wavelet spans about 2^J samples. Q1, Q2: wavelets per octave of the first and second order.
+        J_fr, Q_fr: octaves and wavelets per octave along log-frequency.
+        T: samples the coefficients are averaged over (None: 2^J; "global": all of them).
+        F: log-frequency bins (n1 steps) they are averaged over (None: 2^J_fr; "global": all of them).
+            "global" is the mean over the padded axis, for every path; scrapl-loss 0.1.0 takes the sum of the samples it
+            keeps (a constant factor for each path), and leaves the low-pass paths n_fr = 0 unaveraged.
 
     Attributes:
         paths: tuple of Path, the second-order paths in kymatio's order; `n_paths` their number P.
         first_order_paths: number of first-order paths that the full transform has besides (one per n_fr of spin >= 0).
 
-    Input is (batch, 1, shape), float32 or float64, on any device; coefficients keep its precision, under torch.autocast too.
-    Filters are kept in double precision, cast once per device and dtype, and left out of copies and pickles.
+    Input is (batch, 1, shape), float32 or float64, on any device; coefficients keep its precision, also under
+    torch.autocast. Filters are made in double precision, once per device and dtype; copies and pickles make their own.
 
     >>> jtfs = JTFS(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1)
     >>> jtfs.n_paths, jtfs.paths[8].spin, round(jtfs.paths[8].rate * 8000)  # the rate in Hz of 8 kHz audio
@@ -140,6 +91,7 @@ class JTFS(nn.Module):
         self.shape = positive_int("shape", shape)
         self.J, self.Q1, self.Q2 = positive_int("J", J), positive_int("Q1", Q1), positive_int("Q2", Q2)
         self.J_fr, self.Q_fr, self.T, self.F = positive_int("J_fr", J_fr), positive_int("Q_fr", Q_fr), T, F
+        self._cache: dict = {}  # see `once`
         if self.J >= self.shape.bit_length():
             at_least = 2**self.J if self.J < 64 else f"2^{self.J}"
             raise ValueError(f"J = {J} needs signals of at least 2^J = {at_least} samples, shape is {shape}; lower J")
@@ -147,7 +99,6 @@ class JTFS(nn.Module):
             self._build_time()
             self._build_frequency()
         self._build_paths()
-        self._cache: dict = {}
 
     # ---- filters ------------------------------------------------------------------------------------------------
 
@@ -156,7 +107,7 @@ class JTFS(nn.Module):
         T = 2**self.J if self.T is None or everything else positive_int("T", self.T, " (or None, or 'global')")
         if T > n:
             raise ValueError(f"T = {T} is longer than the signal of {n} samples; lower T or use T='global'")
-        border = n if everything else 3 * _reach(gauss_1d(n, SIGMA0 / T))
+        border = n if everything else 3 * reach(gauss_1d(n, SIGMA0 / T))
         self.N = 2 ** min(math.ceil(math.log2(n + 2 * border)), math.floor(math.log2(3 * n - 2)))
         left = (self.N - n) // 2
         self._pad = left, self.N - n - left
@@ -165,9 +116,7 @@ class JTFS(nn.Module):
         first, end = (-(-sample // 2**self.log2_T) for sample in (left, left + n))
         self._kept = slice(0 if everything else first, end)
         self._phi_hat = np.eye(1, self.N)[0] if everything else gauss_1d(self.N, SIGMA0 / T)
-        self._psi1, self._psi2 = _wavelets(self.J, self.Q1), _wavelets(self.J, self.Q2)
-        if not self._psi1 or not self._psi2:
-            raise ValueError(f"J = {self.J} is too small for Q1 = {self.Q1}, Q2 = {self.Q2}: no wavelet; raise J")
+        self._psi1, self._psi2 = wavelets(self.J, self.Q1), wavelets(self.J, self.Q2)
         # first-order wavelets of one stride exponent are contiguous in n1
         js = [w.j for w in self._psi1]
         self._groups = [(j, range(js.index(j), js.index(j) + js.count(j))) for j in sorted(set(js))]
@@ -182,17 +131,15 @@ class JTFS(nn.Module):
             raise ValueError(f"F = {F} is longer than {max(step, bins)} log-frequency bins; lower F or use F='global'")
         self.N_fr = (bins + 8 * min(F, step)) // step * step
         if self.N_fr < n1:
-            raise ValueError(
-                f"{n1} first-order wavelets do not fit {self.N_fr} log-frequency bins; raise F or lower J_fr"
-            )
+            raise ValueError(f"{n1} first-order wavelets do not fit {self.N_fr} bins; raise F or lower J_fr")
         self.log2_F = min(math.floor(math.log2(F)), self.J_fr)
         self._phi_fr_hat = np.eye(1, self.N_fr)[0] if self.global_F else gauss_1d(self.N_fr, SIGMA0 / F)
-        up = _wavelets(self.J_fr, self.Q_fr)
-        self._psi_fr = [_Wavelet(0.0, SIGMA0 / step, self.J_fr), *up, *(_Wavelet(-w.xi, w.sigma, w.j) for w in up)]
+        up = wavelets(self.J_fr, self.Q_fr)
+        self._psi_fr = [Wavelet(0.0, SIGMA0 / step, self.J_fr), *up, *(Wavelet(-w.xi, w.sigma, w.j) for w in up)]
         self.first_order_paths = 1 + len(up)
 
     def _build_paths(self) -> None:
-        used = [n2 for n2, w2 in enumerate(self._psi2) if self._psi1[0].j < w2.j]
+        used = [n2 for n2, w2 in enumerate(self._psi2) if any(w1.j < w2.j for w1 in self._psi1)]
         pairs = [(n2, n_fr) for n2 in used for n_fr in range(len(self._psi_fr))]
         self.paths = tuple(
             Path(index, n2, n_fr, self._psi2[n2].xi, abs(w.xi) * self.Q1, int(np.sign(w.xi)))
@@ -218,15 +165,15 @@ class JTFS(nn.Module):
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_cache": {}}
 
-    @_once
+    @once
     def _fft(self, width: int, like: Tensor) -> BlockFFT:
         return BlockFFT(width, like)
 
-    @_once
-    def _band(self, wavelet: _Wavelet, like: Tensor) -> tuple[int, Tensor]:
+    @once
+    def _band(self, wavelet: Wavelet, like: Tensor) -> tuple[int, Tensor]:
         """First bin (it may be negative) and values (complex, all real) of the run of bins that holds the wavelet.
 
-        What lies outside is below a hundredth of the rounding error of `like`'s dtype, or beyond the stride's Nyquist frequency.
+        What lies outside is below a hundredth of the dtype's rounding error, or beyond the stride's Nyquist frequency.
         """
         middle, longest = round(wavelet.xi * self.N) - self.N // 2, self._width(wavelet.j)
         psi = np.roll(morlet_1d(self.N, wavelet.xi, wavelet.sigma), -middle)
@@ -234,52 +181,47 @@ class JTFS(nn.Module):
         first, end = max(inside[0], (self.N - longest) // 2), min(inside[-1] + 1, (self.N + longest) // 2)
         return int(first) + middle, constant(psi[first:end] + 0j, like)
 
-    @_once
+    @once
     def _scale_filters(self, n_fr: int, n1: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """psi_n_fr and phi_F on n1 wavelets, as matrices (M, n1) complex and (log-frequency, M) real.
 
-        Of the padded axis only the M rows are kept that the filter reaches from the n1 wavelets (to rounding errors of its
-        peak, or 1e-10). The low-pass path n_fr = 0 is averaged by its own filter: its rows are only put in their places.
+        Of the padded axis only the M rows are kept that the filter reaches from the n1 wavelets (to rounding errors of
+        its peak, or 1e-10). The low-pass n_fr = 0 averages itself: its rows are only put in their places.
         """
         wavelet = self._psi_fr[n_fr]
         j = min(wavelet.j, self.log2_F)
-        psi = _circulant(morlet_1d(self.N_fr, wavelet.xi or None, wavelet.sigma), 2**j)[:, :n1]
+        psi = circulant(morlet_1d(self.N_fr, wavelet.xi or None, wavelet.sigma), 2**j)[:, :n1]
         if n_fr == 0 and not self.global_F:
             phi = np.eye(len(psi))
         else:
-            phi = _circulant(_fold(self._phi_fr_hat, j), len(psi) if self.global_F else 2 ** (self.log2_F - j)).real
+            phi = circulant(
+                fold(self._phi_fr_hat, len(psi)), len(psi) if self.global_F else 2 ** (self.log2_F - j)
+            ).real
         reach = np.abs(psi).max(axis=1)
         kept = reach > max(1e-10, torch.finfo(like.dtype).eps) * reach.max()
         return constant(psi[kept], like), constant(phi[:, kept], like)
 
-    @_once
+    @once
     def _phi_matrix(self, width: int, like: Tensor) -> Tensor:
         """phi_T as a real matrix (W, frames), for signals in rows (see `BlockFFT`)."""
-        phi = _circulant(_fold(self._phi_hat, self._level(width)), width // self.n_frames).real
+        phi = circulant(fold(self._phi_hat, width), width // self.n_frames).real
         return constant(phi.T[self._fft(width, like).order], like)
 
-    @_once
+    @once
     def _phi_spectrum(self, width: int, like: Tensor) -> Tensor:
-        return constant(_fold(self._phi_hat, self._level(width))[: width // 2 + 1], like)
-
-    def _level(self, width: int) -> int:
-        return int(math.log2(self.N // width))
+        return constant(fold(self._phi_hat, width)[: width // 2 + 1], like)
 
     def _width(self, j: int) -> int:
         """Samples of a signal at the stride of exponent j, which never goes beyond the averaging scale."""
         return self.N >> min(j, self.log2_T)
-
-    def _width_averaged(self, width: int) -> int:
-        """Samples at which phi_T is applied to a spectrum: twice the frames, where it has died out, if there are as many."""
-        return min(width, 2 * self.n_frames)
 
     # ---- the transform, in the order of its definition ----------------------------------------------------------
 
     def _first_order(self, x: Tensor, n2s: Sequence[int], j_end: int, jets: Jets | None = None) -> list[Tensor]:
         """U1 = |x * psi_n1| as half spectra (B, n1, bins), one tensor for each stride exponent below j_end.
 
-        They hold the bins that the average and the bands of `n2s` need. With `jets`, the batch holds jets, item by item. One
-        chunk of items and wavelets is done after the other, forwards and backwards, so that each stays in the cache.
+        They hold the bins that the average and the bands of `n2s` need. With `jets`, the batch holds jets, item by
+        item. Chunks of items and wavelets follow each other, forwards and backwards, so that each stays in the cache.
         """
         size, together, (left, right) = chunk(x), jets.K if jets else 1, self._pad
         n_items = max(1, size // (self.N * together)) * together
@@ -287,7 +229,7 @@ class JTFS(nn.Module):
             parts = [self._first_order(part, n2s, j_end, jets) for part in x.split(n_items)]
             return [torch.cat(spectra) for spectra in zip(*parts, strict=True)]
         x = torch.cat([x[..., 1 : left + 1].flip(-1), x, x[..., -right - 1 : -1].flip(-1)], dim=-1)
-        # in float64, or each bin's error is that of the strongest bins, and a synthesizer's gradients almost twice as far off
+        # float64: else each bin has the error of the strongest, and a synthesizer's gradients are twice as far off
         x_hat = torch.fft.rfft(x.double(), norm="forward").to(x.dtype.to_complex())
         chunks, pieces, shapes = [], [], []
         for j, n1s in (group for group in self._groups if group[0] < j_end):
@@ -309,7 +251,7 @@ class JTFS(nn.Module):
         width = self._width(j)
         bands = [self._band(self._psi2[n2], like) for n2 in n2s if j < self._psi2[n2].j]
         ends = [max(1 - first, first + len(psi)) for first, psi in bands]
-        return min(width // 2 + 1, max([self._width_averaged(width) // 2 + 1, *ends]))
+        return min(width // 2 + 1, max([self.n_frames + 1, *ends]))
 
     def _bands(self, spectra: list[Tensor], n2s: Sequence[int]) -> list[Tensor]:
         """Y2[n2] = U1 * psi_n2 of each n2: complex (B, n1, W), time in rows, up to a pure tone common to all n1."""
@@ -324,9 +266,9 @@ class JTFS(nn.Module):
         return [fft.synthesis(band).flatten(-2) for fft, band in zip(ffts, bands, strict=True)]
 
     def coefficients(self, Y2: Tensor, paths: Sequence[Path], jets: Jets | None = None) -> list[Tensor]:
-        """S = |Y2 *_n1 psi_n_fr| * phi_T *_n1 phi_F of `paths` of one n2, each (B, log-frequency, frames), from their band.
+        """S = |Y2 *_n1 psi_n_fr| * phi_T *_n1 phi_F of `paths`, all of one n2: each (B, log-frequency, frames).
 
-        Y2: (B, n1, W), one of the bands of `first_order_and_bands`. All paths of an n2 at once cost less than one by one.
+        Y2: (B, n1, W), their band from `first_order_and_bands`. All paths of an n2 at once cost less than one by one.
         """
         width, like = Y2.shape[-1], Y2.real
         psi_fr, phi_fr = zip(*(self._scale_filters(path.n_fr, Y2.shape[1], like) for path in paths), strict=True)
@@ -337,12 +279,12 @@ class JTFS(nn.Module):
         else:
             fft, absolute = self._fft(width, like), jets.modulus if jets else modulus
             rows = absolute(psi @ Y2).unflatten(-1, (fft.R, fft.M))
-            u = self._average(fft.analysis(rows, self._width_averaged(width) // 2 + 1), width)
+            u = self._average(fft.analysis(rows, min(width // 2, self.n_frames) + 1), width)
         return [times(phi, part) for phi, part in zip(phi_fr, u.split([*map(len, psi_fr)], dim=1), strict=True)]
 
     def _average(self, U: Tensor, width: int) -> Tensor:
         """u * phi_T of signals of that width, by their half spectra: (..., bins) -> (..., frames)."""
-        n = self._width_averaged(width)
+        n = min(width, 2 * self.n_frames)  # beyond, phi_T has died out
         u = torch.fft.irfft(U[..., : n // 2 + 1] * self._phi_spectrum(n, U.real), n=n, norm="forward")
         return u[..., :: n // self.n_frames]
 
@@ -356,30 +298,26 @@ class JTFS(nn.Module):
         Raises: ValueError, TypeError for wrong audio; IndexError for a path outside 0 .. n_paths - 1.
         """
         check_audio(x, "x", self.shape)
-        return next(self._path_by_path(x, [self.checked_path(index)]))[1]
+        return next(self._by_n2(x, [self.checked_path(index)]))[1]
 
     @torch.no_grad()
     def path_jets(self, x: Tensor, jets: Jets, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Coefficients of several paths with their derivatives in parameters that the signal depends on.
 
-        x: jets of the signal (batch, K, shape). Yields (path, jets of its coefficients (batch, K, log-frequency, time)), by
-        n2. The first order is shared by all paths.
+        x: jets of the signal (batch, K, shape). Yields, by n2, (path, jets of its coefficients (batch, K,
+        log-frequency, time)). The first order is shared by all paths.
 
         Raises: ValueError, TypeError for a wrong shape or values that are not finite; IndexError as in `path`.
         """
         paths = [self.checked_path(index) for index in indices]
         if x.ndim != 3 or x.shape[1] != jets.K:
-            raise ValueError(
-                f"x must be the jets of {jets.U} parameters, (batch, {jets.K}, {self.shape}), got {tuple(x.shape)}"
-            )
+            raise ValueError(f"x must be jets, (batch, {jets.K}, {self.shape}), got {tuple(x.shape)}")
         signals = x.flatten(0, 1)[:, None]
         check_audio(signals, "x", self.shape)
-        for path, S in self._path_by_path(signals, paths, jets):
+        for path, S in self._by_n2(signals, paths, jets):
             yield path.index, S.unflatten(0, (-1, jets.K))
 
-    def _path_by_path(
-        self, x: Tensor, paths: Sequence[Path], jets: Jets | None = None
-    ) -> Iterator[tuple[Path, Tensor]]:
+    def _by_n2(self, x: Tensor, paths: Sequence[Path], jets: Jets | None = None) -> Iterator[tuple[Path, Tensor]]:
         n2s = sorted({path.n2 for path in paths})
         spectra = self._first_order(x, n2s, max((self._psi2[n2].j for n2 in n2s), default=0), jets)
         for n2 in n2s:
@@ -390,8 +328,8 @@ class JTFS(nn.Module):
     def first_order_and_bands(self, x: Tensor) -> tuple[list[Tensor], dict[int, Tensor]]:
         """What all paths share: (batch, 1, shape) -> first-order paths, {n2: Y2[n2]}.
 
-        The first-order paths, one per n_fr of spin >= 0, are (batch, log-frequency, frames) with padded frames kept. Y2[n2]
-        is complex (batch, n1, time), up to a pure tone common to all n1, its samples in the order of `BlockFFT`.
+        The first-order paths, one per n_fr of spin >= 0, are (batch, log-frequency, frames) with padded frames kept.
+        Y2[n2] is complex (batch, n1, time), up to a pure tone common to all n1, its samples in the order of `BlockFFT`.
         """
         check_audio(x, "x", self.shape)
         n2s = sorted({path.n2 for path in self.paths})

@@ -16,12 +16,12 @@ from .curvature import Encode, Synthesize
 
 
 def wavelets(J: int, Q: int) -> list[tuple[float, float, int]]:
-    """Centre frequency xi, bandwidth sigma and stride exponent j of each Morlet wavelet: Q per octave, over J octaves."""
+    """Centre frequency xi, bandwidth sigma, stride exponent j of each Morlet wavelet: Q per octave, over J octaves."""
     return list(zip(*compute_params_filterbank(0.1 / 2**J, Q, alpha=5.0, r_psi=math.sqrt(0.5)), strict=True))
 
 
 def convolve(u: np.ndarray, h_hat: np.ndarray, stride: int) -> np.ndarray:
-    """u * h (circular, along the last axis), every stride-th sample; aliases of h_hat are added up to the length of u."""
+    """u * h (circular, along the last axis), every stride-th sample; aliases of h_hat add up to the length of u."""
     h_hat = h_hat.reshape(-1, u.shape[-1]).sum(axis=0)
     return np.fft.ifft(np.fft.fft(u) * h_hat)[..., ::stride]
 
@@ -43,8 +43,9 @@ def path_by_definition(
 
         S[n2, n_fr] = | (|x * psi_n1| * psi_n2) *_n1 psi_n_fr | * phi_T *_n1 phi_F
 
-    n2: second-order wavelet; None for the first-order path | (|x * psi_n1| * phi_T) *_n1 psi_n_fr | *_n1 phi_F. n_fr: wavelet
-    along log-frequency: 0 is the low-pass, then come those of spin +1, then those of spin -1. The others as in `JTFS`.
+    n2: second-order wavelet; None for the first-order path | (|x * psi_n1| * phi_T) *_n1 psi_n_fr | *_n1 phi_F.
+    n_fr: wavelet along log-frequency: 0 is the low-pass, then come those of spin +1, then those of spin -1.
+    The others are those of `JTFS`.
     """
     up = wavelets(J_fr, Q_fr)
     psi_fr = [(0, 0.1 / 2**J_fr, J_fr), *up, *((-xi, sigma, j) for xi, sigma, j in up)]

@@ -443,7 +443,7 @@ def test_wavelets_along_time_have_zero_mean():
         (
             dict(J=6, Q1=3, J_fr=4, F=1),
             ValueError,
-            "17 first-order wavelets do not fit 16 log-frequency bins; raise F or lower J_fr",
+            "17 first-order wavelets do not fit 16 bins; raise F or lower J_fr",
         ),
     ],
 )
