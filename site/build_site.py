@@ -215,26 +215,27 @@ def _contents(profile: str, titles: dict[str, str], missing: list[str], folder: 
     return "\n".join(lines)
 
 
-def _document(path: Path, profile: str) -> str:
-    """A page of docs/, its links turned to pages of the site; where the site has no page only the text stays."""
-
-    def linked(found: re.Match) -> str:
-        text, link = found.groups()
-        *folders, file = link.split("/")
+def _relink(soup: BeautifulSoup, profile: str) -> None:
+    """Turn the links of a page of docs/ to pages of the site; where the site has no page only the text stays."""
+    for link in soup.select("main a[href]:not(.anchor-link)"):
+        *folders, file = link["href"].partition("#")[0].split("/")
         page = {"README.md": "index"}.get(file, Path(file).stem)
         if folders[-3:] == ["results", profile, "tables"]:
-            page = "report_card" if page in CARDS else "tables"
-        elif folders and page != "index":
-            return text
-        return f"[{text}]({page}.html)"
+            link["href"] = "report_card.html" if page in CARDS else "tables.html"
+        elif page == "index" or not folders and file:
+            link["href"] = f"{page}.html"
+        elif ":" not in link["href"]:
+            link.unwrap()
 
-    return re.sub(r"\[([^]]+)\]\(([^):#]+)\)", linked, path.read_text(encoding="utf-8"))
 
-
-def _page(exporter: _Exporter, book: nbformat.NotebookNode, name: str, title: str, pages: list[str]) -> str:
+def _page(
+    exporter: _Exporter, book: nbformat.NotebookNode, name: str, title: str, pages: list[str], profile: str
+) -> str:
     """One page: the notebook in the project's template, what scrolls by itself marked, names of notebooks as links."""
     html, _ = exporter.from_notebook_node(book, {"title": title, "pages": PAGES})
     soup = BeautifulSoup(html, "html.parser")
+    if name in [path.stem for path in DOCS]:
+        _relink(soup, profile)
     for image in soup.find_all("img"):
         image.wrap(soup.new_tag("a", href=image["src"]))
     for table in soup.find_all("table"):
@@ -341,7 +342,7 @@ def _write(folder: Path, profile: str, output: Path, missing: list[str]) -> None
     }
     not_yet = [f"Nothing yet: `make reproduce PROFILE={profile}` writes it."]
     texts = {page: "\n\n".join(parts + ([] if parts[1:] else not_yet)) for page, parts in texts.items()}
-    texts |= {path.stem: _document(path, profile) for path in DOCS}
+    texts |= {path.stem: path.read_text(encoding="utf-8") for path in DOCS}
     for page, text in texts.items():
         books[page] = _plain(text.partition("\n")[0]), new_notebook(cells=[new_markdown_cell(text)])
     titles = {name: title for name, (title, _) in books.items()}
@@ -352,7 +353,7 @@ def _write(folder: Path, profile: str, output: Path, missing: list[str]) -> None
     )
     for name, (title, book) in books.items():
         try:
-            page = _page(exporter, book, name, title, list(books))
+            page = _page(exporter, book, name, title, list(books), profile)
         except ValueError as error:
             raise ValueError(f"page {name}: {error}") from error
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
