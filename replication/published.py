@@ -81,10 +81,12 @@ def methods_in(table: str) -> list[str]:
 
 
 def find(table: str, method: str, metric: str, condition: str | None = None) -> Published:
-    """As `published`, but blanks where the table has none, as for a method or a measure of one's own."""
+    """As `published`, but blanks where the table has none, as for a method, a measure or a task of one's own."""
     rows = _table(table)
-    there = ((rows["method"] == method) & (rows["metric"] == metric)).any()
-    return published(table, method, metric, condition) if there else Published(math.nan, math.nan, 0)
+    there = (
+        (rows["method"] == method) & (rows["metric"] == metric) & (condition is None or rows["condition"] == condition)
+    )
+    return published(table, method, metric, condition) if there.any() else Published(math.nan, math.nan, 0)
 
 
 def authors_seeds() -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """Means, intervals and paired tests against hand-made numbers, SciPy's own test and the paper's Tables 1, 2 and 6."""
 
-import itertools
 import math
 import warnings
 
@@ -13,12 +12,7 @@ from replication.stats import equivalence, holm, mean_ci95, paired_comparison, s
 
 SEEDS = authors_seeds().set_index(["method", "metric", "seed"])["value"].sort_index()
 VARIANTS = ("scrapl_plain", "scrapl_padam", "scrapl_no_theta_is", "scrapl")
-STEPS = dict(zip(("plus_padam", "plus_psaga", "plus_theta_is"), itertools.pairwise(VARIANTS)))
 TABLE_2 = ("theta_synth_l1", "val_total_variation", "val_convergence_steps")
-
-
-def round_as_printed(value, digits):
-    return float(f"{value:.{digits}g}")
 
 
 def test_mean_ci95_by_hand():
@@ -72,39 +66,21 @@ def test_paired_comparison_refuses(a, b, match):
         paired_comparison(a, b)
 
 
-@pytest.mark.parametrize("method", VARIANTS)
-@pytest.mark.parametrize("metric", TABLE_2)
-def test_printed_table_2_from_the_authors_seeds(method, metric):
-    values = SEEDS[method, metric]
+PRINTED = [("table_2", method, metric) for method in VARIANTS for metric in TABLE_2]
+PRINTED += [
+    ("table_1", method, f"theta_{name}_l1") for method in VARIANTS[2:] for name in ("synth", "density", "slope")
+]
+
+
+@pytest.mark.parametrize(("table", "method", "metric"), PRINTED)
+def test_printed_tables_1_and_2_from_the_authors_seeds(table, method, metric):
+    """Table 6: test_tables_figures."""
+    values, printed = SEEDS[method, metric], published(table, method, metric)
     mean, half_width = mean_ci95(values)
-    printed = published("table_2", method, metric)
     assert len(values) == printed.n == 20
     assert abs(mean - printed.value) <= (0.5 if metric == "val_convergence_steps" else 0.05)
     digits = 3 if printed.ci95 > 600 else 2  # steps are printed to the step or to 3 digits
-    assert abs(round_as_printed(half_width, digits) - printed.ci95) <= 1e-9 * printed.ci95
-
-
-@pytest.mark.parametrize("method", ["scrapl_no_theta_is", "scrapl"])
-@pytest.mark.parametrize("metric", ["theta_synth_l1", "theta_density_l1", "theta_slope_l1"])
-def test_printed_table_1_from_the_authors_seeds(method, metric):
-    mean, half_width = mean_ci95(SEEDS[method, metric])
-    printed = published("table_1", method, metric)
-    assert abs(mean - printed.value) <= 0.05
-    assert abs(round_as_printed(half_width, 2) - printed.ci95) <= 1e-9
-
-
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("metric", TABLE_2)
-def test_printed_table_6_from_the_authors_seeds(step, metric):
-    before, after = (SEEDS[method, metric].to_numpy() for method in STEPS[step])
-    assert len(before) == len(after) == 20  # no seed is missing, convergence included
-    mean, half_width, p_value = paired_comparison(before, after)
-    printed = published("table_6", step, f"delta_{metric}")
-    digits = 2 if abs(printed.value) in (2900, 710) else 3  # as printed: -12.3, 1.68, -2900, -710, -1280
-    assert round_as_printed(mean, digits) == printed.value
-    assert round_as_printed(half_width, 2) == printed.ci95
-    printed_p = published("table_6", step, f"delta_{metric}_p_value").value
-    assert p_value < 0.01 if printed_p == "<0.01" else round(p_value, 2) == printed_p
+    assert abs(float(f"{half_width:.{digits}g}") - printed.ci95) <= 1e-9 * printed.ci95
 
 
 # ---- ours against printed numbers -----------------------------------------------------------------------------------
@@ -142,14 +118,6 @@ def test_equivalence_with_a_fixed_number_is_a_one_sample_test():
         ttest_1samp(values, 42.4 + margin, alternative="less").pvalue,
     )
     assert abs(equivalence(np.mean(values) - 42.4, [(sem(values), 4)], margin) - expected) < 1e-12
-
-
-def test_equivalence_by_hand():
-    """Difference 1, margin 3, standard errors 0.6 and 0.8 of 4 values each: t = 2, degrees of freedom 3 / (0.36^2 + 0.64^2) = 5.564."""
-    interpolated = 0.0510 - 0.564 * (
-        0.0510 - 0.0462
-    )  # one-sided p of t = 2 with 5 and 6 degrees of freedom, from a table
-    assert abs(equivalence(-1.0, [(0.6, 4), (0.8, 4)], 3.0) - interpolated) < 3e-4
 
 
 def test_equivalence_without_spread():
