@@ -29,7 +29,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from . import tables
-from .records import ROOT, Run, write_bytes_atomic, write_csv
+from .files import write_bytes_atomic, write_csv
+from .records import ROOT, Run
 from .stats import mean_ci95
 from .tables import ABLATION, DRUM_METHODS, METRICS, NAN, SAMPLERS, STEP, TABLES, seeds_note
 from .tasks import CHIRPLETS, METHODS, TR808

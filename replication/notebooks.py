@@ -29,10 +29,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from .records import ROOT, n_cores, utc_now, write_text_atomic
+from .files import locked, write_text_atomic
+from .records import ROOT, n_cores, utc_now
 from .tasks import PROFILES, check_name
 
 KINDS = {str: "a text", int: "a whole number", float: "a finite number", bool: "True or False"}
@@ -166,7 +166,7 @@ def run_notebook(
     done.parent.mkdir(parents=True, exist_ok=True)
     before = done.stat().st_mtime_ns if done.exists() else 0
     waiting = f"{done.stem}: another process executes it into {done.parent}: waiting for it"
-    with _stoppable(), _locked(done.with_name(f".{done.stem}.lock"), waiting) as waited:
+    with _stoppable(), locked(done.with_name(f".{done.stem}.lock"), waiting) as waited:
         if waited and done.exists() and done.stat().st_mtime_ns > before:  # the run that was waited for has succeeded
             if json.loads(done.read_text(encoding="utf-8"))["metadata"]["request"] == request:
                 return done
@@ -315,25 +315,3 @@ def _stoppable() -> Iterator[None]:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup
                 restored.callback(signal.signal, number, signal.signal(number, stop))
         yield
-
-
-@contextmanager
-def _locked(path: Path, waiting: str) -> Iterator[bool]:
-    """Hold the lock file `path`, which goes with the process; yield whether another process was waited for.
-
-    Where the disk supports no locks this says so and goes on: the copy is still written whole.
-    """
-    lock, waited = FileLock(path, fallback_to_soft=False), False
-    try:
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            waited = True
-            print(waiting, file=sys.stderr)
-            lock.acquire()
-    except OSError as error:
-        print(f"warning: no lock on {path} ({error}): do not start this twice at once", file=sys.stderr)
-    try:
-        yield waited
-    finally:
-        lock.release()

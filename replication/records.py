@@ -28,7 +28,6 @@ from typing import Any
 import pandas as pd
 
 from .files import csv_bytes, write_bytes_atomic, write_text_atomic
-from .files import write_csv as write_csv  # tables and figures take it from here
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = {"history.csv": ["step", "split", "metric", "value", "wall_s"], "test.csv": ["metric", "value", "unit"]}

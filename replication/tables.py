@@ -17,7 +17,8 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from . import published
-from .records import ROOT, Run, write_csv, write_text_atomic
+from .files import write_csv, write_text_atomic
+from .records import ROOT, Run
 from .stats import mean_ci95, paired_comparison
 from .tasks import CHIRPLETS, METHODS, TASKS, TR808, methods_in
 

@@ -207,8 +207,10 @@ _SCRAPL = {"make_loss": lambda c: SCRAPLLoss(**c.transform(), seed=c.seed), "los
 _SCRAPL |= {"gradient_scale": 1e8, "step_cost": 1.0}
 _PSAGA = {"tables": (1, 2, 3, 4), "optimizer": "psaga"}
 _MSS = {"make_loss": lambda c: MSSLoss(c.loss), "tables": (1, 4)}
-_EMBEDDING = {"make_loss": lambda c: EmbeddingLoss(c.loss, c.sample_rate_hz)}
-_EMBEDDING |= {"not_run": "weights unavailable"}  # and a package that is not installed with the rest
+_EMBEDDING = {
+    "make_loss": lambda c: EmbeddingLoss(c.loss, c.sample_rate_hz),
+    "not_run": "weights unavailable",  # nor is their package installed with the rest
+}
 _METHODS = (  # in display order
     Method("p_loss", "P-loss", ("#000000", "*", "-"), lambda c: p_loss, (1, 2), step_cost=0.15),
     Method("jtfs", "JTFS", ("#0072B2", "s", "-"), tables=(1, 2, 4), **_JTFS),

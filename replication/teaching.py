@@ -39,8 +39,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 NOT_YET = "**Not answered yet**: put something in place of the `...`, and run the cell again."
 
 # The quick problem made smaller once more: half a second of sound, fewer paths, small batches, a narrower encoder.
-_DEMO = dict(n_samples=4096, grid_size=8, n_synth_seeds=2, J=8, J_fr=2, channels=24, dense=24, batch_size=4)
-_DEMO |= dict(lr=2e-3, epochs=12)
+_DEMO: dict[str, float] = dict(n_samples=4096, grid_size=8, n_synth_seeds=2, J=8, J_fr=2, channels=24, dense=24)
+_DEMO |= dict(batch_size=4, lr=2e-3, epochs=12)
 
 
 def demo_config(profile: str, method: str, seed: int, **changes: object) -> RunConfig:
