@@ -1,8 +1,7 @@
 """The parts of theta-importance sampling: slopes, curvatures, products with M, largest eigenvalues.
 
-`importance` explains the mathematics and its letters: N items (of all batches), U parameters, W weights, P paths.
-`audio_jets` are the derivatives of the synthesized audio; `slopes_and_curvatures` takes them through the loss;
-`Encoder` has the Jacobians and the products with M; `arnoldi` finds the largest eigenvalue from the products alone.
+`importance` explains the mathematics and its letters. `audio_jets` are the derivatives of the audio, `Encoder` has
+those of theta and the products with M, and `arnoldi` finds the largest eigenvalue from the products alone.
 """
 
 import functools
@@ -222,10 +221,10 @@ def arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, n_iter: int, tol
     """|largest eigenvalue| of a linear map (W,) -> (W,) from at most n_iter products, and whether it has converged.
 
     The rows of Q are an orthonormal basis of start, M start, M^2 start, ...; the eigenvalues of T = Q M Q^T approach
-    the outer ones of M, complex pairs and nearly opposite eigenvalues included. Converged: the value changed by at most
-    `tol` of itself with the last product, and the residual |M y - value y| of its vector is at most the root of `tol`
-    of it (for M that is not far from symmetric the value's error goes with the square of the residual); or M maps the
-    basis into itself, which ends the iteration. NaN if a product is not finite.
+    the outer ones of M. Converged: with the last product the largest changed by at most `tol` of itself; and its
+    residual |M y - value y|, and that of any other value which its residual may lift above it, is at most the root of
+    `tol` of it (where M is nearly symmetric, errors go with the squares of residuals). Or M maps the basis into itself.
+    As with power iteration, an eigenvalue whose vector `start` hardly has may be missed. NaN: a product is not finite.
     """
     Q, T = start.new_empty(n_iter + 1, len(start)), np.zeros((n_iter + 1, n_iter))
     Q[0], last = start / start.norm(), np.nan
@@ -239,10 +238,11 @@ def arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, n_iter: int, tol
         if not np.isfinite(T).all():
             return np.nan, False
         values, vectors = np.linalg.eig(T[: k + 1, : k + 1])
-        first = np.abs(values).argmax()
-        size, residual = float(np.abs(values[first])), T[k + 1, k] * np.abs(vectors[k, first])
+        sizes, residuals = np.abs(values), T[k + 1, k] * np.abs(vectors[k])
+        size = float(sizes.max())
         closed = T[k + 1, k] <= 10 * torch.finfo(Q.dtype).eps * np.abs(T).max()
-        if closed or (abs(size - last) <= tol * size and residual <= tol**0.5 * size):
+        rivals = sizes + residuals > size  # the largest itself, and those that may yet outgrow it
+        if closed or (abs(size - last) <= tol * size and (residuals[rivals] <= tol**0.5 * size).all()):
             return size, True
         Q[k + 1], last = v / T[k + 1, k], size
     return last, False

@@ -244,6 +244,15 @@ def test_arnoldi_finds_the_largest_eigenvalue(case):
         assert not converged and len(products) == 2 and 0 < size < 2
 
 
+def test_arnoldi_waits_for_a_rival_that_may_outgrow_the_largest():
+    """-0.9 is nearly the start, found exactly with the fifth product; what becomes 1 is only 0.8 by then."""
+    D = 0.8 * 0.95 ** torch.arange(200, dtype=torch.float64)
+    start = torch.randn(200, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    D[0], D[1], start[0], start[1] = 1, -0.9, 0.1, 10
+    size, converged = arnoldi(lambda v: D * v, start, 60, 1e-4)
+    assert converged and abs(size - 1) < 1e-4
+
+
 def test_arnoldi_ends_where_the_space_does_and_at_nan():
     M = torch.diag(torch.tensor([2.0, -5.0, 1.0], dtype=torch.float64))
     size, converged = arnoldi(lambda v: M @ v, torch.ones(3, dtype=torch.float64), 20, 1e-15)
