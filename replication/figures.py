@@ -3,9 +3,9 @@
     plot = figure_1(runs, "quick", not_run, costs)
     save_figure(*plot[:2], "figure_1", "quick", caption=plot.caption)
 
-In a notebook a `Plot` as the last value of a cell shows itself. seaborn gives the look and draws curves with their intervals; points
-are matplotlib's, since seaborn computes intervals from values, and of the paper only the intervals are printed. The user's own
-settings of matplotlib and seaborn neither change a figure nor are changed by one.
+In a notebook a `Plot` as the last value of a cell shows itself. seaborn gives the look and draws curves with their
+intervals; points are matplotlib's, since seaborn computes intervals from values, and of the paper only the intervals
+are printed. The user's own settings of matplotlib and seaborn neither change a figure nor are changed by one.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _bytes(plot: Plot, kind: str) -> bytes:
 def save_figure(
     figure: Figure, data: pd.DataFrame, name: str, profile: str, output: Path = ROOT, caption: str = ""
 ) -> list[Path]:
-    """Write figures/<profile>/<name>.pdf, .png (the caption as its Description) and .csv (`data` with a profile column).
+    """Write figures/<profile>/<name>.pdf, .png (the caption its Description) and .csv (`data` with a profile column).
 
     The same figure gives the same bytes. Returns the three paths.
     """
@@ -157,7 +157,7 @@ def _interval(values: Sequence[float]) -> tuple[float, float]:
 def _draw_curves(
     ax: Axes, runs: Sequence[Run], methods: Iterable[str], metric: str = "theta_synth_l1", costs: dict | None = None
 ) -> pd.DataFrame:
-    """Validation errors as lines and bands, per step or, with costs, over time; returns the numbers, as `tables.curves`."""
+    """Validation errors as lines and bands, per step or, with costs, over time; returns `tables.curves`."""
     values = tables.curve_values(runs, methods, metric)
     values["wall_s"] = values["step"] * values["method"].map(costs or {}).astype(float) / 1000
     x, drawn = ("step", values) if costs is None else ("wall_s", values[values["wall_s"] > 0])
@@ -186,7 +186,7 @@ def _capital(label: str) -> str:
 
 
 def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str) -> pd.DataFrame:
-    """Columns method, source ("ours", "paper"), n_seeds, train_step_ms, cost (train step relative to P-loss's), value, ci95."""
+    """Columns method, source ("ours", "paper"), n_seeds, train_step_ms, cost (relative to P-loss's), value, ci95."""
     theirs, rows = tables.paper_cells(), []
     sides = {"ours": (tables.cells_of(runs), tables.cost_cells(costs)), "paper": (theirs, theirs)}
     for method, (source, (cells, steps)) in itertools.product(METHODS, sides.items()):
@@ -208,12 +208,13 @@ def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str) -> 
 def figure_1(
     runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float], metric: str = "theta_synth_l1"
 ) -> Plot:
-    """Figure 1: test error (theta L1, per mille) against the cost of a training step relative to P-loss, log axes. With metric
-    "jtfs_distance" Figure 3: JTFS distance on test, relative to P-loss, too (the paper's axis has an arbitrary scale).
+    """Figure 1: test error (theta L1, per mille) against the cost of a training step relative to P-loss, log axes. With
+    metric "jtfs_distance" Figure 3: JTFS distance on test, relative to P-loss, too (the paper's axis has an arbitrary
+    scale).
 
-    runs: finished and failed ones of the granular task and this profile (ValueError otherwise), as `records.load_runs` gives
-    them. not_run: method -> why it has no runs. costs: see `tables.step_costs`. data: method, source, n_seeds, train_step_ms, cost,
-    the metric, ci95.
+    runs: finished and failed ones of the granular task and this profile (ValueError otherwise), as `records.load_runs`
+    gives them. not_run: method -> why it has no runs. costs: see `tables.step_costs`. data: method, source, n_seeds,
+    train_step_ms, cost, the metric, ci95.
     """
     data = _against_cost(runs, costs, metric)
     figure, (ax,) = _start(runs, profile, 7.2, 1)
@@ -260,7 +261,7 @@ def learning_curves(
 ) -> Plot:
     """Validation error per step of some methods, with what always guessing the middle of the range costs.
 
-    metric: theta_synth_l1, theta_density_l1 or theta_slope_l1. Other arguments as in `figure_1`, data as in `tables.curves`.
+    metric: theta_synth_l1, theta_density_l1 or theta_slope_l1. Otherwise as `figure_1`; data as in `tables.curves`.
     """
     figure, (ax,) = _start(runs, profile, 7.2, 1)
     data = _draw_curves(ax, runs, methods, metric)
@@ -280,8 +281,8 @@ def figure_4(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot
 def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, str]) -> Plot:
     """One metric of every method, seed by seed, beside the paper's mean.
 
-    metric: any of `tables.METRICS`. Other arguments as in `figure_1`. data: method, source ("ours", "paper"), seed (blank for
-    a mean), n_seeds, value, ci95.
+    metric: any of `tables.METRICS`. Other arguments as in `figure_1`. data: method, source ("ours", "paper"), seed
+    (blank for a mean), n_seeds, value, ci95.
     """
     figure, (ax,) = _start(runs, profile, 7.2, 1)
     sides, rows = {"ours": tables.cells_of(runs), "paper": tables.paper_cells()}, []
@@ -333,8 +334,9 @@ def figure_5(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot
 
 @_themed
 def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: str, not_run: dict[str, str]) -> Plot:
-    """Figure 6: probability of each path over the uniform one, in the plane of FM rate and AM rate; the synthesizer's range is
-    the dashed rectangle. Spins +1 and -1 share a centre and are shown by their mean; low-pass paths have no FM rate.
+    """Figure 6: probability of each path over the uniform one, in the plane of FM rate and AM rate; the synthesizer's
+    range is the dashed rectangle. Spins +1 and -1 share a centre and are shown by their mean; low-pass paths have no FM
+    rate.
 
     paths: task -> `tables.modulation_of_paths`. ranges: task -> am_hz and fm_oct_per_s. not_run: task -> why it has no
     probabilities. data: the rows of `paths` with their task.
@@ -375,8 +377,8 @@ def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: s
 def drum_features(runs: Sequence[Run], metrics: Sequence[str], profile: str, not_run: dict[str, str]) -> Plot:
     """Some measures of drum sounds by method, aligned and misaligned: ours above, the paper's below.
 
-    runs: of the TR-808 tasks and this profile. metrics: of `tables.METRICS`. data: task, source ("ours", "paper"), method, metric,
-    n_seeds, value, ci95.
+    runs: of the TR-808 tasks and this profile. metrics: of `tables.METRICS`. data: task, source ("ours", "paper"),
+    method, metric, n_seeds, value, ci95.
     """
     figure, axes = _start(runs, profile, 12.0, len(metrics), TR808, rows=2)
     sides, rows, notes = {"ours": tables.cells_of(runs), "paper": tables.paper_cells()}, [], []

@@ -1,8 +1,9 @@
-"""The published numbers of the SCRAPL paper (Mitcheltree et al., ICLR 2026, arXiv 2602.11145), under this project's names.
+"""The published numbers of the SCRAPL paper (Mitcheltree et al., arXiv 2602.11145), under this project's names.
 
-In data_published: ``published_tables.csv``, Tables 1 to 9 and Figures 1 and 3 as printed; ``published_granular_seeds.json``, the
-authors' values seed by seed behind Tables 2 and 6; ``published_hyperparameters.toml``, Tables 10 to 12; ``names.toml``, what this
-project calls the methods and metrics of these files.
+In data_published: ``published_tables.csv``, Tables 1 to 9 and Figures 1 and 3 as printed;
+``published_granular_seeds.json``, the authors' values seed by seed behind Tables 2 and 6;
+``published_hyperparameters.toml``, Tables 10 to 12; ``names.toml``, what this project calls the methods and metrics of
+these files.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from .tasks import METHODS, check_name
 
 DATA = Path(__file__).resolve().parent / "data_published"
 HYPERPARAMETERS = tomllib.loads((DATA / "published_hyperparameters.toml").read_text(encoding="utf-8"))
-"""What the authors ran SCRAPL with, by table ("table_10" granular, "table_11" chirplet, "table_12" TR-808) and field of a run's
-config."""
+"""What the authors ran SCRAPL with, by table ("table_10" granular, "table_11" chirplet, "table_12" TR-808) and field of
+a run's config."""
 
 NAMES = tomllib.loads((DATA / "names.toml").read_text(encoding="utf-8"))
 """This project's names and units for those of the data files."""
 
 
 class Published(NamedTuple):
-    """A printed number: value (float, or "<0.01" for a p-value so printed), 95 % half-width (NaN: none printed), seeds."""
+    """A printed number: value (float, or "<0.01" for a p-value so printed), 95 % half-width (NaN: none), seeds."""
 
     value: float | str
     ci95: float
@@ -49,8 +50,8 @@ def _only(table: pd.DataFrame, column: str, wanted: str) -> pd.DataFrame:
 
 
 def published(table: str, method: str, metric: str, condition: str | None = None) -> Published:
-    """The number printed in `table` ("table_1" .. "table_9", "figure_1", "figure_3") for `method` (this project's names,
-    or "plus_padam", "plus_psaga", "plus_theta_is" in Table 6) and `metric`, in the unit the table prints.
+    """The number printed in `table` ("table_1" .. "table_9", "figure_1", "figure_3") for `method` (this project's
+    names, or "plus_padam", "plus_psaga", "plus_theta_is" in Table 6) and `metric`, in the unit the table prints.
 
     condition: needed where the table has several per method (chirplet ranges; "micro", "meso").
     A value printed as blank (never converged) is NaN. Raises ValueError naming the nearest entry for what is not there.
@@ -66,7 +67,7 @@ def published(table: str, method: str, metric: str, condition: str | None = None
 
 
 def step_ms() -> dict[str, float]:
-    """Milliseconds of one training step by method in the paper's Figure 1: the loss (Table 5) plus encoder and synthesizer.
+    """Milliseconds of a training step by method in the paper's Figure 1: loss (Table 5), encoder and synthesizer.
 
     Table 5 has one SCRAPL: its variants share the loss. Measured on an RTX A5000, batch 4, 32768 samples.
     """

@@ -1,9 +1,10 @@
 """The report card: each claim of the paper and each cell of its tables, ours beside the paper's, with a verdict.
 
-data_published/claims.csv holds the claims: what is claimed, where, and the sides it compares, separated by "|"; a method of a side
-stands for its runs of the claim's task, or of that after "@". The rules that judge claims are functions of this module: they take
-the sides, each a list of `Cell`, and return (text, verdict); their docstrings are the rules as printed. Notebook 09 says which
-rules were changed with records in view; so were the suspected causes written.
+data_published/claims.csv holds the claims: what is claimed, where, and the sides it compares, separated by "|"; a
+method of a side stands for its runs of the claim's task, or of that after "@". The rules that judge claims are
+functions of this module: they take the sides, each a list of `Cell`, and return (text, verdict); their docstrings are
+the rules as printed. Notebook 09 says which rules were changed with records in view; so were the suspected causes
+written.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def _graded(holds: bool, in_part: bool) -> str:
 
 
 def lower(groups: Groups) -> tuple[str, str]:
-    """Holds: for every pair from the two sides the 95 % interval of the first lies below that of the second; in part: the
-    means of every pair are in this order."""
+    """Holds: for every pair from the two sides the 95 % interval of the first lies below that of the second; in part:
+    the means of every pair are in this order."""
     top = max(groups[0], key=lambda cell: cell.mean + cell.half_width)
     bottom = min(groups[1], key=lambda cell: cell.mean - cell.half_width)
     of = [f" (the {name} of {len(group)})" * (len(group) > 1) for name, group in zip(("highest", "lowest"), groups)]
@@ -62,8 +63,8 @@ def lower(groups: Groups) -> tuple[str, str]:
 
 
 def within_factor_2(groups: Groups) -> tuple[str, str]:
-    """Holds: the mean is at most twice the other side's (of several methods, the mean of their means); in part: so with the
-    95 % intervals taken at their favourable ends."""
+    """Holds: the mean is at most twice the other side's (of several methods, the mean of their means); in part: so with
+    the 95 % intervals taken at their favourable ends."""
     (a,), others = groups
     mean, half_width = (sum(getattr(b, name) for b in others) / len(others) for name in ("mean", "half_width"))
     other = str(others[0]) if len(others) == 1 else f"{number(mean)}, the mean of {len(others)}"
@@ -79,23 +80,23 @@ def within_a_quarter(groups: Groups) -> tuple[str, str]:
 
 
 def grows(groups: Groups) -> tuple[str, str]:
-    """Holds: the other side's mean is more than a quarter above, and the two 95 % intervals lie apart; in part: more than a
-    quarter above."""
+    """Holds: the other side's mean is more than a quarter above, and the two 95 % intervals lie apart; in part: more
+    than a quarter above."""
     ((a,), (b,)) = groups
     above, apart = b.mean > 1.25 * a.mean, a.mean + a.half_width < b.mean - b.half_width
     return f"ratio {number(b.mean / a.mean)}: {a} → {b}", _graded(above and apart, above)
 
 
 def at_chance(groups: Groups) -> tuple[str, str]:
-    """Holds: every mean is at least 90 % of chance, which is what always guessing the middle costs on the run's own grid (mean
-    |θ - 1/2| over its points: 242 per mille for the paper's 32, 235 for 16); in part: some are."""
+    """Holds: every mean is at least 90 % of chance, which is what always guessing the middle costs on the run's own
+    grid (mean |θ - 1/2| over its points: 242 per mille for the paper's 32, 235 for 16); in part: some are."""
     guessing = [cell.mean >= 0.9 * cell.chance for cell in groups[0]]
     text = ", ".join(map(str, groups[0])) + f" (chance {number(groups[0][0].chance)})"
     return text, _graded(all(guessing), any(guessing))
 
 
 def _paired(groups: Groups) -> list[tuple[float, float, float]]:
-    """`paired_comparison` of each method with the next over their common seeds; empty when a pair has too few of them."""
+    """`paired_comparison` of each method with the next over their common seeds; empty if a pair has too few."""
     cells, results = [cell for group in groups for cell in group], []
     for before, after in itertools.pairwise(cells):
         seeds = before.seeds.index.intersection(after.seeds.index)
@@ -132,9 +133,9 @@ def falls_in_order(groups: Groups) -> tuple[str, str]:
 
 
 def improves(groups: Groups) -> tuple[str, str]:
-    """Holds: the mean paired difference over seeds is negative with p < 0.01 (paired t-test); in part: negative. Where the values
-    by seed are not known (the paper's), holds: the two 95 % intervals lie apart; in part: the means are in this order. The
-    improvement is that of the means, in percent."""
+    """Holds: the mean paired difference over seeds is negative with p < 0.01 (paired t-test); in part: negative. Where
+    the values by seed are not known (the paper's), holds: the two 95 % intervals lie apart; in part: the means are in
+    this order. The improvement is that of the means, in percent."""
     (before,), (after,) = groups
     text = f"{100 * (1 - after.mean / before.mean):.0f} %: {before} → {after}"
     if before.seeds is None or after.seeds is None:
@@ -151,8 +152,8 @@ RULES = (lower, within_factor_2, within_a_quarter, grows, at_chance, falls_in_or
 
 
 class Claim(NamedTuple):
-    """A claim of the paper: where it stands, the sides it compares (task and method of each cell), in which metric, by which
-    rule."""
+    """A claim of the paper: where it stands, the sides it compares (task and method of each cell), in which metric, by
+    which rule."""
 
     text: str
     place: str
@@ -167,7 +168,7 @@ class Claim(NamedTuple):
 
 
 def _side(text: str, task: str) -> list[tuple[str, str]]:
-    """ "jtfs MSS@tr808_micro" -> [("tr808_meso", "jtfs"), ("tr808_micro", "mss_linear"), ...] for a claim of tr808_meso."""
+    """ "jtfs MSS@tr808_micro" -> [("tr808_meso", "jtfs"), ("tr808_micro", "mss_linear"), ...] if task is tr808_meso."""
     names = (word.partition("@") for word in text.split())
     return [(place or task, method) for name, _, place in names for method in GROUPS.get(name, (name,))]
 
@@ -183,8 +184,8 @@ def _read_claims() -> dict[str, list[Claim]]:
 
 
 CLAIMS = _read_claims()
-"""What the paper claims, by report card; of Table 6, where it prints p < 0.01; of theta-IS on chirplets, where Tables 3 and 7 print
-both values."""
+"""What the paper claims, by report card; of Table 6, where it prints p < 0.01; of theta-IS on chirplets, where Tables 3
+and 7 print both values."""
 
 
 def _by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -192,7 +193,7 @@ def _by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _suspected_cause(claim: Claim, used: Groups, runs: dict[str, list[Run]], ours: Cells) -> str:
-    """What may stand behind a claim that does not hold, or only in part, as far as its runs show it. used: its groups of cells."""
+    """What may stand behind a claim that does not hold, or only in part, as its runs show it. used: its cells."""
     causes, n = [], min(cell.n for group in used for cell in group)
     if claim.judge in PAIRED and _paired(used)[0][2] >= ALPHA and n < 20:
         few, many = (stats.t.ppf(1 - ALPHA / 2, count - 1) for count in (n, 20))
@@ -238,16 +239,16 @@ def report_card(
 ) -> pd.DataFrame:
     """The claims of one of `PARTS` judged by the runs of one profile; write it with `tables.write_table`.
 
-    runs: as `records.load_runs` gives them; those of other tasks are not looked at. not_run: method -> why it has no runs.
-    costs: milliseconds of a step, see `tables.step_costs`: claims on time are judged by these, not by the runs, whose steps shared
-    the machine with others.
-    Columns claim, place (in the paper), profile, unit, ours, seeds ("5" or "3 to 5"), paper, paper_verdict (the same rule on the
-    paper's numbers), verdict, p_value (of the paired test, uncorrected, where the rule has one), suspected_cause (of claims that do
-    not hold or only in part), left_out, rule.
-    The verdict is "holds", "holds in part" or "does not hold" by the rule; "too few seeds" when a side of the comparison has
-    no method with 3 seeds that have the value (failed ones and, for steps, those that never converged do not), or a pair
-    fewer than 3 in common; "not run" when a side has no run. left_out names the methods of the claim left out of it for
-    that, and failed seeds, with the reason.
+    runs: as `records.load_runs` gives them; those of other tasks are not looked at. not_run: method -> why not.
+    costs: milliseconds of a step, see `tables.step_costs`: claims on time are judged by these, not by the runs, whose
+    steps shared the machine with others.
+    Columns claim, place (in the paper), profile, unit, ours, seeds ("5" or "3 to 5"), paper, paper_verdict (the same
+    rule on the paper's numbers), verdict, p_value (of the paired test, uncorrected, where the rule has one),
+    suspected_cause (of claims that do not hold or only in part), left_out, rule.
+    The verdict is "holds", "holds in part" or "does not hold" by the rule; "too few seeds" when a side of the
+    comparison has no method with 3 seeds that have the value (failed ones and, for steps, those that never converged do
+    not), or a pair fewer than 3 in common; "not run" when a side has no run. left_out names the methods of the claim
+    left out of it for that, and failed seeds, with the reason.
     """
     by_task, rows = _by_task(runs), []
     ours = tables.cells_of(run for run in runs if run.task in PARTS[part])
@@ -304,24 +305,26 @@ def summary(card: pd.DataFrame) -> str:
 
 MARGIN, LEVEL = 0.2, 0.05
 RULE = (
-    f"Verdicts, by the first rule that applies. Not run: there is no run or measurement of ours. Reduced problem: of another "
-    f"profile than paper, not to be compared number by number. Other machine: a cost. Not printed: the paper's cell is blank. "
-    f"Too few seeds: ours are fewer than {LEAST_SEEDS}. Equivalent: two one-sided t-tests (Welch; against the printed value as "
-    f"it stands where the paper has no interval) put the difference within {100 * MARGIN:.0f} % of the paper's value, p < "
-    f"{LEVEL}. Intervals overlap: the two 95 % intervals do, which shows neither a difference nor equivalence. Different: they "
-    f"do not. Shares of seeds are judged by overlap alone, of their Wilson intervals. Table 6 compares differences."
+    f"Verdicts, by the first rule that applies. Not run: there is no run or measurement of ours. Reduced problem: of "
+    f"another profile than paper, not to be compared number by number. Other machine: a cost. Not printed: the paper's "
+    f"cell is blank. Too few seeds: ours are fewer than {LEAST_SEEDS}. Equivalent: two one-sided t-tests (Welch; "
+    f"against the printed value as it stands where the paper has no interval) put the difference within "
+    f"{100 * MARGIN:.0f} % of the paper's value, p < {LEVEL}. Intervals overlap: the two 95 % intervals do, which "
+    f"shows neither a difference nor equivalence. Different: they do not. Shares of seeds are judged by overlap alone, "
+    f"of their Wilson intervals. Table 6 compares differences."
 )
 """How `cells` judges; stated before there was a run of the profile paper."""
 
 CARDS = (
-    "The verdict on each claim, by the paper's own numbers and by the runs of each profile. p: the paired t-test of ours, where "
-    "the rule has one; p holm: the same corrected (Holm) over the claims tested of one table of the paper; of Table 6, `cells` "
-    "corrects over all its tests, claimed or not. The correction changes no verdict: the rules ask for p < 0.01 uncorrected."
+    "The verdict on each claim, by the paper's own numbers and by the runs of each profile. p: the paired t-test of "
+    "ours, where the rule has one; p holm: the same corrected (Holm) over the claims tested of one table of the paper; "
+    "of Table 6, `cells` corrects over all its tests, claimed or not. The correction changes no verdict: the rules ask "
+    "for p < 0.01 uncorrected."
 )
 COSTS = {"median_time": "ms", "iqr": "iqr_ms", "max_memory": "mib"}  # metric as printed: column of table_5.csv
 COLUMNS = (
-    "table task method metric unit n_seeds mean ci95 paper_mean paper_ci95 paper_n difference percent equivalence_p verdict p_value "
-    "p_holm paper_p paper_p_holm note records"
+    "table task method metric unit n_seeds mean ci95 paper_mean paper_ci95 paper_n difference percent equivalence_p "
+    "verdict p_value p_holm paper_p paper_p_holm note records"
 ).split()
 
 
@@ -331,7 +334,7 @@ def compared(profile: str) -> list[str]:
 
 
 def _table_5(folder: Path) -> pd.DataFrame:
-    """Table 5 in the columns of `tables.paper_table`, from what notebook 08_cost measured; n_seeds counts the calls timed."""
+    """Table 5, as `tables.paper_table`, from what notebook 08_cost measured; n_seeds counts the calls timed."""
     stored = tables.read_table(folder / "table_5.csv", ["method", "n", *COSTS.values(), "note"]).set_index("method")
     rows = []
     for method, (metric, column) in itertools.product(published.methods_in("table_5"), COSTS.items()):
@@ -380,10 +383,10 @@ def _records(cell: Any, profile: str, there: set[tuple[str, str]]) -> str:
 def cells(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Path) -> pd.DataFrame:
     """Every cell that the paper's Tables 1 to 9 print, 258, beside ours; judged by `RULE`.
 
-    runs: of all tasks and one profile. not_run: method -> why it has no runs. folder: holds table_5.csv of notebook 08_cost.
-    Columns `COLUMNS`: mean and ci95 as each table has them; difference (ours minus the paper's), also in percent of the paper's
-    value; of Table 6 p-values of the paired tests, corrected (Holm) over the table, paper_p as printed, paper_p_holm from the
-    authors' seeds; records: the folders (below `output`) that the cell is made of.
+    runs: of all tasks and one profile. not_run: method -> why it has no runs. folder: with table_5.csv of 08_cost.
+    Columns `COLUMNS`: mean and ci95 as each table has them; difference (ours minus the paper's), also in
+    percent of the paper's value; of Table 6 p-values of the paired tests, corrected (Holm) over the table, paper_p as
+    printed, paper_p_holm from the authors' seeds; records: the folders (below `output`) that the cell is made of.
     """
     sixth = tables.table_6(tables.cells_of(runs), not_run)
     theirs = tables.table_6(tables.seed_cells(published.authors_seeds()), {})
@@ -402,8 +405,9 @@ def cells(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Pa
 
 
 def cards(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Path) -> pd.DataFrame:
-    """The verdicts of all report cards of one profile: columns part, claim, place, paper_verdict ("" of costs), verdict, p_value,
-    p_holm (over the claims of a place). Arguments as in `cells`; costs are those that notebook 08_cost judged."""
+    """The verdicts of all report cards of one profile: columns part, claim, place, paper_verdict ("" of costs),
+    verdict, p_value, p_holm (over the claims of a place). Arguments as in `cells`; costs are those that notebook
+    08_cost judged."""
     every = {part: report_card(part, runs, not_run, profile, tables.step_costs(folder)) for part in PARTS}
     costs = tables.read_table(folder / "cost_card.csv", ["claim", "verdict"])
     every["cost"] = costs.assign(place="Table 5", paper_verdict="", p_value=NAN)
@@ -413,8 +417,9 @@ def cards(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Pa
 
 
 def claims(by_profile: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """`cards` of several profiles side by side: columns part, claim, place, paper_verdict (by the paper's own numbers), and of each
-    profile profile_<name>_verdict ("not run" for a claim it does not have), profile_<name>_p and profile_<name>_p_holm."""
+    """`cards` of several profiles side by side: columns part, claim, place, paper_verdict (by the paper's own numbers),
+    and of each profile profile_<name>_verdict ("not run" for a claim it does not have), profile_<name>_p and
+    profile_<name>_p_holm."""
     sides = []
     for profile, card in by_profile.items():
         side = card.set_index(["part", "claim", "place", "paper_verdict"]).set_axis(["verdict", "p", "p_holm"], axis=1)
@@ -426,7 +431,7 @@ def claims(by_profile: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def comparison(
     runs: dict[str, Sequence[Run]], not_run: dict[str, str], profile: str, output: Path
 ) -> dict[str, tuple[pd.DataFrame, str]]:
-    """The tables "cells" (of `profile`) and "claims" (of all), each with its caption. runs: by profile, of `compared`."""
+    """The tables "cells" (of `profile`) and "claims" (of all) with their captions. runs: by profile, of `compared`."""
     folders = {name: Path(output) / "results" / name / "tables" for name in runs}
     table = cells(runs[profile], not_run, profile, folders[profile])
     counts = ", ".join(f"{verdict} {n}" for verdict, n in table["verdict"].value_counts().items())

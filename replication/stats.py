@@ -1,4 +1,4 @@
-"""Means, intervals and paired tests, as the paper computes its Tables 1, 2 and 6; tests that compare ours with printed ones."""
+"""Means, intervals and paired tests, as in the paper's Tables 1, 2 and 6; tests of ours against printed numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _finite(values: Sequence[float], name: str, least: int) -> np.ndarray:
 def mean_ci95(values: Sequence[float]) -> tuple[float, float]:
     """Mean and 95 % half-width 1.96 * population std / sqrt(n), in the unit of `values` (n,).
 
-    One value has no spread: its half-width is NaN, which tables leave blank. Raises ValueError for none or non-finite ones.
+    One value has no spread: its half-width is NaN, a blank in tables. Raises ValueError for none or non-finite ones.
 
     >>> mean_ci95([1.0, 3.0])  # 1.96 * 1 / sqrt(2)
     (2.0, 1.3859292911256331)
@@ -48,17 +48,18 @@ def paired_comparison(a: Sequence[float], b: Sequence[float]) -> tuple[float, fl
 
 
 def standard_error(half_width: float, n: int, paired: bool = False) -> float:
-    """Sample std / sqrt(n) behind a 95 % half-width over n values: that of `mean_ci95`, or, paired, of `paired_comparison`."""
+    """Sample std / sqrt(n) behind a 95 % half-width over n values, of `mean_ci95` or (paired) `paired_comparison`."""
     if paired:
         return float(half_width / stats.t.ppf(0.975, n - 1))
     return float(half_width / 1.96 * np.sqrt(n / (n - 1)))
 
 
 def equivalence(difference: float, sides: Sequence[tuple[float, int]], margin: float) -> float:
-    """p-value of two one-sided t-tests (TOST, Schuirmann 1987): small when a difference of means lies between -margin and margin.
+    """p-value of two one-sided t-tests (TOST, Schuirmann 1987): small when a difference of means lies between -margin
+    and margin.
 
-    sides: (standard error, n) of the two means (Welch's test), or of the one that is compared with a fixed number. The p-value is
-    the larger of the two. Without any spread it is 0 or 1.
+    sides: (standard error, n) of the two means (Welch's test), or of the one that is compared with a fixed number. The
+    p-value is the larger of the two. Without any spread it is 0 or 1.
     """
     variances, freedoms = np.array([(error**2, n - 1) for error, n in sides]).T
     if not variances.any():
@@ -74,8 +75,8 @@ def share_ci95(percent: float, n: int) -> tuple[float, float]:
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p-values (n,) corrected for all of them together (Holm 1979): the i-th smallest of m times m - i + 1, at least the one before
-    it, at most 1. NaN, a test not made, stays and does not count."""
+    """p-values (n,) corrected for all of them together (Holm 1979): the i-th smallest of m times m - i + 1, at least
+    the one before it, at most 1. NaN, a test not made, stays and does not count."""
     p_values = np.asarray(p_values, dtype=np.float64)
     corrected = np.full_like(p_values, np.nan)
     order = np.argsort(p_values)[: np.isfinite(p_values).sum()]  # NaN sort last

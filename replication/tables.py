@@ -1,7 +1,7 @@
 """Tables of the paper, from records only.
 
-Tables are tidy: one row per method and metric, numbers unrounded (`write_table` stores them as CSV); `show` turns one into
-the wide, rounded text that people read, which is also the Markdown file beside the CSV.
+Tables are tidy: one row per method and metric, numbers unrounded (`write_table` stores them as CSV); `show` turns one
+into the wide, rounded text that people read, which is also the Markdown file beside the CSV.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def _read_metrics() -> dict[str, Metric]:
 
 METRICS = _read_metrics()
 DRUM_SCALES = (
-    "MSS and JTFS distances times 1000, loudness times 100, centroid times 10, as printed; centroid and flatness are weighted by "
-    "the decibels above silence."
+    "MSS and JTFS distances times 1000, loudness times 100, centroid times 10, as printed; centroid and flatness are "
+    "weighted by the decibels above silence."
 )
 TABLES = {  # number: metrics
     1: ("theta_synth_l1", "theta_density_l1", "theta_slope_l1"),
@@ -70,13 +70,13 @@ ABLATION, SAMPLERS, DRUM_METHODS = methods_in(2)[::-1], methods_in(3)[::-1], met
 
 
 def chance_permille(grid_size: int) -> float:
-    """What always guessing 1/2 costs: mean |theta - 1/2| over the points (i + 1) / (grid_size + 1) of a grid; 242 for 32."""
+    """What always guessing 1/2 costs: mean |theta - 1/2| over the points (i + 1) / (grid_size + 1); 242 for 32."""
     return 1000 * sum(abs((i + 1) / (grid_size + 1) - 0.5) for i in range(grid_size)) / grid_size
 
 
 class Cell(NamedTuple):
-    """One method in one metric: mean, 95 % half-width (0 where none is known), number of seeds, values by seed if known, and
-    what guessing costs on its grid."""
+    """One method in one metric: mean, 95 % half-width (0 where none is known), number of seeds, values by seed if
+    known, and what guessing costs on its grid."""
 
     label: str
     mean: float
@@ -107,7 +107,7 @@ def _cell(task: str, method: str, mean: float, ci95: float, *more: Any) -> Cell:
 
 
 def seed_cells(values: pd.DataFrame) -> Cells:
-    """Cells of a table with columns task, method, seed, metric, value and grid_size, such as `published.authors_seeds`."""
+    """Cells of a table with columns task, method, seed, metric, value, grid_size, as `published.authors_seeds` has."""
     cells = {}
     for key, group in values.dropna(subset="value").groupby(["task", "method", "metric"], sort=False):
         seeds = group.set_index("seed")["value"].sort_index()
@@ -116,8 +116,8 @@ def seed_cells(values: pd.DataFrame) -> Cells:
 
 
 def cells_of(runs: Iterable[Run]) -> Cells:
-    """The test values of the finished runs, those of the TR-808 tasks scaled as the paper prints them, and train_step_ms, the
-    median over a run's training steps. What no run has is absent."""
+    """The test values of the finished runs, those of the TR-808 tasks scaled as the paper prints them, and
+    train_step_ms, the median over a run's training steps. What no run has is absent."""
     rows = []
     for run in (run for run in runs if run.ok):
         scales = {name: metric.drum_scale for name, metric in METRICS.items() if run.task in TR808}
@@ -136,8 +136,8 @@ def cost_cells(ms: dict[str, float]) -> Cells:
 
 @cache
 def paper_cells() -> Cells:
-    """The paper's numbers: from the authors' seeds where they are known, else as printed (Tables 1, 3, 4, 7 to 9, Figure 3; costs of
-    Figure 1). What never converged is left out."""
+    """The paper's numbers: from the authors' seeds where they are known, else as printed (Tables 1, 3, 4, 7 to 9,
+    Figure 3; costs of Figure 1). What never converged is left out."""
     places = [(f"table_{n}", task, m) for task in TASKS.values() for n in task.tables if n != 2 for m in TABLES[n]]
     cells = cost_cells(published.step_ms())
     for table, task, metric in [*places, ("figure_3", TASKS["granular"], "jtfs_distance")]:
@@ -149,7 +149,7 @@ def paper_cells() -> Cells:
 
 
 def step_costs(folder: Path) -> dict[str, float]:
-    """Milliseconds of a training step by method: Table 5's loss plus encoder and synthesizer, as `published.step_ms` has it.
+    """Milliseconds of a training step by method: Table 5's loss plus encoder and synthesizer; see `published.step_ms`.
 
     folder: holds table_5.csv, written by notebook 08_cost. Without it {}: nothing was measured.
     """
@@ -158,7 +158,7 @@ def step_costs(folder: Path) -> dict[str, float]:
 
 
 def curve_values(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_synth_l1") -> pd.DataFrame:
-    """Validation values of `metric` of finished runs, at the steps all seeds of a method share: columns method, step, value."""
+    """Validation values of finished runs at the steps all seeds of a method share: columns method, step, value."""
     parts, runs = [pd.DataFrame(columns=["method", "step", "value"])], list(runs)
     for method in methods:
         histories = [run.history for run in runs if run.method == method and run.ok]
@@ -214,12 +214,14 @@ def paper_table(number: int, runs: Sequence[Run], not_run: dict[str, str]) -> pd
     2  the ablation: test L1 of theta, total variation (both per mille), steps to a validation L1 of 100 per mille
     3  chirplet accuracy: test L1 of AM and FM in per mille with uniform and with theta-importance sampling
     7  chirplet convergence: share of seeds in percent that reach a validation L1 of 100 per mille, and their steps
-    4, 8, 9  reconstructions of drum sounds: audio distances; L1 of loudness, spectral centroid and flatness of the transient;
-       of the decay. The Fréchet distance of log-mel statistics stands beside FAD, which takes EnCodec's weights; it is ours
+    4, 8, 9  reconstructions of drum sounds: audio distances; L1 of loudness, spectral centroid and flatness of the
+       transient; of the decay. The Fréchet distance of log-mel statistics stands beside FAD, which takes EnCodec's
+       weights; it is ours
 
     runs: of one profile; those of other tasks are not looked at. not_run: method -> why it has no runs.
-    Columns task (not in Tables 1 and 2), method, metric, unit, n_seeds, n_failed, mean, ci95 (1.96 population std / sqrt(n); NaN
-    for one seed), paper_mean, paper_ci95, paper_n, note. Steps are averaged over the seeds that converged; the note counts others.
+    Columns task (not in Tables 1 and 2), method, metric, unit, n_seeds, n_failed, mean, ci95 (1.96 population std /
+    sqrt(n); NaN for one seed), paper_mean, paper_ci95, paper_n, note. Steps are averaged over the seeds that converged;
+    the note counts others.
     """
     methods = {1: methods_in(1), 2: ABLATION, 3: SAMPLERS, 7: SAMPLERS}.get(number, DRUM_METHODS)
     rows, tasks = [], [task for task in TASKS.values() if number in task.tables]
@@ -252,9 +254,10 @@ def pairs(cells: Cells, task: str, before: str, after: str, metric: str) -> tupl
 def table_6(cells: Cells, not_run: dict[str, str]) -> pd.DataFrame:
     """Table 6, what each technique changes: paired differences over seeds, 95 % t interval, paired t-test.
 
-    cells: `cells_of(runs)`, or `seed_cells(published.authors_seeds())` to recompute the printed table. Pairs are the seeds in which
-    both variants have the value; a seed without one (failed, or never converged) is left out and n_seeds says how many remain.
-    Columns as in `paper_table`, with p_value and paper_p ("<0.01" where so printed) and without n_failed.
+    cells: `cells_of(runs)`, or `seed_cells(published.authors_seeds())` to recompute the printed table. Pairs are the
+    seeds in which both variants have the value; a seed without one (failed, or never converged) is left out and n_seeds
+    says how many remain. Columns as in `paper_table`, with p_value and paper_p ("<0.01" where so printed) and without
+    n_failed.
     """
     rows = []
     for step, (_, before, after) in STEPS.items():
@@ -276,8 +279,9 @@ def table_6(cells: Cells, not_run: dict[str, str]) -> pd.DataFrame:
 
 
 def theta_is_effect(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
-    """What theta-importance sampling changes on the chirplet tasks: paired differences over seeds (with minus without), 95 % t
-    interval, paired t-test, and the improvement of the mean in percent, beside the one in the paper's Tables 3 and 7.
+    """What theta-importance sampling changes on the chirplet tasks: paired differences over seeds (with minus without),
+    95 % t interval, paired t-test, and the improvement of the mean in percent, beside the one in the paper's Tables 3
+    and 7.
 
     The improvement takes the same pairs; steps are compared where both seeds converged, and the note says how many did.
     Arguments as in `paper_table`. Columns task, method, metric, unit, n_seeds, mean, ci95, p_value, improvement,
@@ -301,8 +305,9 @@ def theta_is_effect(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFram
 
 
 def modulation_of_paths(probabilities: pd.DataFrame, config: dict[str, Any]) -> pd.DataFrame:
-    """Where the paths of a chirplet task lie: `probabilities` (columns path_idx, rate, scale, spin, probability, ...) with am_hz
-    = rate, fm_oct_per_s = rate / scale (infinite for the low-pass paths), over_uniform = probability times the number of
+    """Where the paths of a chirplet task lie: `probabilities` (columns path_idx, rate, scale, spin, probability, ...)
+    with am_hz = rate, fm_oct_per_s = rate / scale (infinite for the low-pass paths), over_uniform = probability times
+    the number of
     paths, and inside: whether the path's centre lies in the synthesizer's range, or within 1 % of its border.
 
     config: of a run, with sample_rate_hz, am_hz and fm_oct_per_s.
@@ -317,10 +322,11 @@ def modulation_of_paths(probabilities: pd.DataFrame, config: dict[str, Any]) -> 
 
 
 def mass_in_range(paths: dict[str, pd.DataFrame], not_run: dict[str, str]) -> pd.DataFrame:
-    """How much of the probability theta-importance sampling gives to the paths inside each synthesizer's range of AM and FM.
+    """How much of the probability theta-importance sampling gives to the paths inside each synthesizer's range of AM
+    and FM.
 
-    paths: task -> `modulation_of_paths`. not_run: task -> why it has none. Columns task, n_paths, n_inside, mass (sum of the
-    probabilities of the paths inside), uniform (their share of all paths), ratio, note.
+    paths: task -> `modulation_of_paths`. not_run: task -> why it has none. Columns task, n_paths, n_inside, mass (sum
+    of the probabilities of the paths inside), uniform (their share of all paths), ratio, note.
     """
     rows = []
     for task in CHIRPLETS:
@@ -334,14 +340,17 @@ def mass_in_range(paths: dict[str, pd.DataFrame], not_run: dict[str, str]) -> pd
     return pd.DataFrame(rows, columns=["task", "n_paths", "n_inside", "mass", "uniform", "ratio", "note"])
 
 
-def table_10(configs: dict[str, dict[str, Any]], printed: str = "table_10") -> pd.DataFrame:
-    """Table 10, hyperparameters, or "table_11" or "table_12": columns name, one per config of the code that runs, paper (as
-    printed), and note, which marks the rows where the last config differs from the paper. What a side does not have is blank."""
+def table_10(configs: dict[str, dict[str, Any]], task: str = "granular") -> pd.DataFrame:
+    """Table 10, the hyperparameters of the granular task, or by another `task` Table 11 or 12.
+
+    Columns name, one per config of the code that runs, paper (as printed), and note, which marks the rows where the
+    last config differs from the paper. What a side does not have is blank.
+    """
 
     def text(value: Any) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value).replace("(", "[").replace(")", "]")
 
-    sides = {**configs, "paper": published.HYPERPARAMETERS[printed]}
+    sides = {**configs, "paper": published.HYPERPARAMETERS[TASKS[task].hyperparameters]}
     rows = []
     for name in dict.fromkeys(name for side in sides.values() for name in side):
         texts = [text(side[name]) if name in side else "" for side in sides.values()]
@@ -373,8 +382,8 @@ def _p_text(p_value: float) -> str:
 
 
 def show(table: pd.DataFrame) -> pd.DataFrame:
-    """A tidy table as people read it: one row per method, "ours" and "paper" per metric, rounded; of a report card what one
-    looks for; of all cells (`report_card.cells`) one row each; of others the numbers rounded."""
+    """A tidy table as people read it: one row per method, "ours" and "paper" per metric, rounded; of a report card what
+    one looks for; of all cells (`report_card.cells`) one row each; of others the numbers rounded."""
     if "verdict" in table and "equivalence_p" not in table:
         return table.drop(columns=["profile", "paper_verdict", "p_value", "rule"], errors="ignore")
     if "task" in table:

@@ -4,7 +4,7 @@ smoke  toy size, everything in minutes on two cores; its numbers mean nothing
 quick  a reduced problem for a laptop, on which the paper's ordering shows
 paper  the hyperparameters of the paper (Tables 10 to 12), for a CUDA GPU
 
-A new method is an entry of `METHODS`, a new task one of `TASKS`: docs/add_a_method.md. Sizes are in data_tasks/tasks.toml.
+A new method is an entry of `METHODS`, a new task one of data_tasks/tasks.toml: docs/add_a_method.md.
 """
 
 import functools
@@ -120,8 +120,8 @@ class RunConfig:
 
     @property
     def flat(self) -> dict[str, object]:
-        """The config as the record keeps it; fields that are None do not apply to the run and are left out, so that a new
-        kind of run may bring fields of its own without making older records stale."""
+        """The config as the record keeps it; fields that are None do not apply to the run and are left out, so that a
+        new kind of run may bring fields of its own without making older records stale."""
         unused = _TRAINING if self.method == IMPORTANCE else ()
         return {name: value for name, value in asdict(self).items() if value is not None and name not in unused}
 
@@ -130,8 +130,8 @@ class RunConfig:
         return TASKS[self.task].make_synth(self)
 
     def data(self) -> ThetaGrid | OneShots:
-        """The task's parameters, synthesizer seeds and folds; or its sounds, which start without the common delay, and their
-        split, which is the seed's own."""
+        """The task's parameters, synthesizer seeds and folds; or its sounds, which start without the common delay, and
+        their split, which is the seed's own."""
         return TASKS[self.task].make_data(self)
 
     def encoder(self) -> Encoder:
@@ -157,7 +157,7 @@ class RunConfig:
         return arguments | ({"log1p": True} if self.rho == "log1p" else {})
 
     def derived(self) -> dict[str, int]:
-        """What follows from the config and is worth knowing beside it: sizes of the transform, of the encoder, of the run."""
+        """What follows from the config and is worth knowing: sizes of the transform, of the encoder, of the run."""
         known = self.sounds == CIRCUIT  # without rendering them
         n_train = OneShots.sizes(sum(_circuit_counts(self).values()))[0] if known else len(self.data().train)
         return {
@@ -178,10 +178,10 @@ class Method:
     """A way to train the encoder, and how tables and figures show it.
 
     style: colour (Okabe & Ito, Tol), marker and line in every figure.
-    make_loss: takes a `RunConfig` and returns the loss. loss: the loss's name in it, by default the method's own; methods that
-        differ in optimizer or path probabilities only share a loss.
-    tables: the paper's tables it stands in; it is run on the tasks that have them. A method of your own stands in Table 1, with
-        blank cells where the paper's would be.
+    make_loss: takes a `RunConfig` and returns the loss. loss: the loss's name in it, by default the method's own;
+        methods that differ in optimizer or path probabilities only share a loss.
+    tables: the paper's tables it stands in; it is run on the tasks that have them. A method of your own stands in Table
+        1, with blank cells where the paper's would be.
     optimizer: of `OPTIMIZERS`. gradient_scale: multiplies a loss whose gradient is below Adam's eps; not with log1p.
     step_cost: of a step relative to a SCRAPL step, roughly, to order runs and tell the time left.
     not_run: why it is not run unless asked for by name.
@@ -237,10 +237,10 @@ class Task:
     """A problem of sound matching, and where the paper has it.
 
     label: what tables call it. kind: "granular", "chirplet" or "tr808". condition: what published_tables.csv calls it.
-    tables: the paper's tables of its results, by which `methods_of` finds its methods. hyperparameters: the table of these.
+    tables: the paper's tables of its results, by which `methods_of` finds its methods. hyperparameters: theirs.
     make_synth, make_data: take a `RunConfig` and return its synthesizer and its data.
-    sizes: of a profile the fields of `RunConfig` that differ from its defaults, `seeds`, their number, and `only`, a dict
-        from a method to such fields of its own.
+    sizes: of a profile the fields of `RunConfig` that differ from its defaults, `seeds`, their number, and `only`, a
+        dict from a method to such fields of its own.
     """
 
     name: str
@@ -290,7 +290,8 @@ _DATA = {"granular": _theta_grid, "chirplet": _theta_grid, "tr808": _one_shots}
 
 
 def _read_tasks() -> dict[str, Task]:
-    """The tasks of data_tasks/tasks.toml. A field of the task itself goes before its kind's, and that before the granular one."""
+    """The tasks of data_tasks/tasks.toml. A field of the task itself goes before its kind's, and that before the
+    granular one."""
 
     def frozen(value: Any) -> Any:
         return tuple(map(frozen, value)) if isinstance(value, list) else value
@@ -318,7 +319,7 @@ TR808 = {name: task for name, task in TASKS.items() if task.kind == "tr808"}
 
 @functools.cache
 def _recordings(folder: str) -> str:
-    """What a config says of a folder of recordings: a hash of what of it is read, names and contents, wherever it lies."""
+    """What a config says of a folder of recordings: a hash of the names and contents that are read, not its place."""
     digest = hashlib.sha256()
     for name, path in audio_files(Path(folder).expanduser().resolve())[0].items():
         digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -326,7 +327,7 @@ def _recordings(folder: str) -> str:
 
 
 def make_config(task: str, method: str, seed: int, profile: str, **changes: object) -> RunConfig:
-    """The config of one run; `changes` replace single fields (for experiments of your own: records then count as stale).
+    """The config of one run; `changes` replace single fields, for experiments of your own (records get stale).
 
     Raises: ValueError for unknown names, with the nearest valid one; TypeError for a field of the wrong type.
     """
@@ -348,8 +349,8 @@ def make_config(task: str, method: str, seed: int, profile: str, **changes: obje
 
 
 def importance_config(task: str, profile: str, **changes: object) -> RunConfig:
-    """The path probabilities that the `scrapl` runs of all seeds draw from, as a config: what decides them, and their place
-    among the runs. They come from the initial weights of seed 0; `changes` as in `make_config`."""
+    """The path probabilities that the `scrapl` runs of all seeds draw from, as a config: what decides them, and their
+    place among the runs. They come from the initial weights of seed 0; `changes` as in `make_config`."""
     return replace(make_config(task, "scrapl", 0, profile, **changes), method=IMPORTANCE)
 
 
@@ -373,8 +374,8 @@ def grid(
 ) -> list[RunConfig]:
     """The configs of a task's runs, by method and seed: all of the profile, or those asked for.
 
-    A method of NOT_RUN must be asked for by name; its pretrained model is then loaded here, and its weights downloaded if
-    this is their first use, so that no run is started that cannot load it.
+    A method of NOT_RUN must be asked for by name; its pretrained model is then loaded here, and its weights downloaded
+    if this is their first use, so that no run is started that cannot load it.
 
     Raises: ValueError for unknown names, and for a method whose model cannot be loaded, with the reason and what to do.
     """
@@ -416,10 +417,11 @@ def run_cost(config: RunConfig) -> float:
 
 
 def by_worth(found: dict[RunConfig, str]) -> list[RunConfig]:
-    """The missing ones of `found`, a dict from run to its state on disk, in the order in which a limited time is best spent.
+    """The missing ones of `found` (run -> its state on disk), in the order in which a limited time is best spent.
 
-    One seed of every task and method, then a second one of each, and so on; within such a round the cheap before the dear, by
-    `run_cost`, which counts path probabilities that are missing too. These come right before the first run that needs them.
+    One seed of every task and method, then a second one of each, and so on; within such a round the cheap before the
+    dear, by `run_cost`, which counts path probabilities that are missing too. These come right before the first run
+    that needs them.
     """
 
     def missing(*configs: RunConfig | None) -> list[RunConfig]:

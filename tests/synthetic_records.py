@@ -84,7 +84,7 @@ def write_chirplet(output, task, method, seed, am, fm, am_steps=100, fm_steps=20
 
 
 def write_drums(output, task, method, seed, loudness, jtfs=1.0, profile="quick"):
-    """Write one run of a TR-808 task, times `spread`: transient loudness in dB, a tenth of it in the decay, JTFS distance."""
+    """Write one run of a TR-808 task, times `spread`: transient loudness in dB, a tenth in the decay, JTFS distance."""
     test = {"jtfs_distance": jtfs, "mss_log_linear_distance": 1.0, "frechet_log_mel": 5.0}
     test |= {f"transient_{name}_l1": loudness for name in ("loudness", "spectral_centroid")}
     test = {metric: spread(seed) * value for metric, value in (test | {"decay_loudness_l1": loudness / 10}).items()}

@@ -1,4 +1,4 @@
-"""What must not move while code does: the identity of committed records, and every table and claim computed from them."""
+"""What must not move while code does: the identity of committed records, every table and claim computed from them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The report card: rules at their borders, the paper's own numbers, claims and cells of made-up runs, and the command."""
+"""The report card: rules at their borders, the paper's own numbers, claims and cells of made-up runs."""
 
 import math
 import os

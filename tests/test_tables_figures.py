@@ -164,7 +164,7 @@ def test_table_10_puts_the_config_beside_the_paper():
 def test_the_code_runs_what_is_printed(number, task):
     config, printed = make_config(task, "scrapl", 0, "paper"), HYPERPARAMETERS[f"table_{number}"]
     flat = config.flat | config.derived()
-    table = tables.table_10({"paper profile": flat}, f"table_{number}")
+    table = tables.table_10({"paper profile": flat}, task)
     ranges = {name: value for name, value in printed.items() if name.split()[0] in ("slow", "moderate", "fast")}
     assert set(table["note"]) == {""} and set(printed) - set(ranges) <= set(flat) and len(ranges) == 5 * (number == 11)
     assert number != 12 or flat["n_weights"] == 724_642
@@ -255,7 +255,7 @@ def test_figures_are_written_with_their_numbers_and_caption(runs, tmp_path, name
 
 
 def test_the_users_own_settings_change_no_figure_and_no_table(runs, tmp_path):
-    """matplotlib, seaborn, numpy, pandas, torch and the locale, all set oddly, warnings as errors: the same bytes, and the settings stay."""
+    """matplotlib, seaborn, numpy, pandas, torch, the locale, all set oddly, warnings as errors: the same bytes."""
 
     def everything(folder):
         plots = {name: draw(name, runs) for name in FIGURES} | {
@@ -377,7 +377,7 @@ SLOW, MODERATE = "chirplet_slow_slow", "chirplet_slow_moderate"
 
 @pytest.fixture(scope="module")
 def chirplets(tmp_path_factory):
-    """Two of the four tasks; in the first theta-IS takes AM from 100 to 60, a seed never converges in FM, and one failed."""
+    """Two tasks; in the first theta-IS takes AM from 100 to 60, a seed never converges in FM, and one failed."""
     output = tmp_path_factory.mktemp("chirplets")
     for seed in range(5):
         synthetic.write_chirplet(output, SLOW, "scrapl_no_theta_is", seed, 100, 80, 500, None if seed == 1 else 400)

@@ -1,4 +1,4 @@
-"""The grid of experiments: the paper's hyperparameters as literals, names and types it must refuse, a method and a task of one's own."""
+"""The grid of experiments: the paper's hyperparameters as literals, what it refuses, methods and tasks of one's own."""
 
 import sys
 
@@ -98,7 +98,7 @@ def test_losses_and_optimizers_are_those_that_a_config_names():
 )
 @pytest.mark.parametrize("method", ["scrapl", "scrapl_no_theta_is"])
 def test_chirplets_of_the_paper_and_of_the_quick_profile(task, am_hz, fm_oct_per_s, method):
-    """Quick: a lower sample rate; rates and seconds stay, wavelets at the chirp's frequency are as long as the paper's."""
+    """Quick: a lower sample rate; rates and seconds stay, wavelets at the chirp's frequency are as long."""
     assert task in CHIRPLETS and len(CHIRPLETS) == 4 and set(methods_of(task)) == {"scrapl", "scrapl_no_theta_is"}
     config, quick = (make_config(task, method, 0, profile) for profile in ("paper", "quick"))
     granular = ("n_grains", "grain_samples", "slope_hop")
@@ -198,7 +198,7 @@ def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, re
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "msclap", None)  # import fails, as without the extra
         patch.setitem(sys.modules, "panns_AT_inference", None)
-        says = rf"method {method!r} is not run: {reason}: {method} needs .* could not be loaded .*\[embeddings\].*downloaded once"
+        says = rf"method {method!r} is not run: {reason}: {method} needs .* could not be loaded .*\[embeddings\].*once"
         with pytest.raises(ValueError, match=says):
             grid("granular", "smoke", [method])
     loaded = []
@@ -232,8 +232,9 @@ def test_a_task_of_ones_own_is_one_object(monkeypatch):
 
 
 def test_order_of_worth(monkeypatch):
-    """One seed of every cell, then the next; cheap before dear; path probabilities, and what they cost, with the first run
-    that waits for them. Costs in units of a granular SCRAPL run: tr808 0.045, chirplet 0.25, each times the method's."""
+    """One seed of every cell, then the next; cheap before dear; path probabilities, and what they cost, with the first
+    run that waits for them. Costs in units of a granular SCRAPL run: tr808 0.045, chirplet 0.25, each times the
+    method's."""
     monkeypatch.delenv("TR808_DIR", raising=False)
     chirplet, drums = "chirplet_slow_slow", "tr808_micro"
     states = {
