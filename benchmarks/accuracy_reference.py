@@ -3,11 +3,12 @@
     python benchmarks/accuracy_reference.py [--peers INTERPRETER]
 
 The authors' package runs in an interpreter of its own (`make peers`). Two things are kept, both of the granular
-configuration: the waveform gradient of every path on the white noise of tests/reference/granular.npz, as its norm and 64
-random projections (a sketch, from which the norm of a difference is found within about 20 %); and on 12 granular textures
-the gradient of five paths of each n2 in (density, slope), theirs in float32 and ours in float64. A loss's waveform gradient,
-in its own precision, is taken through the synthesizer in float64, so that nothing but the loss's rounding differs. (Theirs
-in float64 differs from ours by 2e-7 to 5e-5, nearly as much as in float32: no measure of rounding.)
+configuration: the waveform gradient of every path on the white noise of tests/reference/granular.npz, as its norm and
+64 random projections (a sketch, from which the norm of a difference is found within about 20 %); and on 12 granular
+textures the gradient of five paths of each n2 in (density, slope), theirs in float32 and ours in float64. A loss's
+waveform gradient, in its own precision, is taken through the synthesizer in float64, so that nothing but the loss's
+rounding differs. (Theirs in float64 differs from ours by 2e-7 to 5e-5, nearly as much as in float32: no measure of
+rounding.)
 """
 
 import argparse

@@ -5,11 +5,11 @@
     update       P-Adam and P-SAGA on 604,106 weights, once all 315 paths have been drawn
     step         a whole training step, batch 32: constant-Q transform, encoder, synthesizer, loss, backward, update
 
-Granular configuration; the audio is noise of unit norm, in `step` granular textures. Each side runs in an interpreter of
-its own (the authors' package cannot live beside kymatio) and they take turns call by call, so that whatever else the machine
-does falls on both; while one works the other waits for its next line. Ratios are taken pair by pair, then their median.
-A part writes results/bench/<part>.csv (every pair) and .json (settings, provenance); the table printed last is made from
-whatever parts are there, and is results/bench/summary.csv and .md.
+Granular configuration; the audio is noise of unit norm, in `step` granular textures. Each side runs in an interpreter
+of its own (the authors' package cannot live beside kymatio) and they take turns call by call, so that whatever else the
+machine does falls on both; while one works the other waits for its next line. Ratios are taken pair by pair, then their
+median. A part writes results/bench/<part>.csv (every pair) and .json (settings, provenance); the table printed last is
+made from whatever parts are there, and is results/bench/summary.csv and .md.
 """
 
 import argparse
@@ -33,14 +33,14 @@ SIDES = ("ours", "scrapl_loss")
 BATCH = {"single_path": 4, "jtfs": 4, "update": 1, "step": 32}
 REPETITIONS = {"single_path": 7, "jtfs": 2, "update": 40, "step": 1}
 FILL = {"update": 315}  # paths drawn before timing starts; in step each path's first call, which is not timed, draws it
-VALUES = {  # what the two sides compute, to see that they do the same work; the authors' P-SAGA differs from the paper's in details
+VALUES = {  # what the two sides compute, to see that they do the same work; the authors' P-SAGA is not quite the paper's
     "update": "lengths of updates",
     "step": "losses, after updates that differ in details,",
 }
 OFFICIAL_JTFS_GIB = 20  # what the official full JTFS takes with a batch of 4
 
 
-# ---- one side, in its own interpreter -----------------------------------------------------------------------------------
+# ---- one side, in its own interpreter -------------------------------------------------------------------------------
 
 
 def noise(batch: int, seed: int) -> torch.Tensor:
@@ -182,7 +182,8 @@ PARTS = {"single_path": single_path, "jtfs": jtfs, "update": update, "step": ste
 
 
 def worker(side: str, part: str, batch: int, fill: int, threads: int) -> None:
-    """Reads {"path", "repetition"} line by line, answers with milliseconds, value and peak memory of the process so far."""
+    """Reads {"path", "repetition"} line by line, answers with milliseconds, value and peak memory of the process so
+    far."""
     torch.set_num_threads(threads)
     out, sys.stdout = sys.stdout, sys.stderr
     prepare = PARTS[part](side, batch, fill)
@@ -195,7 +196,7 @@ def worker(side: str, part: str, batch: int, fill: int, threads: int) -> None:
         print(json.dumps({"ms": ms, "value": value(), "peak_mib": peak}), file=out, flush=True)
 
 
-# ---- both sides in turn -------------------------------------------------------------------------------------------------
+# ---- both sides in turn ---------------------------------------------------------------------------------------------
 
 
 def cases(part: str, repetitions: int) -> tuple[list, int]:
@@ -259,8 +260,10 @@ def measure(part: str, pythons: dict[str, str], batch: int, repetitions: int, fi
                 if repetition >= 0:
                     rows.append(row)
                     print(
-                        "{part}: path {path_idx:3d} (n2 {n2:2d}, n_fr {n_fr:2d}): {ours_ms:9.1f} ms ours, {scrapl_loss_ms:9.1f} ms "
-                        "scrapl-loss, {times_faster:6.2f} times faster".format_map({"part": part} | row),
+                        "{part}: path {path_idx:3d} (n2 {n2:2d}, n_fr {n_fr:2d}): {ours_ms:9.1f} ms ours, "
+                        "{scrapl_loss_ms:9.1f} ms scrapl-loss, {times_faster:6.2f} times faster".format_map(
+                            {"part": part} | row
+                        ),
                         flush=True,
                     )
     finally:
@@ -373,7 +376,8 @@ def main() -> None:
     if args.side:
         side, part, *numbers = args.side
         return worker(side, part, *map(int, numbers))
-    ask = "from importlib.metadata import version; print(*(f'{name} {version(name)}' for name in ('scrapl-loss', 'torch', 'scipy')))"
+    packages = "('scrapl-loss', 'torch', 'scipy')"
+    ask = f"from importlib.metadata import version; print(*(f'{{name}} {{version(name)}}' for name in {packages}))"
     try:
         peers = subprocess.run([args.peers, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError) as error:

@@ -1,7 +1,8 @@
 """What the losses cost on this machine, for notebook 08_cost: Table 5 of the paper, and how cost grows.
 
-Time: forward and backward with respect to the reconstruction, by torch.utils.benchmark. Memory: the most that tensors took at once
-during such a call beyond what was there before it (inputs, filters), by the allocators' own count. Audio is noise of unit norm.
+Time: forward and backward with respect to the reconstruction, by torch.utils.benchmark. Memory: the most that tensors
+took at once during such a call beyond what was there before it (inputs, filters), by the allocators' own count. Audio
+is noise of unit norm.
 """
 
 import math
@@ -67,7 +68,8 @@ def model_call(config: RunConfig, batch: int, device: str) -> Callable:
 
 
 def times_ms(call: Callable, arguments: Sequence, least_s: float) -> np.ndarray:
-    """Milliseconds of call(argument), once for each, after two calls that are not timed; if there is one, for `least_s` seconds.
+    """Milliseconds of call(argument), once for each, after two calls that are not timed; if there is one, for `least_s`
+    seconds.
 
     At least three times then, so that one call during which the machine did something else is no median.
     """
@@ -121,10 +123,10 @@ def cost(call: Callable, arguments: Sequence, device: str, least_s: float, n_mem
 def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: float, bench: Path) -> pd.DataFrame:
     """Table 5: time and memory of every loss, and of encoder and synthesizer, beside the paper's.
 
-    n_paths: SCRAPL is measured on so many of its paths, evenly spaced; its memory on a quarter of them. least_s: seconds spent
-    on each other loss. bench: the folder `make bench` writes, which has the rows of the authors' package, at the granular
-    configuration. Columns (`COLUMNS`): n counts paths or runs, times_mss is over the mean of the four MSS. The paper's memory is
-    that of the whole process: P-loss stands for what all have in common.
+    n_paths: SCRAPL is measured on so many of its paths, evenly spaced; its memory on a quarter of them. least_s:
+    seconds spent on each other loss. bench: the folder `make bench` writes, which has the rows of the authors' package,
+    at the granular configuration. Columns (`COLUMNS`): n counts paths or runs, times_mss is over the mean of the four
+    MSS. The paper's memory is that of the whole process: P-loss stands for what all have in common.
     """
     rows = []
     for method in (name for name in METHODS if name in MEASURED or name in NOT_RUN):
@@ -161,10 +163,11 @@ def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: f
 def growth(
     config: RunConfig, batch: int, device: str, points: int, n_paths: int, least_s: float, methods: Sequence[str]
 ) -> pd.DataFrame:
-    """Time and memory as signal length, batch and P grow, the rest fixed: axis (of `AXES`), size, method, n, ms, iqr_ms, mib.
+    """Time and memory as signal length, batch and P grow, the rest fixed: axis (of `AXES`), size, method, n, ms,
+    iqr_ms, mib.
 
-    About `points` sizes on each axis; `batch` where that is not the axis. SCRAPL: the median over `n_paths` of its paths. P grows
-    with the wavelets per octave of the second order, Q2 and Q_fr.
+    About `points` sizes on each axis; `batch` where that is not the axis. SCRAPL: the median over `n_paths` of its
+    paths. P grows with the wavelets per octave of the second order, Q2 and Q_fr.
     """
     base, rows = config.transform(), []
     lengths = [(config.n_samples << k) >> points // 2 for k in range(points)]
@@ -197,8 +200,8 @@ def power_laws(data: pd.DataFrame) -> pd.DataFrame:
 def crossings(data: pd.DataFrame, one: str, others: Sequence[str]) -> pd.DataFrame:
     """Where the fitted times of `one` and of each other method are equal.
 
-    Columns axis, other, least_ratio and largest_ratio (one / other, as measured), size (NaN: their slopes differ by less than
-    0.1) and measured: whether that lies among the sizes measured.
+    Columns axis, other, least_ratio and largest_ratio (one / other, as measured), size (NaN: their slopes differ by
+    less than 0.1) and measured: whether that lies among the sizes measured.
     """
     rows = []
     for axis, group in data.groupby("axis", sort=False):

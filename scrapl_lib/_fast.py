@@ -7,14 +7,14 @@
     averaged_modulus    |psi Y| phi                            a matrix on either side
     times               A x
 
-A band is moved to bin 0, which multiplies its signal by a pure tone: a modulus does not see it. Of a signal of W samples,
-row r of R = W / M rows holds the samples r, r + R, r + 2 R, ... With t = R m + r and k = k' + M q (Cooley and Tukey)
+A band is moved to bin 0, which multiplies its signal by a pure tone: a modulus does not see it. A signal of W samples
+is held as R = W / M rows, row r with the samples r, r + R, r + 2 R, ... With t = R m + r, k = k' + M q (Cooley, Tukey)
 
     synthesis   z[r, m] = sum_k' e(k' m / M) e(k' r / W) sum_q e(q r / R) Z[k' + M q]
     analysis    U[k' + M q] = 1 / W sum_r e(-q r / R) e(-k' r / W) sum_m e(-k' m / M) u[r, m]
 
-The sums over m and k' are FFTs of length M, which stay in a core's cache; those over r and q are matrix products, and only
-those q are computed that hold a band. Modulus and average do not depend on the order of the samples.
+The sums over m and k' are FFTs of length M, which stay in a core's cache; those over r and q are matrix products, only
+of the q that hold a band. Modulus and average do not depend on the order of the samples.
 """
 
 import functools
@@ -263,9 +263,9 @@ def _items_apart(Y: Tensor) -> bool:
 class _Lanes:
     """How `averaged_modulus` cuts its work, and buffers that all pieces share: fresh memory costs more than arithmetic.
 
-    A lane is one of `n` parts of an item's time axis. On a CPU an item has one for each thread (of 3 for 2, of 6 for 4: a
-    power of two), and the lanes of one item are worked on at once: batched products and elementwise functions then give
-    each thread a lane of its own, which its cache holds. Elsewhere an item is one lane, all items are worked on at once.
+    A lane is one of `n` parts of an item's time axis. On a CPU an item has one for each thread (a power of two: 2 of 3,
+    4 of 6), and the lanes of one item are worked on at once: batched products and elementwise functions then give each
+    thread a lane of its own, which its cache holds. Elsewhere an item is one lane, and all items are worked on at once.
 
     Everything is real arithmetic: psi (lanes at once, 2 M, 2 n1) maps stacked real and imaginary parts to the same.
     """

@@ -16,7 +16,7 @@ R_PSI = math.sqrt(0.5)  # where neighbouring wavelets intersect
 
 
 class Wavelet(NamedTuple):
-    """Centre frequency and bandwidth of a Morlet wavelet, cycles per sample; its largest stride without aliasing is 2^j."""
+    """Centre frequency and bandwidth of a Morlet wavelet, cycles per sample, and the exponent j of its stride 2^j."""
 
     xi: float
     sigma: float

@@ -1,7 +1,7 @@
 """Second-order Taylor coefficients ("jets") of a function of U parameters, carried forward through a computation.
 
 A jet stacks the value f, its U first derivatives f_u, and its second derivatives f_uv for u <= v along dimension 1,
-K = 1 + U + U (U + 1) / 2 in all. A linear map acts on each of them alike; `modulus` and `log1p` follow the chain rule, and
+K = 1 + U + U (U + 1) / 2 in all. A linear map acts on each of them alike; `modulus` and `log1p` follow the chain rule,
 `distance` ends in numbers. For few parameters and many outputs this is far cheaper than two backward passes.
 """
 

@@ -95,13 +95,13 @@ class JTFS(nn.Module):
         if self.J >= self.shape.bit_length():
             at_least = 2**self.J if self.J < 64 else f"2^{self.J}"
             raise ValueError(f"J = {J} needs signals of at least 2^J = {at_least} samples, shape is {shape}; lower J")
-        with np.errstate(under="ignore"):  # tails of Gaussians
-            self._build_time()
-            self._build_frequency()
+        self._build_time()
+        self._build_frequency()
         self._build_paths()
 
     # ---- filters ------------------------------------------------------------------------------------------------
 
+    @np.errstate(under="ignore")  # tails of Gaussians
     def _build_time(self) -> None:
         n, everything = self.shape, isinstance(self.T, str) and self.T == "global"
         T = 2**self.J if self.T is None or everything else positive_int("T", self.T, " (or None, or 'global')")
@@ -117,10 +117,10 @@ class JTFS(nn.Module):
         self._kept = slice(0 if everything else first, end)
         self._phi_hat = np.eye(1, self.N)[0] if everything else gauss_1d(self.N, SIGMA0 / T)
         self._psi1, self._psi2 = wavelets(self.J, self.Q1), wavelets(self.J, self.Q2)
-        # first-order wavelets of one stride exponent are contiguous in n1
-        js = [w.j for w in self._psi1]
+        js = [w.j for w in self._psi1]  # equal ones are contiguous in n1
         self._groups = [(j, range(js.index(j), js.index(j) + js.count(j))) for j in sorted(set(js))]
 
+    @np.errstate(under="ignore")
     def _build_frequency(self) -> None:
         n1, step, bins = len(self._psi1), 2**self.J_fr, (self.J + 1) * self.Q1
         if self.J_fr >= max(n1, 8).bit_length():
@@ -141,11 +141,9 @@ class JTFS(nn.Module):
     def _build_paths(self) -> None:
         used = [n2 for n2, w2 in enumerate(self._psi2) if any(w1.j < w2.j for w1 in self._psi1)]
         pairs = [(n2, n_fr) for n2 in used for n_fr in range(len(self._psi_fr))]
-        self.paths = tuple(
-            Path(index, n2, n_fr, self._psi2[n2].xi, abs(w.xi) * self.Q1, int(np.sign(w.xi)))
-            for index, (n2, n_fr) in enumerate(pairs)
-            for w in [self._psi_fr[n_fr]]
-        )
+        about = [(self._psi2[n2].xi, self._psi_fr[n_fr].xi) for n2, n_fr in pairs]  # cycles per sample, per n1
+        paths = enumerate(zip(pairs, about, strict=True))
+        self.paths = tuple(Path(i, *pair, xi2, abs(xi) * self.Q1, int(np.sign(xi))) for i, (pair, (xi2, xi)) in paths)
         if not self.paths:
             raise ValueError(f"J = {self.J}, Q1 = {self.Q1}, Q2 = {self.Q2} leave no second-order path; raise J")
 
@@ -191,12 +189,10 @@ class JTFS(nn.Module):
         wavelet = self._psi_fr[n_fr]
         j = min(wavelet.j, self.log2_F)
         psi = circulant(morlet_1d(self.N_fr, wavelet.xi or None, wavelet.sigma), 2**j)[:, :n1]
+        stride = len(psi) if self.global_F else 2 ** (self.log2_F - j)
+        phi = circulant(fold(self._phi_fr_hat, len(psi)), stride).real
         if n_fr == 0 and not self.global_F:
             phi = np.eye(len(psi))
-        else:
-            phi = circulant(
-                fold(self._phi_fr_hat, len(psi)), len(psi) if self.global_F else 2 ** (self.log2_F - j)
-            ).real
         reach = np.abs(psi).max(axis=1)
         kept = reach > max(1e-10, torch.finfo(like.dtype).eps) * reach.max()
         return constant(psi[kept], like), constant(phi[:, kept], like)
@@ -262,8 +258,7 @@ class JTFS(nn.Module):
             pieces += [(g, i, n1s, first, psi) for g, n1s in groups]
             ffts.append(self._fft(self._width(j2), like))
             shapes.append((len(like), groups[-1][1].stop, ffts[-1].whole_rows(len(psi))))
-        bands = cut(pieces, shapes, self.N, *spectra)
-        return [fft.synthesis(band).flatten(-2) for fft, band in zip(ffts, bands, strict=True)]
+        return [fft.synthesis(Z).flatten(-2) for fft, Z in zip(ffts, cut(pieces, shapes, self.N, *spectra))]
 
     def coefficients(self, Y2: Tensor, paths: Sequence[Path], jets: Jets | None = None) -> list[Tensor]:
         """S = |Y2 *_n1 psi_n_fr| * phi_T *_n1 phi_F of `paths`, all of one n2: each (B, log-frequency, frames).
@@ -288,7 +283,7 @@ class JTFS(nn.Module):
         u = torch.fft.irfft(U[..., : n // 2 + 1] * self._phi_spectrum(n, U.real), n=n, norm="forward")
         return u[..., :: n // self.n_frames]
 
-    # ---- what a user calls --------------------------------------------------------------------------------------
+    # ---- paths, one or all --------------------------------------------------------------------------------------
 
     def path(self, x: Tensor, index: int) -> Tensor:
         """Coefficients of one path: (batch, 1, shape) -> (batch, log-frequency, time), all padded frames kept.
@@ -334,8 +329,7 @@ class JTFS(nn.Module):
         check_audio(x, "x", self.shape)
         n2s = sorted({path.n2 for path in self.paths})
         spectra = self._first_order(x, n2s, self.J + 1)
-        groups = zip(self._groups, spectra, strict=True)
-        S1 = torch.cat([self._average(U, self._width(j)) for (j, _), U in groups], dim=1)
+        S1 = torch.cat([self._average(U, self._width(j)) for (j, _), U in zip(self._groups, spectra)], dim=1)
         filters = [self._scale_filters(n_fr, S1.shape[1], S1) for n_fr in range(self.first_order_paths)]
         first = [times(phi, modulus(psi @ S1.to(psi.dtype))) for psi, phi in filters]
         return first, dict(zip(n2s, self._bands(spectra, n2s), strict=True))

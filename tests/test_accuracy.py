@@ -54,11 +54,12 @@ def test_a_float64_gradient_on_textures_is_the_stored_one():
 
 
 def test_parameter_gradients_on_textures_are_as_accurate_as_the_official_ones():
-    """Error of float32 against float64 in (density, slope), ours over theirs, of each of 12 textures on five paths of each n2: for
-    no n2 is the geometric mean above 1 (found: 0.27 to 0.63, over all 0.45).
+    """Error of float32 against float64 in (density, slope), ours over theirs, of each of 12 textures on five paths of
+    each n2: for no n2 is the geometric mean above 1 (found: 0.27 to 0.63, over all 0.45).
 
-    A geometric mean over textures, because the largest errors are of a few whose |u| comes near 0, and those are a matter of luck on
-    both sides: relative L2 norms over the textures have ratios of 0.29 to 1.09 (over all 0.53; with a first FFT in float32 0.91).
+    A geometric mean over textures, because the largest errors are of a few whose |u| comes near 0, and those are a
+    matter of luck on both sides: relative L2 norms over the textures have ratios of 0.29 to 1.09 (over all 0.53; with a
+    first FFT in float32 0.91).
     """
     stored = reference("accuracy")
     assert stored["paths"].tolist() == FIVE_OF_EACH_N2 and {scrapl().jtfs.paths[i].n2 for i in FIVE_OF_EACH_N2} == set(

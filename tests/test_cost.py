@@ -1,6 +1,9 @@
 """What measures costs: fits, crossings, memory, Table 5's rows, and the benchmark's summary."""
 
 import itertools
+import os
+import subprocess
+import sys
 import time
 
 import bench
@@ -37,13 +40,10 @@ def test_crossings_are_where_the_times_are_equal():
     assert abs(found.loc["b", "size"] - 100) < 0.1 and abs(found.loc["c", "size"] - 25 / 9) < 0.01
     assert found["measured"].tolist() == [True, False]  # 2.8 lies below the least size
     assert abs(found.loc["b", "least_ratio"] - 0.625) < 1e-9 and abs(found.loc["b", "largest_ratio"] - 5) < 1e-9
-
-
-def test_parallel_laws_do_not_cross():
-    data = power_law_data()
-    assert np.isnan(
-        costs.crossings(pd.concat([data, data[data["method"] == "a"].assign(method="d", ms=7)]), "c", ["d"])["size"]
-    ).all()
+    parallel = (
+        power_law_data().replace({"method": {"b": "d"}}).assign(ms=lambda t: t["ms"].where(t["method"] == "c", 7))
+    )
+    assert np.isnan(costs.crossings(parallel, "c", ["d"])["size"]).all()
 
 
 def test_memory_is_the_most_held_at_once():
@@ -74,11 +74,8 @@ def test_one_stalled_call_does_not_decide():
     assert len(ms) >= 3 and np.median(ms) < 100
 
 
-def test_spread_takes_the_ends():
-    assert costs.spread(range(315), 3) == [0, 157, 314] and costs.spread([7], 5) == [7]
-
-
 def test_table_5_has_every_row_and_says_what_was_not_run(tmp_path):
+    assert costs.spread(range(315), 3) == [0, 157, 314] and costs.spread([7], 5) == [7]
     table = costs.table_5(make_config("granular", "jtfs", 0, "smoke"), 1, "cpu", 2, 0.001, tmp_path).set_index("method")
     assert set(methods_in("table_5")) <= set(table.index) and table.loc["scrapl", "n"] == 2
     assert (table.loc[list(costs.MEASURED), "ms"] > 0).all()
@@ -91,49 +88,25 @@ def test_the_committed_table_5_has_the_committed_benchmark():
     table = pd.read_csv(ROOT / "results/quick/tables/table_5.csv").set_index("method")
     for method, part in {"scrapl_official": "single_path", "jtfs_official": "jtfs"}.items():
         pairs = pd.read_csv(ROOT / f"results/bench/{part}.csv")
-        per_path = (
-            pairs.groupby("path_idx")["scrapl_loss_ms"].median() if part == "single_path" else pairs["scrapl_loss_ms"]
-        )
-        assert abs(table.loc[method, "ms"] - per_path.median()) < 1e-3, method
+        ms = pairs.groupby("path_idx")["scrapl_loss_ms"].median() if part == "single_path" else pairs["scrapl_loss_ms"]
+        assert abs(table.loc[method, "ms"] - ms.median()) < 1e-3, method
 
 
-def pairs(part, ours, official, n2s):
-    rows = [
-        {
-            "path_idx": n2,
-            "n2": n2,
-            "n_fr": 0,
-            "repetition": i,
-            "ours_ms": ours * 2**i,
-            "scrapl_loss_ms": official[n2] * 2**i,
-            "ours_value": 1.0,
-            "scrapl_loss_value": 1.0,
-            "ours_peak_mib": 100.0 + i,
-            "scrapl_loss_peak_mib": 1000.0 + i,
-        }
-        for n2 in n2s
-        for i in range(3)
-    ]
-    return pd.DataFrame(rows).assign(times_faster=lambda t: t["scrapl_loss_ms"] / t["ours_ms"])
+def pairs(ours, official, n2s):
+    """Three pairs for each n2, each twice as slow as the one before."""
+    rows = [(n2, n2, 0, i, ours * 2**i, official[n2] * 2**i, 100.0 + i, 1000.0 + i) for n2 in n2s for i in range(3)]
+    columns = "path_idx n2 n_fr repetition ours_ms scrapl_loss_ms ours_peak_mib scrapl_loss_peak_mib".split()
+    return pd.DataFrame(rows, columns=columns).assign(times_faster=lambda t: t["scrapl_loss_ms"] / t["ours_ms"])
 
 
 def test_summary_takes_each_path_once_and_ratios_pair_by_pair(tmp_path):
     n2s = range(4, 9)
-    pairs("single_path", 10.0, {n2: 200.0 - 20 * n2 for n2 in n2s}, n2s).to_csv(
-        tmp_path / "single_path.csv", index=False
-    )
-    pairs("jtfs", 5.0, {0: 100.0}, [0]).to_csv(tmp_path / "jtfs.csv", index=False)
+    pairs(10.0, {n2: 200.0 - 20 * n2 for n2 in n2s}, n2s).to_csv(tmp_path / "single_path.csv", index=False)
+    pairs(5.0, {0: 100.0}, [0]).to_csv(tmp_path / "jtfs.csv", index=False)
     table = bench.summary(tmp_path).set_index("what")
     single, lowest, jtfs, memory, update, _ = (table.iloc[i] for i in range(6))
-    assert (single["times"], single["ours"], single["scrapl_loss"], single["n_paths"], single["n_pairs"]) == (
-        8,
-        20,
-        160,
-        5,
-        15,
-    )
-    assert (lowest["times"], lowest["n_paths"]) == (10, 3)
-    assert (jtfs["times"], jtfs["ours"]) == (20, 10)
+    assert tuple(single[["times", "ours", "scrapl_loss", "n_paths", "n_pairs"]]) == (8, 20, 160, 5, 15)
+    assert (lowest["times"], lowest["n_paths"], jtfs["times"], jtfs["ours"]) == (10, 3, 20, 10)
     assert (memory["ours"], memory["scrapl_loss"], memory["unit"]) == (102, 1002, "MiB")
     assert update["note"] == "not run: make bench" and np.isnan(update["times"])
     assert "| 8.00 (6.00 to 10.0) | 4x | 5x | 5 | 15 |" in bench.as_text(bench.summary(tmp_path))
@@ -141,21 +114,25 @@ def test_summary_takes_each_path_once_and_ratios_pair_by_pair(tmp_path):
 
 def test_the_benchmark_takes_one_path_of_each_n2():
     paths, n_warm = bench.cases("single_path", 7)
-    assert (
-        len({path.n2 for path in paths}) == len(paths) == 21
-        and len({path.n_fr for path in paths}) == 15
-        and n_warm == 1
-    )
+    assert len({path.n2 for path in paths}) == len(paths) == 21 and n_warm == 1
+    assert len({path.n_fr for path in paths}) == 15 and len(bench.cases("step", 1)[0]) == 7
     drawn, n_warm = bench.cases("update", 40)
     assert len(drawn) == 40 and n_warm == 0 and len({path.index for path in drawn}) > 30
-    assert len(bench.cases("step", 1)[0]) == 7
 
 
 def test_our_side_of_the_benchmark_computes(monkeypatch):
     """Values of every part with a toy transform; the other side needs an environment of its own."""
     monkeypatch.setattr(bench, "CONFIG", make_config("granular", "jtfs", 0, "smoke").transform())
     for part in ("single_path", "jtfs"):
-        call = bench.PARTS[part]("ours", 2, 0)(path=3, repetition=0)
-        assert call()() > 0
+        assert bench.PARTS[part]("ours", 2, 0)(path=3, repetition=0)()() > 0
     call = bench.update("ours", 1, 2)(path=1)
     assert 0 < call()() < 1e-5 * 1.1 * 604106**0.5  # a first update is the sign of the gradient
+
+
+def test_the_benchmarks_other_side_needs_no_kymatio():
+    """Where kymatio cannot be imported: encoder, synthesizer and checks work, and the command says what it takes."""
+    code = "import sys; sys.modules['kymatio'] = None; import bench, scrapl_lib.checks; bench.encoder_and_synth()"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    command = [sys.executable, str(ROOT / "benchmarks/bench.py"), "--help"]
+    assert "--peers" in subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout

@@ -105,8 +105,8 @@ TINY_CONFIGS = {
 def test_every_path_is_the_one_of_the_definition(case):
     """Largest difference of any path to 1e-9 of its peak, in float64 (found: 2e-11).
 
-    What makes it more than rounding: rows of the log-frequency axis below 1e-10 of the peak are left out, and what lies beyond
-    the new Nyquist frequency is dropped where the definition folds it back.
+    What makes it more than rounding: rows of the log-frequency axis below 1e-10 of the peak are left out, and what lies
+    beyond the new Nyquist frequency is dropped where the definition folds it back.
     """
     config = TINY_CONFIGS[case]
     jtfs, x = JTFS(**config), noise(1, 1, config["shape"], seed=1)
@@ -149,7 +149,8 @@ def test_unpad_keeps_the_frames_of_the_signal():
 
 @pytest.fixture
 def both_ways(monkeypatch):
-    """Coefficients and gradient of one transform before and after `change(monkeypatch)`, compared to 1e-12 (gradient 1e-10)."""
+    """Coefficients and gradient of one transform before and after `change(monkeypatch)`, compared to 1e-12 (gradient
+    1e-10)."""
 
     def compare(change, T=200):
         jtfs, x = JTFS(**dict(TINY, T=T)), noise(2, 1, 512, seed=5).requires_grad_()
@@ -179,7 +180,8 @@ def test_the_backward_pass_is_the_plain_formula(both_ways):
 @pytest.mark.parametrize("chunk", [1, 10**9])
 @pytest.mark.parametrize(("threads", "on_gpu"), [(1, False), (2, False), (3, False), (1, True)])
 def test_neither_chunks_nor_lanes_nor_threads_matter(both_ways, chunk, threads, on_gpu):
-    """A lane for each thread (a power of two); one for each item, all at once, as on a GPU; pieces of 64 samples, or one."""
+    """A lane for each thread (a power of two); one for each item, all at once, as on a GPU; pieces of 64 samples, or
+    one."""
     before = torch.get_num_threads()
 
     def change(patch):
@@ -199,7 +201,8 @@ def test_neither_chunks_nor_lanes_nor_threads_matter(both_ways, chunk, threads, 
 
 
 def test_modulus_has_the_closed_forms_gradient_and_none_at_zero():
-    """g z / |z| with and without a graph, 0 at 0 and where |z| underflows; the second derivative is at most about g there."""
+    """g z / |z| with and without a graph, 0 at 0 and where |z| underflows; the second derivative is at most about g
+    there."""
     z = torch.tensor([3 + 4j, -1e-3j, 0, 1e-25 + 1e-25j, -2], dtype=torch.complex64, requires_grad=True)
     g = torch.tensor([2.0, -1, 1e8, 1, 0.5])
     expected = torch.tensor([1.2 + 1.6j, 1j, 0, 0, -0.5], dtype=torch.complex64)
@@ -317,15 +320,16 @@ def test_homogeneous():
 
 
 def chirp(n, octaves, centre=0.09):
-    """Rising exponential chirp of that many octaves around `centre` (cycles per sample), in a Hann window: (1, 1, n)."""
+    """Rising exponential chirp of that many octaves around `centre` (cycles per sample), in a Hann window: (1, 1,
+    n)."""
     rate = octaves / n
     phase = 2 * np.pi * centre / (rate * np.log(2)) * 2 ** (rate * (np.arange(n) - n / 2))
     return torch.from_numpy(np.sin(phase) * np.hanning(n)).reshape(1, 1, n)
 
 
 def test_time_reversal_swaps_the_spins():
-    """A rising chirp has its energy at spin +1, played backwards at -1, path by path (to 1e-3 of the largest energy: the
-    frames start at the other end of a stride)."""
+    """A rising chirp has its energy at spin +1, played backwards at -1, path by path (to 1e-3 of the largest energy:
+    the frames start at the other end of a stride)."""
     jtfs = JTFS(4096, 8, 8, 1, 3, 1)
     x = chirp(4096, 4)
     up, down = (jtfs(y)[0, jtfs.first_order_paths :].square().sum((1, 2)) for y in (x, x.flip(-1)))
@@ -398,7 +402,8 @@ def test_wavelets_have_zero_mean_and_the_low_pass_has_mean_one(scale_responses):
 
 
 def test_spins_are_mirrored(scale_responses):
-    """To 1e-4 of the peak: kymatio samples a wavelet's spectrum on [-1, 2), which cuts the tails of -xi at 4.6 sigma."""
+    """To 1e-4 of the peak: kymatio samples a wavelet's spectrum on [-1, 2), which cuts the tails of -xi at 4.6
+    sigma."""
     _, responses, paths = scale_responses
     half = sum(p.spin > 0 for p in paths)
     for n_fr in range(1, half + 1):

@@ -50,7 +50,8 @@ def legal(draw):
 @settings(**SETTINGS, max_examples=40)
 @given(legal(), st.integers(0, 2**20))
 def test_any_legal_configuration_works(config, which):
-    """Finite coefficients and gradients of the right shape; a path is its slice of the full transform within 1e-12, relatively."""
+    """Finite coefficients and gradients of the right shape; a path is its slice of the full transform within 1e-12,
+    relatively."""
     try:
         jtfs = JTFS(**config)
     except ValueError as error:
