@@ -142,19 +142,20 @@ def dense_m(
     """
 
     def grad_w(value: Tensor, **graph: bool) -> Tensor:
+        if not value.requires_grad:  # as the Jacobian of a linear encoder
+            return torch.zeros(sum(w.numel() for w in params), dtype=value.dtype, device=value.device)
         return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, params, materialize_grads=True, **graph)])
 
     theta = encode(x)
     L = loss(synthesize(theta), x, path_idx=path)
     (s,) = torch.autograd.grad(L, theta, create_graph=True)  # eq. 11: s_{n,u} = dL / dtheta_{n,u}
-    field = 0.0
-    for n in range(len(x)):
+    M = 0.0
+    for n in range(len(x)):  # eq. 12: M_u = d/dw sum_n s_{n,u} J_{n,u}, by the product rule
         J_nu = grad_w(theta[n, u], create_graph=True)
-        field = field + s[n, u] * J_nu
-    rows = []
-    for component in field:  # eq. 12: M_u = d/dw sum_n s_{n,u} J_{n,u}
-        rows.append(grad_w(component, retain_graph=True))
-    return torch.stack(rows)
+        ds_dw = grad_w(s[n, u], retain_graph=True)
+        dJ_dw = torch.stack([grad_w(component, retain_graph=True) for component in J_nu])
+        M = M + torch.outer(J_nu, ds_dw) + s[n, u] * dJ_dw
+    return M.detach()
 
 
 def dense_curvature(M: Tensor) -> float:

@@ -393,9 +393,9 @@ def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path,
         with monkeypatch.context() as patch:
             if until:
                 in_workers(f"""
-                    asked = []
-                    stop = signal.getsignal(signal.SIGUSR1)
-                    signal.signal(signal.SIGUSR1, lambda *arguments: (stop(*arguments), asked.append(True)))
+                    if step == 1:
+                        asked, stop = [], signal.getsignal(signal.SIGUSR1)
+                        signal.signal(signal.SIGUSR1, lambda *arguments: (stop(*arguments), asked.append(True)))
                     while step == 2 and seed == {until.seed} and not asked:
                         time.sleep(0.02)
                 """)

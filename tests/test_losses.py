@@ -44,7 +44,7 @@ def noise(*shape, seed=0, dtype=torch.float64):
 def relative_l2(found, expected):
     found, expected = torch.as_tensor(found), torch.as_tensor(expected)
     assert found.shape == expected.shape and torch.linalg.vector_norm(expected) > 0
-    return float(torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected))
+    return float((torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected)).detach())
 
 
 def both_losses(**change):
