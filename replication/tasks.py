@@ -4,7 +4,7 @@ smoke  toy size, everything in minutes on two cores; its numbers mean nothing
 quick  a reduced problem for a laptop, on which the paper's ordering shows
 paper  the hyperparameters of the paper (Tables 10 to 12), for a CUDA GPU
 
-A new method is an entry of `METHODS`, a new task one of data_tasks/tasks.toml: docs/add_a_method.md.
+A new method is an entry of `METHODS`, a new task one of data_tasks/tasks.toml: docs/adding.md.
 """
 
 import functools

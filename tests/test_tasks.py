@@ -211,7 +211,7 @@ def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, re
 
 
 def test_a_method_of_ones_own_is_one_object(monkeypatch):
-    """What docs/add_a_method.md adds; test_tables_figures shows it in tables and figures."""
+    """What docs/adding.md adds; test_tables_figures shows it in tables and figures."""
     mine = Method("mine", "Mine", ("#123456", "h", "-"), lambda config: mse_loss)
     monkeypatch.setitem(METHODS, "mine", mine)
     assert methods_of("granular")[-1] == "mine" and "mine" not in methods_of("tr808_meso")
