@@ -98,11 +98,13 @@ class WeightsUnavailable(RuntimeError):
 
 
 @contextmanager
-def pretrained(name: str, source: str) -> Iterator[None]:
-    """Says where weights come from; turns what fails in loading (import, network, file) into WeightsUnavailable."""
-    print(f"{name}: weights are downloaded at first use from {source}", file=sys.stderr, flush=True)
+def pretrained(name: str, source: str) -> Iterator[Callable[[], None]]:
+    """Turns what fails in loading (import, network, file) into WeightsUnavailable.
+
+    Yields a function to be called once the model's package is there: it says where weights come from.
+    """
     try:
-        yield
+        yield lambda: print(f"{name}: weights are downloaded at first use from {source}", file=sys.stderr, flush=True)
     except Exception as error:
         raise WeightsUnavailable(
             f"{name} needs a pretrained model that could not be loaded ({type(error).__name__}: {error}). "
@@ -111,15 +113,17 @@ def pretrained(name: str, source: str) -> Iterator[None]:
         ) from error
 
 
-def _load_ms_clap() -> nn.Module:
+def _load_ms_clap(announce: Callable[[], None]) -> nn.Module:
     from msclap import CLAP
 
+    announce()
     return CLAP(version="2023", use_cuda=False).clap.audio_encoder  # -> (batch, 1024), and class scores
 
 
-def _load_panns_wavegram_logmel() -> nn.Module:
+def _load_panns_wavegram_logmel(announce: Callable[[], None]) -> nn.Module:
     from panns_AT_inference.models import Wavegram_Logmel_Cnn14
 
+    announce()
     model = Wavegram_Logmel_Cnn14(
         sample_rate=32000, window_size=1024, hop_size=320, mel_bins=64, fmin=50, fmax=14000, classes_num=527
     )
@@ -152,7 +156,7 @@ _MS_CLAP_SOURCE = "Hugging Face microsoft/msclap (CLAP_weights_2023.pth) and gpt
 _PANNS_URL = "https://zenodo.org/records/3987831/files/Wavegram_Logmel_Cnn14_mAP%3D0.439.pth?download=1"
 _PANNS_MD5 = "17fa9ab65af3c0eb5ffbc5f65552c4e1"  # as Zenodo publishes it
 # name: (sample rate in Hz, samples, loader, where the weights come from)
-_EMBEDDINGS: dict[str, tuple[int, int, Callable[[], nn.Module], str]] = {
+_EMBEDDINGS: dict[str, tuple[int, int, Callable[[Callable[[], None]], nn.Module], str]] = {
     "ms_clap": (44100, 7 * 44100, _load_ms_clap, _MS_CLAP_SOURCE),
     "panns_wavegram_logmel": (32000, 10 * 32000, _load_panns_wavegram_logmel, _PANNS_URL),
 }
@@ -181,8 +185,8 @@ class EmbeddingLoss(nn.Module):
         self.name, self.sample_rate_hz = name, sample_rate_hz
         self.model_rate_hz, self.model_samples, load, source = _EMBEDDINGS[name]
         if embed is None:
-            with pretrained(name, source), own_surroundings():
-                embed = load()
+            with pretrained(name, source) as announce, own_surroundings():
+                embed = load(announce)
         self.embed = embed.requires_grad_(False)
         self.eval()
 

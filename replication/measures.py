@@ -204,9 +204,10 @@ def log_mel_statistics(x: Tensor, sample_rate_hz: float) -> Tensor:
 
 @functools.cache
 def _encodec() -> nn.Module:
-    with pretrained("FAD", ENCODEC_SOURCE):
+    with pretrained("FAD", ENCODEC_SOURCE) as announce:
         from encodec import EncodecModel
 
+        announce()
         return EncodecModel.encodec_model_24khz().encoder.eval()
 
 
