@@ -397,7 +397,7 @@ def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path,
                         asked, stop = [], signal.getsignal(signal.SIGUSR1)
                         signal.signal(signal.SIGUSR1, lambda *arguments: (stop(*arguments), asked.append(True)))
                     while step == 2 and seed == {until.seed} and not asked:
-                        time.sleep(0.02)
+                        wait()
                 """)
                 patch.setattr(__main__, "Budget", lambda end_s, stop_s: UntilSeen(until, tmp_path))
             else:
@@ -467,8 +467,7 @@ def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_be
     in_workers(f"""
         while step == int(os.environ["HOLD"]):
             pathlib.Path({str(standing)!r}).touch()
-            time.sleep(0.02)
-            __main__._watch_parent()
+            wait()
     """)
     arguments = ["--task=granular", f"--method={METHOD}", "--seeds=0", "--profile=smoke", f"--output={tmp_path}"]
 

@@ -156,12 +156,10 @@ def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterru
             if step == 5 and seed == 1:
                 raise ValueError("a bug")
             if step == 5 and seed != 1 and not standing.exists():
-                trainer.write_text_atomic = None
                 standing.with_suffix(".new").write_text(str(os.getppid()))
                 standing.with_suffix(".new").rename(standing)
                 while True:
-                    time.sleep(0.02)
-                    __main__._watch_parent()
+                    wait()
         """)
         thread = threading.Thread(target=disturb)
         thread.start()
