@@ -18,7 +18,9 @@ PINNED = ROOT / "tests" / "pinned_hashes.json"  # of the configs of all committe
 
 def committed() -> dict[str, str]:
     """Folder of each record, relative to results/, and the config hash written in it."""
-    found = sorted((ROOT / "results").glob("*/*/*/seed_*/run.json"))
+    found = sorted(
+        path for profile in ("quick", "paper") for path in (ROOT / "results" / profile).glob("*/*/seed_*/run.json")
+    )
     return {
         str(path.parent.relative_to(ROOT / "results")): json.loads(path.read_text(encoding="utf-8"))["config_hash"]
         for path in found
