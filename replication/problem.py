@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
-
-from .baselines import EmbeddingLoss, MSSLoss
 from .data import ThetaGrid
 from .measures import theta_l1
 from .records import n_cores
@@ -69,17 +66,10 @@ def make_deterministic(device: str) -> None:
     torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def make_loss(config: RunConfig, device: torch.device | str = "cpu") -> torch.nn.Module | Callable:
-    """The loss of a config: between parameters for p_loss, between sounds for all others."""
-    if config.loss == "p_loss":
-        return p_loss
-    if config.loss == "jtfs":
-        return JTFSLoss(**config.transform())
-    if config.loss == "scrapl":
-        return SCRAPLLoss(**config.transform(), seed=config.seed)
-    if config.loss.startswith("mss_"):
-        return MSSLoss(config.loss).to(device)
-    return EmbeddingLoss(config.loss, config.sample_rate_hz).to(device)
+def make_loss(config: RunConfig, device: torch.device | str = "cpu") -> Callable:
+    """The loss of a config, on the device: between parameters for p_loss, between sounds for all others."""
+    loss = config.make_loss()
+    return loss.to(device) if isinstance(loss, torch.nn.Module) else loss
 
 
 class Problem:
