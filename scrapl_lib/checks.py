@@ -147,7 +147,7 @@ def check_seed(seed: object, name: str = "seed") -> int:
     if not _is_int(seed):
         raise TypeError(f"{name} must be an integer from 0 to 2^64 - 1, got {seed!r}: for a float, use int(...)")
     if not 0 <= seed < 2**64:
-        raise ValueError(f"{name} must be from 0 to 2^64 - 1, got {seed}: take it modulo 2^64")
+        raise ValueError(f"{name} must be an integer from 0 to 2^64 - 1, got {seed}: take it modulo 2^64")
     return int(seed)
 
 
