@@ -7,6 +7,8 @@ import io
 import math
 import pathlib
 import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -15,11 +17,12 @@ import torch
 
 from scrapl_lib import JTFS, _fast
 from scrapl_lib import jtfs as jtfs_module
-from scrapl_lib.checks import check_audio
+from scrapl_lib.checks import check_audio, check_name, check_seed
 from scrapl_lib.jets import Jets
 from scrapl_lib.reference import path_by_definition
 
-REFERENCE = pathlib.Path(__file__).parent / "reference"
+ROOT = pathlib.Path(__file__).parents[1]
+REFERENCE = ROOT / "tests/reference"
 OFFICIAL = {  # configuration, number of paths; values computed with scrapl-loss 0.1.0
     "small": (dict(shape=4096, J=8, Q1=4, Q2=1, J_fr=2, Q_fr=1), 42),
     "granular": (dict(shape=32768, J=12, Q1=8, Q2=2, J_fr=3, Q_fr=2), 315),
@@ -294,10 +297,22 @@ def test_filters_made_in_inference_mode_serve_training_and_copies_make_their_own
     assert len(file.getvalue()) < 100_000  # no filters
 
 
+def test_a_fresh_process_that_takes_warnings_for_errors():
+    """Import and a step of both losses; T is so close to shape that kymatio would warn."""
+    code = """
+import torch
+from scrapl_lib import JTFSLoss, SCRAPLLoss
+for Loss in (JTFSLoss, SCRAPLLoss):
+    loss = Loss(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1, T=500)
+    loss(torch.randn(2, 1, 512, requires_grad=True), torch.randn(2, 1, 512)).backward()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
+
+
 # ---- scale, precision, batch ----------------------------------------------------------------------------------------
 
 
-def test_batch_and_dtype():
+def test_items_and_precisions_agree():
     jtfs, x = JTFS(**TINY), noise(3, 1, 512, seed=10)
     S = jtfs(x)
     assert S.dtype == torch.float64
@@ -426,24 +441,14 @@ def test_wavelets_along_time_have_zero_mean():
     ("change", "error", "message"),
     [
         (dict(shape=0), ValueError, "shape must be at least 1, got 0"),
-        (dict(shape=512.0), TypeError, "shape must be an integer, got 512.0"),
-        (dict(J=0), ValueError, "J must be at least 1, got 0"),
         (dict(J=10), ValueError, r"J = 10 needs signals of at least 2\^J = 1024 samples, shape is 512; lower J"),
-        (dict(J=5.5), TypeError, "J must be an integer, got 5.5"),
         (dict(J=True), TypeError, "J must be an integer, got True"),
-        (dict(Q1=0), ValueError, "Q1 must be at least 1, got 0"),
-        (dict(Q1="8"), TypeError, "Q1 must be an integer, got '8'"),
-        (dict(Q2=-1), ValueError, "Q2 must be at least 1, got -1"),
-        (dict(J_fr=0), ValueError, "J_fr must be at least 1"),
         (dict(J_fr=20), ValueError, r"J_fr = 20 spans 2\^J_fr log-frequency bins, there are 11 wavelets; lower J_fr"),
-        (dict(Q_fr=None), TypeError, "Q_fr must be an integer, got None"),
         (dict(T=513), ValueError, "T = 513 is longer than the signal of 512 samples; lower T or use T='global'"),
         (dict(T=0), ValueError, r"T must be at least 1 \(or None, or 'global'\), got 0"),
-        (dict(T=32.0), TypeError, r"T must be an integer \(or None, or 'global'\), got 32.0"),
         (dict(T="all"), TypeError, r"T must be an integer \(or None, or 'global'\), got 'all'"),
         (dict(F=13), ValueError, "F = 13 is longer than 12 log-frequency bins; lower F or use F='global'"),
         (dict(F=0), ValueError, r"F must be at least 1 \(or None, or 'global'\), got 0"),
-        (dict(F=1.5), TypeError, r"F must be an integer \(or None, or 'global'\), got 1.5"),
         (dict(J=1), ValueError, "J = 1, Q1 = 2, Q2 = 1 leave no second-order path; raise J"),
         (
             dict(J=6, Q1=3, J_fr=4, F=1),
@@ -460,7 +465,6 @@ def test_wrong_configurations_say_what_is_wrong(change, error, message):
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (torch.zeros(512), ValueError, "x must have shape \\(batch, 1, samples\\), mono, got \\(512,\\)"),
         (torch.zeros(2, 512), ValueError, "got \\(2, 512\\): reshape"),
         (torch.zeros(1, 2, 512), ValueError, "got \\(1, 2, 512\\).*x.mean\\(1, keepdim=True\\)"),
         (torch.zeros(0, 1, 512), ValueError, "got \\(0, 1, 512\\)"),
@@ -470,7 +474,6 @@ def test_wrong_configurations_say_what_is_wrong(change, error, message):
         (torch.zeros(1, 1, 512, dtype=torch.int64), TypeError, "got torch.int64: convert it"),
         (np.zeros((1, 1, 512)), TypeError, "got ndarray: convert it with torch.as_tensor"),
         (torch.full((1, 1, 512), torch.nan), ValueError, "x must be finite, got 512 NaN or infinite values"),
-        (torch.full((1, 1, 512), torch.inf), ValueError, "x must be finite, got 512 NaN or infinite values"),
     ],
 )
 def test_wrong_audio_says_what_is_wrong(x, error, message):
@@ -483,12 +486,10 @@ def test_wrong_audio_says_what_is_wrong(x, error, message):
 @pytest.mark.parametrize(
     ("index", "error", "message"),
     [
-        (35, IndexError, "path_idx = 35 is out of range: this transform has paths 0 .. 20"),
-        (21, IndexError, "path_idx = 21 is out of range"),
+        (21, IndexError, "path_idx = 21 is out of range: this transform has paths 0 .. 20"),
         (-1, IndexError, "path_idx = -1 is out of range"),
         (1.0, TypeError, "path_idx must be an integer, got 1.0"),
         (True, TypeError, "path_idx must be an integer, got True"),
-        (None, TypeError, "path_idx must be an integer, got None"),
     ],
 )
 def test_wrong_paths_say_what_is_wrong(index, error, message):
@@ -497,3 +498,22 @@ def test_wrong_paths_say_what_is_wrong(index, error, message):
     with pytest.raises(error, match=message):
         jtfs.path(torch.zeros(1, 1, 512), index)
     assert jtfs.path(torch.ones(1, 1, 512), np.int64(20)).shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("seed", "error"),
+    [(True, TypeError), (1.0, TypeError), (None, TypeError), (-1, ValueError), (2**64, ValueError)],
+)
+def test_seeds_are_integers_of_64_bits(seed, error):
+    for good in (0, 2**64 - 1, np.int64(3), np.uint64(2**64 - 1)):
+        assert type(check_seed(good)) is int and check_seed(good) == int(good)
+    with pytest.raises(error, match=r"^seed must be .*from 0 to 2\^64 - 1, got .*: "):
+        check_seed(seed)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_one():
+    assert check_name("task", "granular", ["granular"]) == "granular"
+    with pytest.raises(
+        ValueError, match="^unknown task 'granulr': did you mean 'granular'. valid are chirplet, granular$"
+    ):
+        check_name("task", "granulr", ["chirplet", "granular"])

@@ -31,20 +31,11 @@ SOME_TASKS = ["granular", "chirplet_fast_fast", "tr808_meso"]
 def legal(draw):
     """2^J <= shape, T <= shape, F no longer than the log-frequency axis, which is not rounded down too far."""
     J, Q1 = draw(st.integers(3, 7)), draw(st.sampled_from([1, 2, 3, 5, 8]))
-    shape, F = (
-        draw(st.integers(2**J, 2 ** (J + 2))),
-        draw(st.sampled_from([None, "global", 1, 2]) | st.integers(1, (J + 1) * Q1)),
-    )
-    return dict(
-        shape=shape,
-        J=J,
-        Q1=Q1,
-        Q2=draw(st.integers(1, 3)),
-        J_fr=draw(st.integers(1, 2 if F == 1 else 3)),
-        Q_fr=draw(st.integers(1, 3)),
-        F=F,
-        T=draw(st.sampled_from([None, "global", 1]) | st.integers(1, shape)),
-    )
+    shape = draw(st.integers(2**J, 2 ** (J + 2)))
+    F = draw(st.sampled_from([None, "global", 1, 2]) | st.integers(1, (J + 1) * Q1))
+    T = draw(st.sampled_from([None, "global", 1]) | st.integers(1, shape))
+    Q2, Q_fr, J_fr = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 2 if F == 1 else 3))
+    return dict(shape=shape, J=J, Q1=Q1, Q2=Q2, J_fr=J_fr, Q_fr=Q_fr, F=F, T=T)
 
 
 @settings(**SETTINGS, max_examples=40)
@@ -57,9 +48,7 @@ def test_any_legal_configuration_works(config, which):
     except ValueError as error:
         assert "no second-order path" in str(error) and config["J"] < 5
         return
-    x = torch.randn(
-        2, 1, config["shape"], dtype=torch.float64, generator=torch.Generator().manual_seed(12)
-    ).requires_grad_()
+    x = torch.from_numpy(np.random.default_rng(12).standard_normal((2, 1, config["shape"]))).requires_grad_()
     S = jtfs(x)
     (grad,) = torch.autograd.grad(S.sum(), x)
     assert torch.isfinite(S).all() and torch.isfinite(grad).all() and grad.abs().max() > 0
@@ -71,21 +60,7 @@ def test_any_legal_configuration_works(config, which):
 
 
 TINY = dict(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1, T=None, F=None)
-NO_INTEGERS = [
-    True,
-    1.0,
-    float("nan"),
-    "8",
-    "",
-    "Global",
-    [4],
-    (),
-    {},
-    b"1",
-    2j,
-    np.ones(2),
-    torch.ones(2, dtype=torch.int64),
-]
+NO_INTEGERS = [True, 1.0, float("nan"), "8", "", "Global", [4], (), {}, b"1", 2j, np.ones(2), torch.ones(2).long()]
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -115,32 +90,15 @@ def test_an_illegal_number_is_named(data):
         "J_fr": 7,
         "F": max(2 ** config["J_fr"], (config["J"] + 1) * config["Q1"]) + 1,
     }
-    kinds = [st.integers(max_value=0)]
-    if name in too_large:
-        first = too_large[name]
-        kinds.append(
-            st.integers(1, first) if name == "shape" else st.integers(first, 10**6) | st.integers(first, 2**300)
-        )
-    value = data.draw(st.one_of(kinds))
+    values = st.integers(max_value=0)
+    if name == "shape":
+        values |= st.integers(1, too_large[name])
+    elif name in too_large:
+        values |= st.integers(too_large[name], 10**6) | st.integers(too_large[name], 2**300)
+    value = data.draw(values)
     with pytest.raises(ValueError) as refused:
         JTFS(**{**config, name: value})
     assert name in str(refused.value).replace(",", " ").split()
-
-
-@settings(**SETTINGS, max_examples=300)
-@given(
-    st.fixed_dictionaries({name: st.integers(-1, 9) for name in ("J", "Q1", "Q2", "J_fr", "Q_fr")}),
-    st.integers(0, 600),
-    st.integers(0, 700) | st.sampled_from([None, "global"]),
-    st.integers(0, 90) | st.sampled_from([None, "global"]),
-)
-def test_any_numbers_are_taken_or_refused(numbers, shape, T, F):
-    try:
-        jtfs = JTFS(shape=shape, T=T, F=F, **numbers)
-    except ValueError as error:
-        assert {"shape", "J", "Q1", "Q2", "J_fr", "Q_fr", "T", "F"} & set(str(error).replace(",", " ").split())
-    else:
-        assert jtfs.n_paths == len(jtfs.paths) > 0
 
 
 # ---- records --------------------------------------------------------------------------------------------------------
