@@ -122,10 +122,10 @@ class JTFS(nn.Module):
 
     @np.errstate(under="ignore")
     def _build_frequency(self) -> None:
-        n1, step, bins = len(self._psi1), 2**self.J_fr, (self.J + 1) * self.Q1
+        n1, self.global_F = len(self._psi1), isinstance(self.F, str) and self.F == "global"
         if self.J_fr >= max(n1, 8).bit_length():
             raise ValueError(f"J_fr = {self.J_fr} spans 2^J_fr log-frequency bins, there are {n1} wavelets; lower J_fr")
-        self.global_F = isinstance(self.F, str) and self.F == "global"
+        step, bins = 2**self.J_fr, (self.J + 1) * self.Q1
         F = step if self.F is None or self.global_F else positive_int("F", self.F, " (or None, or 'global')")
         if F > max(step, bins):
             raise ValueError(f"F = {F} is longer than {max(step, bins)} log-frequency bins; lower F or use F='global'")
