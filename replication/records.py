@@ -15,6 +15,7 @@ import io
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -139,6 +140,13 @@ def _code_version() -> str:
         return "unknown"
 
 
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MiB; on Linux not `ru_maxrss`, which starts as its parent's."""
+    with contextlib.suppress(OSError, IndexError):
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def provenance(device: Any) -> dict[str, Any]:
     """What makes a result: code_version (git commit, "-dirty" when scrapl_lib/ or replication/ differs from it, or
     "unknown"), versions, device, device_name, peak_memory_mb (MiB: allocated on a CUDA device, else this process's
@@ -151,8 +159,8 @@ def provenance(device: Any) -> dict[str, Any]:
     if device.startswith("cuda"):
         cuda = sys.modules["torch"].cuda
         name, peak = cuda.get_device_name(device), cuda.max_memory_allocated(device) / 2**20
-    else:  # ru_maxrss counts bytes on macOS, KiB on Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    else:
+        peak = peak_memory_mb()
     return {
         "code_version": _code_version(),
         "versions": versions,

@@ -67,7 +67,7 @@ def test_success_converts_parameters_and_hands_over_profile_and_output(tmp_path,
     expected = {"profile": "smoke", "output": str(output), "steps": 1000, "rate": 2.0, "live": False}
     assert nbformat.read(done, as_version=4).cells[-1].outputs[0].text == f"{expected}\n{sys.executable} θ\n"
     assert {file.name for file in done.parent.iterdir()} == {".tiny.lock", "tiny.ipynb"}
-    assert ("warning: no lock on" in capfd.readouterr().err) == (surroundings != "as they are")
+    assert ("supports no locks" in capfd.readouterr().err) == (surroundings != "as they are")
 
 
 @pytest.mark.parametrize(

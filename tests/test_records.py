@@ -301,6 +301,7 @@ def test_hours_are_those_of_the_process_or_of_all_steps_if_these_took_longer(tmp
     times = {"start_utc": "2026-01-01T23:00:00+00:00", "end_utc": "2026-01-02T00:30:00+00:00"}
     assert hours_of(times) == hours_of(times, 5000.0) == 1.5
     assert hours_of(times, 7200.0) == 2.0  # resumed: its last process took less
+    monkeypatch.setitem(ABOUT, "start_utc", records.utc_now())
     folder = write(tmp_path)  # within a second; 19.2 s of training steps
     assert abs(read_run(folder).hours - 19.2 / 3600) < 1e-6
     monkeypatch.setattr(__name__ + ".history", lambda scale: pd.DataFrame([], columns=records.COLUMNS["history.csv"]))
