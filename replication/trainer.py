@@ -173,7 +173,7 @@ class Training(Problem):
             if c.loss == "scrapl":
                 generator = torch.Generator().manual_seed(c.seed)
                 paths = torch.multinomial(self.loss.probs, len(batches), replacement=True, generator=generator).tolist()
-                references = [self.loss.jtfs.path(self.x[items], path) for path, items in zip(paths, batches)]
+                references = [self.loss.coefficients(self.x[items], path) for path, items in zip(paths, batches)]
                 self._validation = [{"path_idx": path, "S": S} for path, S in zip(paths, references)]
         self.encoder.eval()
         numpy_state = np.random.get_state()

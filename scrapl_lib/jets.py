@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _fast
+from .precision import in_full_precision
 
 
 class Jets:
@@ -43,7 +44,7 @@ class Jets:
             torch.mul(curved - r_u[:, u, None] * r_u[:, u:], inverse[:, None], out=r_uv[:, row])
         return out.flatten(0, 1)
 
-    @_fast.without_autocast
+    @in_full_precision
     def averaged_modulus(self, Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
         """|psi Y| phi in pieces of time: jets Y (B K, n1, W), psi (M, n1), phi (W, frames) -> (B K, M, frames)."""
         u = phi.new_zeros(len(Y), len(psi), phi.shape[1])
@@ -61,7 +62,7 @@ class Jets:
         second = [seconds[:, row] * inverse[:, None] - first[:, u, None] * first[:, u:] for u, row in self._rows()]
         return torch.cat([torch.log1p(value / floor)[:, None], first, *second], dim=1)
 
-    @_fast.without_autocast
+    @in_full_precision
     def distance(self, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """L2 norm of real jets (B, K, ...): value (B,), gradient (B, U), Hessian (B, U, U); 0 where the value is 0."""
         value, tangents, seconds = self._split(difference.flatten(2))

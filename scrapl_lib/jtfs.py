@@ -156,6 +156,12 @@ class JTFS(nn.Module):
         """The paths that share the temporal wavelet n2, in order."""
         return [path for path in self.paths if path.n2 == n2]
 
+    @property
+    def groups(self) -> dict[str, list[tuple[int, ...]]]:
+        """Paths that share most of their work: "rate", those of each n2 (from fast to slow), by their numbers."""
+        n2s = sorted({path.n2 for path in self.paths})
+        return {"rate": [tuple(path.index for path in self.paths_of(n2)) for n2 in n2s]}
+
     def checked_path(self, index: int) -> Path:
         """The path of that index. Raises: TypeError, IndexError."""
         return self.paths[check_index("path_idx", index, self.n_paths, "this transform has paths")]
@@ -273,7 +279,7 @@ class JTFS(nn.Module):
             u = average(Y2, psi, self._phi_matrix(width, like))
         else:
             fft, absolute = self._fft(width, like), jets.modulus if jets else modulus
-            rows = absolute(psi @ Y2).unflatten(-1, (fft.R, fft.M))
+            rows = absolute(times(psi, Y2)).unflatten(-1, (fft.R, fft.M))
             u = self._average(fft.analysis(rows, min(width // 2, self.n_frames) + 1), width)
         return [times(phi, part) for phi, part in zip(phi_fr, u.split([*map(len, psi_fr)], dim=1), strict=True)]
 
@@ -294,6 +300,16 @@ class JTFS(nn.Module):
         """
         check_audio(x, "x", self.shape)
         return next(self._by_n2(x, [self.checked_path(index)]))[1]
+
+    def path_group(self, x: Tensor, indices: Sequence[int]) -> Tensor:
+        """Coefficients of several paths as `path` gives them: (batch, paths, log-frequency, time).
+
+        All paths of one rate (`groups`) cost little more than one of them. Raises: as `path` does.
+        """
+        check_audio(x, "x", self.shape)
+        paths = [self.checked_path(index) for index in indices]
+        found = dict(self._by_n2(x, paths))
+        return torch.stack([found[path] for path in paths], dim=1)
 
     @torch.no_grad()
     def path_jets(self, x: Tensor, jets: Jets, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
@@ -317,8 +333,9 @@ class JTFS(nn.Module):
         spectra = self._first_order(x, n2s, max((self._psi2[n2].j for n2 in n2s), default=0), jets)
         for n2 in n2s:
             (Y2,) = self._bands(spectra, [n2])
-            for path in (path for path in paths if path.n2 == n2):
-                yield path, self.coefficients(Y2, [path], jets)[0]
+            wanted = [path for path in paths if path.n2 == n2]
+            for part in [[path] for path in wanted] if jets else [wanted]:  # jets of one path are large
+                yield from zip(part, self.coefficients(Y2, part, jets), strict=True)
 
     def first_order_and_bands(self, x: Tensor) -> tuple[list[Tensor], dict[int, Tensor]]:
         """What all paths share: (batch, 1, shape) -> first-order paths, {n2: Y2[n2]}.
@@ -331,7 +348,7 @@ class JTFS(nn.Module):
         spectra = self._first_order(x, n2s, self.J + 1)
         S1 = torch.cat([self._average(U, self._width(j)) for (j, _), U in zip(self._groups, spectra)], dim=1)
         filters = [self._scale_filters(n_fr, S1.shape[1], S1) for n_fr in range(self.first_order_paths)]
-        first = [times(phi, modulus(psi @ S1.to(psi.dtype))) for psi, phi in filters]
+        first = [times(phi, modulus(times(psi, S1.to(psi.dtype)))) for psi, phi in filters]
         return first, dict(zip(n2s, self._bands(spectra, n2s), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
