@@ -168,3 +168,28 @@ def check_name(kind: str, name: str, valid: Iterable[str]) -> str:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_bool(name: str, value: object) -> bool:
+    """The truth value. Raises: TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def check_probs(value: object, n: int) -> Tensor:
+    """A float64 copy (n,) on the CPU of an array of probabilities, which sum to 1. Raises: TypeError, ValueError."""
+    try:
+        probs = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"probs must be an array of {n} numbers, got {value!r}") from error
+    if probs.shape != (n,):
+        got = f"got {tuple(probs.shape)}: were they computed for another transform?"
+        raise ValueError(f"probs must have one entry per path, shape ({n},), {got}")
+    wrong = torch.nonzero(~torch.isfinite(probs) | (probs < 0)).flatten().tolist()
+    if wrong:
+        raise ValueError(f"probs must be finite and not negative, got {probs[wrong[0]].item()} for path {wrong[0]}")
+    if abs(probs.sum().item() - 1) > 1e-6:
+        advice = "divide them, in float64, by their sum"
+        raise ValueError(f"probs must sum to 1 within 1e-6, got {probs.sum().item():.9g}: {advice}")
+    return probs

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checks import check_index, check_name, check_pair, check_seed
+from .checks import check_bool, check_index, check_name, check_pair, check_probs, check_seed
 from .jets import Jets
-from .jtfs import JTFS
+from .jtfs import JTFS, Span
 from .precision import full_precision
 
 
@@ -48,12 +48,6 @@ def _of_checked_sounds(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return computed
 
 
-def _check_bool(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
-
-
 class _ScatteringLoss(nn.Module):
     """What SCRAPLLoss and JTFSLoss share: the transform, and the distances of its coefficients."""
 
@@ -65,12 +59,12 @@ class _ScatteringLoss(nn.Module):
         Q2: int = 2,
         J_fr: int = 3,
         Q_fr: int = 2,
-        T: int | str | None = None,
-        F: int | str | None = None,
+        T: Span = None,
+        F: Span = None,
         log1p: bool = False,
     ) -> None:
         super().__init__()
-        self.log1p = _check_bool("log1p", log1p)
+        self.log1p = check_bool("log1p", log1p)
         self.jtfs = JTFS(shape, J, Q1, Q2, J_fr, Q_fr, T, F)
 
     @property
@@ -162,8 +156,8 @@ class SCRAPLLoss(_ScatteringLoss):
         Q2: int = 2,
         J_fr: int = 3,
         Q_fr: int = 2,
-        T: int | str | None = None,
-        F: int | str | None = None,
+        T: Span = None,
+        F: Span = None,
         log1p: bool = False,
         seed: int = 0,
         unbiased: bool = False,
@@ -171,7 +165,7 @@ class SCRAPLLoss(_ScatteringLoss):
     ) -> None:
         super().__init__(shape, J, Q1, Q2, J_fr, Q_fr, T, F, log1p)
         self.draws = self._checked_draws(draw)
-        seed, self.unbiased = check_seed(seed), _check_bool("unbiased", unbiased)
+        seed, self.unbiased = check_seed(seed), check_bool("unbiased", unbiased)
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.evaluation_generator = torch.Generator("cpu").manual_seed(seed ^ 0x9E3779B9)
         self.path_idx: int | None = None
@@ -203,25 +197,8 @@ class SCRAPLLoss(_ScatteringLoss):
 
     @probs.setter
     def probs(self, value: Tensor) -> None:
-        probs = self._checked_probs(value)
+        probs = check_probs(value, self.n_paths)
         self._probs = probs / probs.sum()
-
-    def _checked_probs(self, value: object) -> Tensor:
-        try:
-            probs = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"probs must be an array of {self.n_paths} numbers, got {value!r}") from error
-        if probs.shape != (self.n_paths,):
-            raise ValueError(
-                f"probs must have one entry per path, shape ({self.n_paths},), got {tuple(probs.shape)}: "
-                "were they computed for another transform?"
-            )
-        if not torch.isfinite(probs).all() or (probs < 0).any():
-            wrong = torch.nonzero(~torch.isfinite(probs) | (probs < 0)).flatten().tolist()
-            raise ValueError(f"probs must be finite and not negative, got {probs[wrong[0]].item()} for path {wrong[0]}")
-        if abs(probs.sum().item() - 1) > 1e-6:
-            raise ValueError(f"probs must sum to 1 within 1e-6, got {probs.sum().item():.9g}: divide them by their sum")
-        return probs
 
     @property
     def weight(self) -> float:
@@ -327,7 +304,7 @@ class SCRAPLLoss(_ScatteringLoss):
         """Go on from what `get_extra_state()` returned; ValueError, and nothing changes, if it is another loss's."""
         if not isinstance(state, dict) or not {"generator", "path_idx", "probs"} <= set(state):
             raise ValueError(f"expected what get_extra_state() of a SCRAPLLoss returned, got {state!r:.80}")
-        probs, path, own = self._checked_probs(state["probs"]), state["path_idx"], self._settings()
+        probs, path, own = check_probs(state["probs"], self.n_paths), state["path_idx"], self._settings()
         # earlier states have no settings, and generators as tensors
         theirs, generators = state.get("settings") or own, {}
         other = [name for name in {**own, **theirs} if theirs.get(name) != own.get(name)]

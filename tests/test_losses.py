@@ -481,7 +481,10 @@ def test_wrong_paths_say_what_is_wrong():
         (torch.full((20,), 1 / 20), "one entry per path, shape \\(21,\\), got \\(20,\\)"),
         (torch.full((21, 1), 1 / 21), "got \\(21, 1\\)"),
         (1.0, "got \\(\\)"),
-        (torch.full((21,), 1 / 20), "must sum to 1 within 1e-6, got 1.0500000.*: divide them by their sum"),
+        (
+            torch.full((21,), 1 / 20),
+            "must sum to 1 within 1e-6, got 1.0500000.*: divide them, in float64, by their sum",
+        ),
         (np.zeros(21), "must sum to 1 within 1e-6, got 0"),
         ([-0.5, 1.5] + [0] * 19, "finite and not negative"),
         ([0.05] * 4 + [math.nan] + [0.05] * 16, "finite and not negative, got nan for path 4"),
