@@ -61,7 +61,7 @@ def check_tensor(
     `mend` ends what is said of values. Raises: TypeError for what is no tensor, ValueError for the rest.
     """
     kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    what = f"{name} must be a {kinds} tensor of shape ({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+    what = f"{name} must be {kinds}, of shape ({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
     if not isinstance(x, Tensor):
         raise TypeError(f"{what}, got {type(x).__name__}: write torch.as_tensor({name}, dtype={dtypes[0]})")
     fits = [n == size or (isinstance(size, str) and n > 0) for n, size in zip(x.shape, shape)]
