@@ -3,11 +3,9 @@
 import copy
 import io
 import math
-import os
+import multiprocessing
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -217,39 +215,39 @@ def test_evaluation_leaves_training_as_it_is(how):
 # ---- ranks ----------------------------------------------------------------------------------------------------------
 
 
-RANK = """
-import sys, torch
-from scrapl_lib import PSAGA, SCRAPLLoss
-number, file = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=number, world_size=2)
-w = torch.ones(1024, requires_grad=True)
-loss = SCRAPLLoss(shape=1024, J=6, Q1=4, Q2=1, J_fr=2, Q_fr=1)
-optimizer, said = PSAGA([w], loss, lr=1e-3), None
-for step in range(12):
-    loss.train(step != 4)
-    if number == 0 and step in (4, 8):
-        loss.draw()
-    loss.train()
-    optimizer.zero_grad()
-    x = torch.randn(2, 1, 1, 1024, generator=torch.Generator().manual_seed(2 * step + number))
-    (1e8 * loss(w * x[0], x[1])).backward()
-    torch.distributed.all_reduce(w.grad)
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        said = (step, str(error))
-        break
-torch.save((said, w.detach()), f"{file}.{number}")
-torch.distributed.destroy_process_group()
-"""
+def rank(number, file):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=number, world_size=2)
+    w, loss, said = torch.ones(1024, requires_grad=True), SCRAPLLoss(**KW), None
+    optimizer = PSAGA([w], loss, lr=1e-3)
+    for step in range(12):
+        loss.train(step != 4)
+        if number == 0 and step in (4, 8):
+            loss.draw()
+        loss.train()
+        optimizer.zero_grad()
+        x = torch.randn(2, 1, 1, 1024, generator=torch.Generator().manual_seed(2 * step + number))
+        (1e8 * loss(w * x[0], x[1])).backward()
+        torch.distributed.all_reduce(w.grad)
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            said = (step, str(error))
+            break
+    torch.save((said, w.detach()), f"{file}.{number}")
+    torch.distributed.destroy_process_group()
 
 
 def test_ranks_that_draw_different_paths_are_told(tmp_path):
     """Two gloo processes; rank 0 draws once more before step 4, in evaluation, and before step 8, in training."""
-    file, environment = tmp_path / "rendezvous", os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([sys.executable, "-c", RANK, number, file], env=environment) for number in "01"]
-    assert [process.wait(300) for process in ranks] == [0, 0]
-    (said, weights), (said_1, weights_1) = (torch.load(f"{file}.{number}") for number in "01")
+    file, fork = tmp_path / "rendezvous", multiprocessing.get_context("fork")
+    made()  # the first optimizer imports for seconds: here, not in each of the two
+    ranks = [fork.Process(target=rank, args=(number, file), daemon=True) for number in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(300)
+    (said, weights), (said_1, weights_1) = (torch.load(f"{file}.{number}") for number in range(2))
     assert said == said_1 and said[0] == 8 and torch.equal(weights, weights_1) and not (weights == 1).all()
     assert re.match(r"the ranks drew different paths, \[\d+, \d+\], and .*: give the losses of all ranks", said[1])
 
