@@ -109,33 +109,18 @@ def test_curvature_is_that_of_the_dense_matrices(tiny):
 
 def test_second_term_matters_and_gauss_newton_leaves_it_out(tiny):
     (loss, encoder, synthesize, x, params), matrices = tiny
-    U = len(matrices)
-    found = theta_importance(loss, encoder, synthesize, x, params, gauss_newton=True, paths=PATHS).curvature[:, PATHS]
+    found = theta_importance(loss, encoder, synthesize, x, params, gauss_newton=True, paths=PATHS).curvature
     exact = torch.tensor([[dense_curvature(M) for M in of_u] for of_u in matrices])
-    assert float((found / exact - 1).abs().max()) > 0.1
+    assert float((found[:, PATHS] / exact - 1).abs().max()) > 0.1
     theta = encoder(x)
-    grads = (torch.autograd.grad(value, params, retain_graph=True) for value in theta.flatten())
-    J = torch.stack([torch.cat([g.reshape(-1) for g in of_value]) for of_value in grads]).view(3, U, -1)
-    for i in (0, 2, 5):
+    grads = [torch.autograd.grad(value, params, retain_graph=True) for value in theta.flatten()]
+    J = torch.stack([torch.cat([g.reshape(-1) for g in of_value]) for of_value in grads]).unflatten(0, theta.shape)
+    for p in PATHS[::2]:
         at = theta.detach().requires_grad_()
-        (s,) = torch.autograd.grad(loss(synthesize(at), x, path_idx=PATHS[i]), at, create_graph=True)
-        for u in range(U):
+        (s,) = torch.autograd.grad(loss(synthesize(at), x, path_idx=p), at, create_graph=True)
+        for u in range(theta.shape[1]):
             (H_u,) = torch.autograd.grad(s[:, u].sum(), at, retain_graph=True)
-            assert relative(found[u, i], dense_curvature(torch.einsum("nw,nv,nvz->wz", J[:, u], H_u, J))) < 1e-8
-
-
-def test_other_losses_go_by_two_backward_passes(tiny):
-    """The same loss without `derivatives`."""
-    (loss, *problem), matrices = tiny
-
-    class Plain(nn.Module):
-        n_paths = loss.n_paths
-
-        def forward(self, x_hat, x, path_idx):
-            return loss(x_hat, x, path_idx=path_idx)
-
-    found = theta_importance(Plain(), *problem, paths=[PATHS[2]], **EXACT)
-    assert relative(found.curvature[:, PATHS[2]], [dense_curvature(of_u[2]) for of_u in matrices]) < 1e-7
+            assert relative(found[u, p], dense_curvature(torch.einsum("nw,nv,nvz->wz", J[:, u], H_u, J))) < 1e-8
 
 
 def test_batches_add_up_their_matrices():
@@ -156,15 +141,6 @@ def test_chunks_change_nothing(tiny, audio_chunk, encoder_chunk, monkeypatch):
     problem, matrices = tiny
     found = theta_importance(*problem, paths=[8], **EXACT)
     assert relative(found.curvature[:, 8], [dense_curvature(of_u[2]) for of_u in matrices]) < 1e-8
-
-
-def test_float32_weights_take_audio_of_either_precision(tiny):
-    (loss, encoder, synthesize, x, _), matrices = tiny
-    encoder = SmallEncoder(len(matrices), torch.float32)
-    for audio in (x, x.float()):
-        found = theta_importance(loss, encoder, synthesize, audio, encoder.parameters(), paths=PATHS)
-        dense = [[dense_curvature(M) for M in of_u] for of_u in matrices]
-        assert relative(found.curvature[:, PATHS], dense) < 2e-3
 
 
 def test_power_iteration_through_the_whole_chain_gives_the_same():

@@ -7,7 +7,6 @@ import multiprocessing
 import pickle
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,15 +174,6 @@ def test_grad_scaler_may_leave_out_steps():
         scaler.step(optimizer)
         scaler.update()
     assert optimizer.state[model.lin.weight]["k"] == 2 and torch.isfinite(model.lin.weight).all()
-
-
-def test_any_object_with_n_paths_and_path_idx_is_booked_unchecked():
-    w, paths = torch.ones(3, requires_grad=True), SimpleNamespace(n_paths=3, path_idx=1)
-    optimizer = PSAGA([w], paths)
-    w.grad = torch.ones(3)
-    optimizer.step()
-    optimizer.step()
-    assert optimizer.state[w]["tau"] == {1: 2}
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------
