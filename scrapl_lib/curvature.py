@@ -50,12 +50,11 @@ def audio_jets(x: Tensor, theta: Tensor, synthesize: Synthesize) -> Tensor:
     # A backward pass is linear in the y that it starts from: its derivative in y is the tangent of the audio.
     U, y = theta.shape[1], torch.zeros_like(audio, requires_grad=True)
     (back,) = torch.autograd.grad(audio, theta, y, create_graph=True)
-    firsts = [_grad(back[:, u], [y], retain_graph=True)[0] for u in range(U)]
-    seconds = {}
+    jet = [audio.detach(), *(_grad(back[:, u], [y], retain_graph=True)[0] for u in range(U))]
     for u in range(U):
         (bent,) = _grad(back[:, u], [theta], create_graph=True)
-        seconds |= {(u, v): _grad(bent[:, v], [y], retain_graph=True)[0] for v in range(u, U)}
-    return Jets(U).stack(audio.detach(), firsts, seconds).squeeze(2).double()
+        jet += [_grad(bent[:, v], [y], retain_graph=True)[0] for v in range(u, U)]
+    return torch.cat(jet, dim=1).double()
 
 
 def slopes_and_curvatures(

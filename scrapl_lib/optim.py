@@ -74,10 +74,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 def _check_weight(w: Tensor, name: str) -> None:
     if w.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"{name} must be float32 or float64, got {w.dtype}, where second moments underflow: keep the weights in "
-            "float32 and compute under torch.autocast"
-        )
+        raise TypeError(f"{name} must be float32 or float64, got {w.dtype}: compute under torch.autocast instead")
 
 
 def _named(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -187,8 +184,8 @@ class PAdam(torch.optim.Optimizer):
         path, name = self.paths.path_idx, f"{type(self).__name__}.step()"
         if path is None:
             raise RuntimeError(
-                f"{name} was called before any path was drawn for training (path_idx is None). Call loss(x_hat, x) in "
-                "training mode and backward() on its value first, with the loss that this optimizer was made with."
+                f"{name}: this optimizer's loss has drawn no path for training yet (path_idx is None). Call "
+                "loss(x_hat, x) in training mode and backward() on its value first."
             )
         path = check_index("path_idx", path, self.paths.n_paths, "the loss has paths")
         passes = getattr(self.paths, "backward_passes", None)
@@ -200,16 +197,16 @@ class PAdam(torch.optim.Optimizer):
         if passes is not None and (passes.path != path or passes.since > self._done + 1):
             raise RuntimeError(
                 f"{name} would book under path {path} gradients that are not all of it. In one step call the loss "
-                "again as loss(x_hat, x, path_idx=loss.path_idx) only, evaluate in loss.eval() or under "
-                "torch.no_grad(), and drop gradients by zero_grad() of the optimizer."
+                "again as loss(x_hat, x, path_idx=loss.path_idx) only, evaluate in loss.eval() or torch.no_grad(), and "
+                "drop gradients by zero_grad() of the optimizer."
             )
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             drawn: list = [None] * dist.get_world_size()
             dist.all_gather_object(drawn, path)
             if len(set(drawn)) > 1:
                 raise RuntimeError(
-                    f"the ranks drew different paths, {drawn}, and would book an averaged gradient under each: give "
-                    "the losses of all ranks one seed and equal `probs`, and let none draw alone (in evaluation it may)"
+                    f"the ranks drew different paths, {drawn}: give the losses of all ranks one seed and equal `probs`, "
+                    "and let none draw alone (in evaluation it may)"
                 )
         return path
 
@@ -245,16 +242,15 @@ class PAdam(torch.optim.Optimizer):
             if found != own:
                 raise ValueError(
                     f"the state is of {found[0] or 'an optimizer without paths'} with {found[1]} paths, this is {name} "
-                    f"with {n_paths}: load it into the optimizer, and the settings of the loss (J, Q1, Q2, J_fr, "
-                    "Q_fr), that it was saved with, or start afresh"
+                    f"with {n_paths}: take the optimizer and the loss (J, Q1, Q2, J_fr, Q_fr) that it was saved with"
                 )
         saved, weights = ([w for group in some for w in group["params"]] for some in (groups, self.param_groups))
         for place, (key, w) in enumerate(zip(saved, weights)):
             shapes = {rows[0].shape for rows in state_dict["state"].get(key, {}).get("table", {}).values()}
             if shapes - {w.shape}:
                 raise ValueError(
-                    f"weight {place} has shape {tuple(shapes.pop())} in the state, {tuple(w.shape)} here: give the "
-                    "optimizer the weights that the state was saved with, in their order, or start afresh"
+                    f"weight {place} has shape {tuple(shapes.pop())} in the state, {tuple(w.shape)} here: make the "
+                    "optimizer with the weights that the state was saved with, in their order"
                 )
         super().load_state_dict(copy.deepcopy(state_dict))
         self._fill_state()

@@ -198,7 +198,7 @@ def test_a_state_of_another_optimizer_or_other_weights_is_refused(cls):
     advance(weights, paths, optimizer, 3)
     larger, other = make(cls, 315)[2], make(PAdam if cls is PSAGA else PSAGA, 5)[2]
     for refusing, state, said in (
-        (larger, optimizer.state_dict(), f"is of {cls.__name__} with 5 paths, this is {cls.__name__} with 315: load"),
+        (larger, optimizer.state_dict(), f"is of {cls.__name__} with 5 paths, this is {cls.__name__} with 315: take"),
         (other, optimizer.state_dict(), f"is of {cls.__name__} with 5 paths, this is {type(other).__name__} with 5"),
         (optimizer, torch.optim.AdamW(weights).state_dict(), "is of an optimizer without paths"),
         (optimizer, None, "expected what state_dict.* got None"),
@@ -230,7 +230,7 @@ def test_a_closure_draws_the_path_of_its_own_step(cls):
 
 NAN, SPARSE = torch.full((2, 2), torch.nan), torch.eye(2).to_sparse()
 REFUSED = [
-    ({"path": None}, RuntimeError, r"step\(\) was called before any.*path_idx is None.*loss\(x_hat, x\).*backward"),
+    ({"path": None}, RuntimeError, r"step\(\): .* drawn no path .*path_idx is None.*loss\(x_hat, x\).*backward"),
     ({"path": 5}, IndexError, "path_idx = 5 is out of range: the loss has paths 0 .. 4"),
     ({"path": -1}, IndexError, "path_idx = -1 is out of range"),
     ({"path": 1.0}, TypeError, "path_idx must be an integer, got 1.0"),
