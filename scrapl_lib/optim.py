@@ -225,8 +225,8 @@ class PAdam(torch.optim.Optimizer):
                 )
         return w.grad.to(w.dtype)
 
-    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor) -> None:
-        """Move the weights by lr."""
+    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor, *ghat: Tensor) -> None:
+        """Move the weights by lr; P-SAGA has the path's ghat_p, too."""
         w.sub_(g_cur, alpha=lr)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -267,14 +267,14 @@ class PSAGA(PAdam):
     n_rows = 3
     SUM_AFRESH = 16
 
-    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor, ghat: Tensor) -> None:
+    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor, *ghat: Tensor) -> None:
         if "ghat_sum" not in state:
             state["ghat_sum"] = torch.zeros_like(w)
         total = state["ghat_sum"]
         w.sub_(total, alpha=lr / max(1, len(state["tau"])))
-        change = torch.sub(g_cur, ghat)
+        change = torch.sub(g_cur, *ghat)
         w.sub_(change, alpha=lr)
-        ghat.copy_(g_cur)
+        ghat[0].copy_(g_cur)
         total.add_(change)
         if k % (self.SUM_AFRESH * self.paths.n_paths) == 0:
             total.zero_()
