@@ -370,11 +370,3 @@ def test_the_snippets_of_the_page_run(title, code, cls, one_rank):
     moved, drawn = not torch.equal(names.get("model_2", model).lin.weight, before), loss.path_idx != path
     assert moved == (title not in ("Evaluation", "Saving and resuming"))
     assert drawn == (title not in ("Evaluation", "Saving and resuming", "Copies", "DistributedDataParallel"))
-
-
-def test_what_the_page_says_is_named_so():
-    _, loss, optimizer = made()
-    assert list(loss.state_dict()) == ["_extra_state"] and "`_extra_state`" in PAGE
-    assert "RuntimeError" in PAGE and "FloatingPointError" in PAGE
-    with pytest.raises(RuntimeError):
-        torch.func.grad(lambda x: loss(x, sounds()[0][1], path_idx=3))(sounds()[0][1])
