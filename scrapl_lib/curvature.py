@@ -1,4 +1,4 @@
-"""Slopes, curvatures, products with M and largest eigenvalues; `importance` explains the mathematics and its letters."""
+"""Slopes, curvatures, products with M and largest eigenvalues: see `importance` for mathematics and letters."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence

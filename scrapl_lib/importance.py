@@ -96,8 +96,8 @@ def theta_importance(
             operations; one per batch if there are several.
         inputs: reference audio (batch, 1, samples), one batch or several.
         params: the weights of `encode`, float32 or float64.
-        n_iter, tol: see `arnoldi`: most products with M for each path and parameter, and the fraction of itself by which
-            the last may have changed the eigenvalue. A warning names paths not yet there.
+        n_iter, tol: see `arnoldi`: most products with M for each path and parameter, and the fraction of itself by
+            which the last may have changed the eigenvalue. A warning names paths not yet there.
         floor: least probability of a path as a fraction of the uniform one.
         gauss_newton: leave out the second term of M: no iteration, but other values wherever the slope s matters.
         paths: only these; default all.

@@ -205,8 +205,8 @@ class PAdam(torch.optim.Optimizer):
             dist.all_gather_object(drawn, path)
             if len(set(drawn)) > 1:
                 raise RuntimeError(
-                    f"the ranks drew different paths, {drawn}: give the losses of all ranks one seed and equal `probs`, "
-                    "and let none draw alone (in evaluation it may)"
+                    f"the ranks drew different paths, {drawn}: give the losses of all ranks one seed and equal "
+                    "`probs`, and let none draw alone (in evaluation it may)"
                 )
         return path
 
@@ -259,9 +259,9 @@ class PAdam(torch.optim.Optimizer):
 class PSAGA(PAdam):
     """P-Adam whose updates are made less noisy by those of the other paths (P-SAGA, eq. 9); arguments as in PAdam.
 
-    The sum over Gamma is kept: the drawn path's old update goes out, the new one in. Both round, so the kept sum drifts;
-    summing afresh every `SUM_AFRESH * P` steps, for 1 / SUM_AFRESH of a table read per step, bounds that. In float32
-    the mean then stays within 1e-5 of the true one (updates are of order 1).
+    The sum over Gamma is kept: the drawn path's old update goes out, the new one in. Both round, so it drifts; summing
+    afresh every `SUM_AFRESH * P` steps, for 1 / SUM_AFRESH of a table read per step, bounds that. In float32 the mean
+    then stays within 1e-5 of the true one (updates are of order 1).
     """
 
     n_rows = 3
