@@ -94,9 +94,13 @@ class PAdam(torch.optim.Optimizer):
     Gamma; "table", {path: (m_p, v_p) or (m_p, v_p, ghat_p)}, each like w; P-SAGA's "ghat_sum", like w.
     A weight tensor without a gradient (frozen, unused) is skipped whole and its k stands still, so that it, like one
     that joins later by `add_param_group`, follows the equations over the steps it takes part in.
+
+    process_group: the ranks that train together and must draw the same path; None, the default, is all of them.
     """
 
     n_rows = 2  # tensors that a path owns
+    process_group: Any = None
+    _booked: list[Tensor] = []  # gradients of the last step, until `zero_grad()`
 
     def __init__(
         self,
@@ -143,42 +147,68 @@ class PAdam(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch; gradients not stepped with (torch.amp.GradScaler leaves out steps) no longer count."""
         super().zero_grad(set_to_none)
-        self._done = self._n_backward()
+        self._done, self._booked = self._n_backward(), []
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of the weights from `p.grad`, which stays as it is; returns what `closure()` returned, if given.
 
         Books the gradient under `paths.path_idx`. Several backward passes may add up to it (accumulation) if all are of
-        that path. A refused step changes nothing. Nothing here waits for a CUDA device, so gradients there are not
+        that path. A refused step changes nothing; tables are made before anything moves. Nothing here waits for a CUDA device, so gradients there are not
         looked at and non-finite ones enter the tables for good: check the loss and stop before the step.
 
         Raises:
             RuntimeError: no path was drawn yet; with a SCRAPLLoss: since the last step or `zero_grad()` no gradient was
-                computed, or one of another path; the ranks of a torch.distributed process group drew different paths.
+                computed, or one of another path, or those of the last step are still there; ranks drew different paths.
             TypeError, IndexError: the path is no integer in [0, P); a sparse gradient; a weight that changed its dtype
                 or device. FloatingPointError: a gradient on the CPU that is not finite.
         """
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(type(self).step)(self, closure)
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        path, moves = self._path_to_book(), []
+        path, moves = self._path_of_all_ranks(), []
         for group in self.param_groups:
             _check_options(group)
             moves += [(w, self._gradient(w, name), group) for name, w in _named(group) if w.grad is not None]
+        for w, _, _ in moves:
+            self._make_tables(w, self.state[w], path)
+        self._done, self._booked = self._n_backward(), [w.grad for w, _, _ in moves]
         for w, g, group in moves:
             state = self.state[w]
-            k, tau, table = state["k"] + 1, state["tau"], state["table"]
-            if path not in table:
-                table[path] = tuple(torch.zeros_like(w) for _ in range(self.n_rows))
-            m, v, *ghat = table[path]
+            k, tau = state["k"] + 1, state["tau"]
+            m, v, *ghat = state["table"][path]
             g_cur = p_adam_(g, m, v, k, tau.get(path, 0), self.paths.n_paths, group["betas"], group["eps"])
             w.sub_(w, alpha=group["lr"] * group["weight_decay"])
             self._descend(w, group["lr"], k, state, g_cur, *ghat)
             state["k"] = tau[path] = k
-        self._done = self._n_backward()
         return result
+
+    def _make_tables(self, w: Tensor, state: dict[str, Any], path: int) -> None:
+        if path not in state["table"]:
+            state["table"][path] = tuple(torch.zeros_like(w) for _ in range(self.n_rows))
+
+    def _path_of_all_ranks(self) -> int:
+        """The path to book, if every rank has one, and the same; else all ranks raise."""
+        found: int | Exception
+        try:
+            found = self._path_to_book()
+        except (RuntimeError, TypeError, IndexError) as error:
+            found = error
+        ranks = dist.get_world_size(self.process_group) if dist.is_available() and dist.is_initialized() else 1
+        drawn: list = [None] * ranks
+        if ranks > 1:
+            dist.all_gather_object(drawn, found if isinstance(found, int) else str(found), group=self.process_group)
+        if isinstance(found, Exception):
+            raise found
+        if ranks > 1 and len(set(drawn)) > 1:
+            raise RuntimeError(
+                f"the ranks drew different paths, {drawn}: give the losses of all ranks one seed and equal `probs`, and "
+                "let none draw alone (in evaluation it may)"
+            )
+        return found
 
     def _path_to_book(self) -> int:
         path, name = self.paths.path_idx, f"{type(self).__name__}.step()"
@@ -200,14 +230,12 @@ class PAdam(torch.optim.Optimizer):
                 "again as loss(x_hat, x, path_idx=loss.path_idx) only, evaluate in loss.eval() or torch.no_grad(), and "
                 "drop gradients by zero_grad() of the optimizer."
             )
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            drawn: list = [None] * dist.get_world_size()
-            dist.all_gather_object(drawn, path)
-            if len(set(drawn)) > 1:
-                raise RuntimeError(
-                    f"the ranks drew different paths, {drawn}: give the losses of all ranks one seed and equal "
-                    "`probs`, and let none draw alone (in evaluation it may)"
-                )
+        grads = {id(w.grad) for group in self.param_groups for w in group["params"] if w.grad is not None}
+        if passes is not None and any(id(grad) in grads for grad in self._booked):
+            raise RuntimeError(
+                f"{name} would book under path {path} gradients that the last step has booked already: call zero_grad() "
+                "of the optimizer before every step's backward()"
+            )
         return path
 
     def _gradient(self, w: Tensor, name: str) -> Tensor:
@@ -247,6 +275,12 @@ class PAdam(torch.optim.Optimizer):
         saved, weights = ([w for group in some for w in group["params"]] for some in (groups, self.param_groups))
         for place, (key, w) in enumerate(zip(saved, weights)):
             shapes = {rows[0].shape for rows in state_dict["state"].get(key, {}).get("table", {}).values()}
+            state = state_dict["state"].get(key, {})
+            if state.get("k") and not (state["tau"] and set(state["tau"]) <= set(state["table"])):
+                raise ValueError(
+                    f"weight {place} has taken {state['k']} steps in the state, which lacks its tables: "
+                    "torch.distributed.checkpoint.load fills only those that are there; torch.save keeps them all"
+                )
             if shapes - {w.shape}:
                 raise ValueError(
                     f"weight {place} has shape {tuple(shapes.pop())} in the state, {tuple(w.shape)} here: make the "
@@ -267,9 +301,12 @@ class PSAGA(PAdam):
     n_rows = 3
     SUM_AFRESH = 16
 
-    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor, *ghat: Tensor) -> None:
+    def _make_tables(self, w: Tensor, state: dict[str, Any], path: int) -> None:
+        super()._make_tables(w, state, path)
         if "ghat_sum" not in state:
             state["ghat_sum"] = torch.zeros_like(w)
+
+    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor, *ghat: Tensor) -> None:
         total = state["ghat_sum"]
         w.sub_(total, alpha=lr / max(1, len(state["tau"])))
         change = torch.sub(g_cur, *ghat)

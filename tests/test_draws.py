@@ -92,7 +92,7 @@ def test_derivatives_of_draws_are_those_of_autograd(draw):
     tone, ramp = torch.sin(40 * t), torch.cos(300 * t)  # audio a^2 tone + a b ramp
     value = a**2 * tone + a * b * ramp
     firsts, zero = [2 * a * tone + b * ramp, a * ramp], torch.zeros_like(value)
-    moving = jets.stack(value, firsts, {(0, 0): 2 * tone + zero, (0, 1): ramp + zero, (1, 1): zero})
+    moving = torch.stack([value, *firsts, 2 * tone + zero, ramp + zero, zero], dim=1)  # second ones: 00, 01, 11
     loss, x = SCRAPLLoss(**KW, draw=draw, log1p=True), noise(2, 1, 1024, seed=1)
     ours = {p: found for p, *found in loss.derivatives(moving, x, jets, range(loss.n_paths))}
     assert list(ours) == list(range(loss.n_paths))
@@ -178,3 +178,80 @@ def test_gradients_taken_in_evaluation_before_zero_grad_are_not_booked():
     assert optimizer.state[model.weight]["k"] == 4
     with pytest.raises(RuntimeError, match="would book under path"):
         optimizer.step()
+
+
+# ---- what a stranger's loop met ---------------------------------------------------------------------------------------
+
+
+def stepper():
+    torch.manual_seed(0)
+    model, loss, x = torch.nn.Linear(2, 1024), SCRAPLLoss(**KW), noise(2, 1, 1024, dtype=torch.float32)
+    optimizer = PSAGA(model.parameters(), loss, lr=1e-3)
+
+    def backward():
+        loss(model(torch.ones(2, 2))[:, None], x).backward()
+
+    return model, optimizer, backward
+
+
+@pytest.mark.parametrize("drop", ["optimizer", "model", "none"])
+def test_gradients_are_booked_once(drop):
+    model, optimizer, backward = stepper()
+    for _ in range(2):
+        backward()
+        if drop == "none" and optimizer.state[model.weight]["k"]:
+            with pytest.raises(RuntimeError, match=r"the last step has booked already: call zero_grad\(\)"):
+                optimizer.step()
+            optimizer.zero_grad()
+            backward()
+        optimizer.step()
+        {"optimizer": optimizer.zero_grad, "model": model.zero_grad, "none": int}[drop]()
+    assert optimizer.state[model.weight]["k"] == 2
+
+
+def test_a_step_that_finds_no_memory_for_its_tables_moves_nothing(monkeypatch):
+    model, optimizer, backward = stepper()
+    backward()
+    before, zeros, made = model.weight.clone(), torch.zeros_like, []
+
+    def few(tensor):
+        made.append(tensor)
+        if len(made) == 6:
+            raise torch.OutOfMemoryError("no memory")
+        return zeros(tensor)
+
+    monkeypatch.setattr(torch, "zeros_like", few)
+    with pytest.raises(RuntimeError, match="no memory"):
+        optimizer.step()
+    monkeypatch.undo()
+    assert torch.equal(model.weight, before) and [state["k"] for state in optimizer.state.values()] == [0, 0]
+    optimizer.step()
+    assert [state["k"] for state in optimizer.state.values()] == [1, 1] and not torch.equal(model.weight, before)
+
+
+def test_a_whole_step_may_be_compiled():
+    (model, optimizer, backward), (twin, its_optimizer, its_backward) = stepper(), stepper()
+
+    def step():
+        its_optimizer.zero_grad()
+        its_backward()
+        its_optimizer.step()
+
+    compiled = torch.compile(step, backend="eager")
+    for _ in range(3):
+        optimizer.zero_grad()
+        backward()
+        optimizer.step()
+        compiled()
+    assert torch.equal(model.weight, twin.weight) and its_optimizer.state[twin.weight]["k"] == 3
+
+
+def test_a_state_without_its_tables_is_refused():
+    """What torch.distributed.checkpoint.load makes of a fresh optimizer's state: k, and nothing else."""
+    model, optimizer, backward = stepper()
+    backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["state"] = {key: each | {"tau": {}, "table": {}} for key, each in state["state"].items()}
+    with pytest.raises(ValueError, match="weight 0 has taken 1 steps in the state, which lacks its tables"):
+        stepper()[1].load_state_dict(state)
