@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import sys
@@ -16,7 +15,7 @@ import torch
 from scipy.signal.windows import flattop
 from torch import Tensor, nn
 
-from scrapl_lib.checks import check_pair
+from scrapl_lib.checks import check_name, check_pair
 
 from .surroundings import own_surroundings
 
@@ -24,7 +23,7 @@ MSS_NAMES = ("mss_linear", "mss_log_linear", "mss_random", "mss_revisited")
 _OCTAVES = (64, 128, 256, 512, 1024, 2048)  # FFT sizes
 _REVISITED = {67: 33, 127: 63, 257: 128, 509: 254, 1021: 510, 2053: 1026}  # window: hop
 _RANDOM_MAX_FFT_SIZE = 32767
-_MIN_SAMPLES = max(_REVISITED) // 2 + 1  # the audio is reflected half a window beyond its ends
+MIN_SAMPLES = max(_REVISITED) // 2 + 1  # the audio is reflected half a window beyond its ends
 
 
 class MSSLoss(nn.Module):
@@ -46,27 +45,22 @@ class MSSLoss(nn.Module):
     @own_surroundings()
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name = name
-        if name in ("mss_linear", "mss_log_linear"):
-            hops, w_log_mag = [n // 4 for n in _OCTAVES], float(name == "mss_log_linear")
-            self.distance = auraloss.freq.MultiResolutionSTFTLoss(
-                _OCTAVES, hops, _OCTAVES, w_sc=0.0, w_log_mag=w_log_mag, w_lin_mag=1.0
-            )
-        elif name == "mss_random":
+        self.name = check_name("MSS loss", name, MSS_NAMES)
+        if name == "mss_random":
             self.distance = auraloss.freq.RandomResolutionSTFTLoss(max_fft_size=_RANDOM_MAX_FFT_SIZE)
         elif name == "mss_revisited":
             self.distance = RevisitedLoss()
         else:
-            near = difflib.get_close_matches(str(name), MSS_NAMES, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"name must be one of {', '.join(MSS_NAMES)}, got {name!r}{hint}")
+            sizes, weights = (_OCTAVES, [n // 4 for n in _OCTAVES], _OCTAVES), {"w_sc": 0.0, "w_lin_mag": 1.0}
+            weights["w_log_mag"] = float(name == "mss_log_linear")
+            self.distance = auraloss.freq.MultiResolutionSTFTLoss(*sizes, **weights)
 
     @own_surroundings()
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """x_hat, x (batch, 1, samples), at least 1027 samples -> scalar. Raises as `check_pair` does."""
         check_pair(x_hat, x)
-        if x.shape[2] < _MIN_SAMPLES:
-            raise ValueError(f"{self.name} needs at least {_MIN_SAMPLES} samples, got {x.shape[2]}: use longer audio")
+        if x.shape[2] < MIN_SAMPLES:
+            raise ValueError(f"{self.name} needs at least {MIN_SAMPLES} samples, got {x.shape[2]}: use longer audio")
         if self.name == "mss_random":
             self.distance.max_fft_size = min(_RANDOM_MAX_FFT_SIZE, x.shape[2] - 1)
         return self.distance(x_hat, x)
@@ -180,9 +174,7 @@ class EmbeddingLoss(nn.Module):
 
     def __init__(self, name: str, sample_rate_hz: int, embed: nn.Module | None = None) -> None:
         super().__init__()
-        if name not in _EMBEDDINGS:
-            raise ValueError(f"name must be one of {', '.join(_EMBEDDINGS)}, got {name!r}")
-        self.name, self.sample_rate_hz = name, sample_rate_hz
+        self.name, self.sample_rate_hz = check_name("embedding", name, _EMBEDDINGS), sample_rate_hz
         self.model_rate_hz, self.model_samples, load, source = _EMBEDDINGS[name]
         if embed is None:
             with pretrained(name, source) as announce, own_surroundings():
