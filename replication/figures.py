@@ -137,7 +137,7 @@ def _draw_curves(ax: Axes, curves: pd.DataFrame, metric: str, x: str = "step") -
         colour, _, line = METHODS[method].style
         ax.plot(group[x], group["mean"], color=colour, linestyle=line, linewidth=1.6, label=METHODS[method].label)
         low, high = (group["mean"] + sign * group["ci95"].fillna(0) for sign in (-1, 1))
-        ax.fill_between(group[x], low, high, facecolor=colour, alpha=0.18, linewidth=0)
+        ax.fill_between(group[x], low, high, color=colour, alpha=0.18, linewidth=0)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("training step" if x == "step" else "time spent on training steps (s)")
     ax.set_ylabel(f"validation {METRICS[metric].label} (‰)")

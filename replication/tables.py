@@ -392,8 +392,9 @@ def _show_wide(table: pd.DataFrame) -> pd.DataFrame:
 
 def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     """`show` for a notebook: nothing cut off, texts to the left, verdicts coloured, the caption above."""
-    colours = {"holds": "#c8e6c9", "holds in part": "#fff3c4", "does not hold": "#ffcdd2"}  # green, yellow, red
-    colours |= zip(("equivalent", "intervals overlap", "different"), colours.values())
+    green, yellow, red = "#c8e6c9", "#fff3c4", "#ffcdd2"
+    colours = {"holds": green, "holds in part": yellow, "does not hold": red}
+    colours |= {"equivalent": green, "intervals overlap": yellow, "different": red}
     shown, left = show(table), {"text-align": "left", "vertical-align": "top"}
     style = shown.style.hide(axis="index").format(escape="html").set_properties(**left).set_caption(caption)
     style.set_table_styles([{"selector": "th, caption", "props": "text-align: left"}])

@@ -5,7 +5,7 @@ import torch
 
 from replication import records
 from replication.path_probabilities import write_importance as write_curvature
-from replication.tasks import CHIRPLETS, TR808, importance_config
+from replication.tasks import importance_config
 from scrapl_lib.losses import SCRAPLLoss
 
 NOT_RUN = {
@@ -93,14 +93,6 @@ def write_drums(output, task, method, seed, loudness, jtfs=1.0, profile="quick")
 
 def load(output, profile="quick", tasks=("granular",)):
     return [run for task in tasks for run in records.load_runs(profile, task, None, output)]
-
-
-def load_drums(output, profile="quick"):
-    return load(output, profile, TR808)
-
-
-def load_chirplets(output, profile="quick"):
-    return load(output, profile, CHIRPLETS)
 
 
 def write_importance(output, task="granular", profile="smoke", curvature=None, **changes):
