@@ -5,6 +5,7 @@ took at once during such a call beyond what was there before it (inputs, filters
 is noise of unit norm.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -38,10 +39,8 @@ def noise(batch: int, n_samples: int, seed: int, device: str) -> torch.Tensor:
 
 
 def calls(method: str, transform: dict[str, int], batch: int, device: str) -> tuple[Callable, Sequence]:
-    """call(argument), one forward and backward of a loss, and the arguments there are: SCRAPL's paths, else only None.
-
-    method: one of `MEASURED`. transform: arguments of JTFSLoss.
-    """
+    """call(argument), one forward and backward of a loss (of `MEASURED`), and the arguments there are: SCRAPL's paths,
+    else only None. transform: arguments of JTFSLoss."""
     x_hat, x = (noise(batch, transform["shape"], seed, device) for seed in (1, 2))
     if method == "p_loss":
         x_hat, x, loss = torch.rand(batch, 2, device=device), torch.rand(batch, 2, device=device), p_loss
@@ -79,10 +78,8 @@ def times_ms(call: Callable, arguments: Sequence, least_s: float) -> np.ndarray:
 
 
 def peak_mib(call: Callable, arguments: Iterable, device: str) -> float:
-    """Most memory that tensors took at once, over one call for each argument, beyond what they took before; MiB.
-
-    Call it once before: what it makes at its first call (filters) would count.
-    """
+    """Most memory that tensors took at once, over one call for each argument, beyond what they took before; MiB. Call it
+    once before: what it makes at its first call (filters) would count."""
     peaks = [0.0]
     for argument in arguments:
         if device == "cpu":
@@ -181,12 +178,13 @@ def growth(
 
 
 def power_laws(data: pd.DataFrame) -> pd.DataFrame:
-    """cost = factor * size^slope, fitted on log axes: columns axis, method, quantity ("ms" or "mib"), slope, factor."""
+    """cost = factor * size^slope, fitted on log axes, by axis, method and quantity ("ms" or "mib")."""
     rows = []
-    for (axis, method), group in data.groupby(["axis", "method"], sort=False):
-        for quantity in ("ms", "mib"):
-            fit = linregress(np.log(group["size"]), np.log(group[quantity]))
-            rows.append((axis, method, quantity, round(fit.slope, 6) + 0.0, math.exp(fit.intercept)))
+    for ((axis, method), group), quantity in itertools.product(
+        data.groupby(["axis", "method"], sort=False), ("ms", "mib")
+    ):
+        fit = linregress(np.log(group["size"]), np.log(group[quantity]))
+        rows.append((axis, method, quantity, round(fit.slope, 6) + 0.0, math.exp(fit.intercept)))
     return pd.DataFrame(rows, columns=["axis", "method", "quantity", "slope", "factor"])
 
 
