@@ -5,7 +5,6 @@ took at once during such a call beyond what was there before it (inputs, filters
 is noise of unit norm.
 """
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -180,11 +179,10 @@ def growth(
 def power_laws(data: pd.DataFrame) -> pd.DataFrame:
     """cost = factor * size^slope, fitted on log axes, by axis, method and quantity ("ms" or "mib")."""
     rows = []
-    for ((axis, method), group), quantity in itertools.product(
-        data.groupby(["axis", "method"], sort=False), ("ms", "mib")
-    ):
-        fit = linregress(np.log(group["size"]), np.log(group[quantity]))
-        rows.append((axis, method, quantity, round(fit.slope, 6) + 0.0, math.exp(fit.intercept)))
+    for (axis, method), group in data.groupby(["axis", "method"], sort=False):
+        for quantity in ("ms", "mib"):
+            fit = linregress(np.log(group["size"]), np.log(group[quantity]))
+            rows.append((axis, method, quantity, round(fit.slope, 6) + 0.0, math.exp(fit.intercept)))
     return pd.DataFrame(rows, columns=["axis", "method", "quantity", "slope", "factor"])
 
 

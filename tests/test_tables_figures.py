@@ -140,18 +140,12 @@ def test_a_table_is_written_for_machines_and_for_people(runs, tmp_path):
     csv, markdown = tables.write_table(table, "table_1", "quick", tmp_path, "Test error.")
     assert csv == tmp_path / "results/quick/tables/table_1.csv" and markdown == csv.with_suffix(".md")
     stored = pd.read_csv(csv)
-    assert (
-        len(stored) == 30
-        and set(stored["profile"]) == {"quick"}
-        and np.allclose(stored["mean"], table["mean"], equal_nan=True)
-    )
+    assert set(stored["profile"]) == {"quick"} and np.allclose(stored["mean"], table["mean"], equal_nan=True)
     lines = markdown.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "**Table 1.** Test error. Profile quick: a reduced problem, not the paper's configuration."
-    assert (
-        lines[4].startswith("| P-loss | 5 | 30.0 ± 0.74 | 20.5 ± 0.20 |")
-        and "| MSS random | 4 (1 failed) |" in lines[11]
-    )
-    assert len(lines) == 2 + 2 + 10 and lines[6].startswith("| SCRAPL | 0 | not run | 65.7 ± 4.2 |")
+    assert len(lines) == 2 + 2 + 10 and "| MSS random | 4 (1 failed) |" in lines[11]
+    assert lines[4].startswith("| P-loss | 5 | 30.0 ± 0.74 | 20.5 ± 0.20 |")
+    assert lines[6].startswith("| SCRAPL | 0 | not run | 65.7 ± 4.2 |")
     assert "rofile" not in tables.as_markdown(table, "table_1", "paper")
     shown = tables.show(tables.paper_table(2, runs, {})).set_index("method")
     assert shown.loc["JTFS", "steps to 100 ‰"] == "none" and shown.loc["SCRAPL", "steps to 100 ‰"] == "not run"
