@@ -209,9 +209,7 @@ def encodec_frames(x: Tensor, sample_rate_hz: int, encoder: nn.Module | None = N
         x: (batch, 1, samples), resampled to 24 kHz. encoder: in place of the 24 kHz model's, (batch, 1, samples) ->
             (batch, dims, frames).
     Returns:
-        (batch * frames, dims) float64; 128 dimensions.
-    Raises:
-        WeightsUnavailable: the package `encodec` or its weights cannot be had; says how to get them.
+        (batch * frames, dims) float64; 128 dimensions. Raises WeightsUnavailable, which says how to get them.
     """
     check_audio(x, "x")
     encoder = (_encodec() if encoder is None else encoder).to(x.device)
@@ -248,10 +246,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _frames(x: Tensor, sample_rate_hz: float, n_least: int) -> tuple[Tensor, int, Tensor]:
-    """Frames (batch, frames, size) float64, a quarter of their size apart; their size; the frequencies of their bins.
-
-    Raises ValueError for a rate out of range and for fewer frames than n_least.
-    """
+    """Frames (batch, frames, size) float64, a quarter of their size apart; their size; the frequencies of their bins."""
     check_audio(x, "x")
     if not isinstance(sample_rate_hz, (int, float)) or not 4000 <= sample_rate_hz < math.inf:
         raise ValueError(f"sample_rate_hz must be at least 4000 and finite, got {sample_rate_hz!r}")

@@ -92,13 +92,8 @@ def at_chance(groups: Groups) -> tuple[str, str]:
 
 def _paired(groups: Groups) -> list[tuple[float, float, float]]:
     """`paired_comparison` of each method with the next over their common seeds; empty if a pair has too few."""
-    cells, results = [cell for group in groups for cell in group], []
-    for before, after in itertools.pairwise(cells):
-        seeds = before.seeds.index.intersection(after.seeds.index)
-        if len(seeds) < LEAST_SEEDS:
-            return []
-        results.append(paired_comparison(before.seeds[seeds], after.seeds[seeds]))
-    return results
+    pairs = [tables.pairs(before, after) for before, after in itertools.pairwise(itertools.chain(*groups))]
+    return [paired_comparison(a, b) for a, b in pairs] if all(len(a) >= LEAST_SEEDS for a, _ in pairs) else []
 
 
 def _changes(groups: Groups, sign: int) -> tuple[str, str]:

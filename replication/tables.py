@@ -219,17 +219,18 @@ def paper_table(number: int, runs: Sequence[Run], not_run: dict[str, str]) -> pd
     return pd.DataFrame(rows, columns=columns.split()).drop(columns="task" if number <= 2 else [])
 
 
-def pairs(cells: Cells, task: str, before: str, after: str, metric: str) -> tuple[pd.Series, pd.Series]:
-    """The values by seed of two methods at the seeds that both have."""
-    a, b = (cells.get((task, m, metric), Cell("", NAN, 0, 0, pd.Series(dtype=float))).seeds for m in (before, after))
+def pairs(before: Cell | None, after: Cell | None) -> tuple[pd.Series, pd.Series]:
+    """The values by seed of two cells at the seeds that both have."""
+    a, b = (pd.Series(dtype=float) if cell is None else cell.seeds for cell in (before, after))
     seeds = a.index.intersection(b.index)
     return a[seeds], b[seeds]
 
 
-def _change(cells: Cells, task: str, before: str, after: str, metric: str) -> tuple:
-    """Unit, n, mean, 95 % half-width and p-value of the paired differences over seeds."""
-    a, b = pairs(cells, task, before, after, metric)
-    return METRICS[metric].unit, len(a), *(paired_comparison(a, b) if len(a) >= 2 else (NAN,) * 3)
+def _change(before: Cell | None, after: Cell | None, metric: str, possible: int) -> tuple[list, str]:
+    """Unit, n, mean, 95 % half-width and p-value of the paired differences; a note where n is less than possible."""
+    a, b = pairs(before, after)
+    note = f"{len(a)} of {possible} pairs have {METRICS[metric].label}" if len(a) < possible else ""
+    return [METRICS[metric].unit, len(a), *(paired_comparison(a, b) if len(a) >= 2 else (NAN,) * 3)], note
 
 
 def table_6(cells: Cells, not_run: dict[str, str]) -> pd.DataFrame:
@@ -239,19 +240,18 @@ def table_6(cells: Cells, not_run: dict[str, str]) -> pd.DataFrame:
     a variant lacks the value (it failed, or never converged) is left out. paper_p is "<0.01" where so printed.
     """
     rows = []
-    for step, (_, before, after) in STEPS.items():
-        absent = [m for m in (before, after) if ("granular", m, "theta_synth_l1") not in cells]
-        possible = len(pairs(cells, "granular", before, after, "theta_synth_l1")[0])
-        for metric in TABLES[2]:
-            unit, n, *ours = _change(cells, "granular", before, after, metric)
-            note = "; ".join(f"{METHODS[m].label} not run: {not_run.get(m, 'no record yet')}" for m in absent)
-            if not absent and possible < 2:
-                note = f"seeds in common: {possible}, a comparison takes 2"
-            elif n < possible:
-                note = f"{n} of {possible} pairs have {METRICS[metric].label}"
+    for step, (_, *methods) in STEPS.items():
+        of = {metric: [cells.get(("granular", method, metric)) for method in methods] for metric in TABLES[2]}
+        absent = [method for method, cell in zip(methods, of["theta_synth_l1"]) if cell is None]
+        why = "; ".join(f"{METHODS[m].label} not run: {not_run.get(m, 'no record yet')}" for m in absent)
+        possible = len(pairs(*of["theta_synth_l1"])[0])
+        if not absent and possible < 2:
+            why = f"seeds in common: {possible}, a comparison takes 2"
+        for metric, both in of.items():
+            ours, note = _change(*both, metric, possible)
             printed = published.published("table_6", step, f"delta_{metric}")
             paper_p = published.published("table_6", step, f"delta_{metric}_p_value").value
-            rows.append((step, metric, unit, n, *ours, *printed, paper_p, note))
+            rows.append((step, metric, *ours, *printed, paper_p, why or note))
     columns = "method metric unit n_seeds mean ci95 p_value paper_mean paper_ci95 paper_n paper_p note"
     return pd.DataFrame(rows, columns=columns.split())
 
@@ -265,12 +265,11 @@ def theta_is_effect(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFram
         finished = min(sum(run.method == method and run.ok for run in mine) for method in SAMPLERS)
         reasons = [f"{METHODS[m].label}: {note}" for m in SAMPLERS if (note := row_note(mine, m, not_run))]
         for metric in (*TABLES[3], *TABLES[7][1::2]):
-            a, b = pairs(cells, task, *SAMPLERS, metric)
-            unit, n, *ours = _change(cells, task, *SAMPLERS, metric)
-            before, after = (getattr(theirs.get((task, method, metric)), "mean", NAN) for method in SAMPLERS)
+            both, printed = ([side.get((task, m, metric)) for m in SAMPLERS] for side in (cells, theirs))
+            (a, b), (ours, note) = pairs(*both), _change(*both, metric, finished)
+            before, after = (getattr(cell, "mean", NAN) for cell in printed)
             better = (100 * (1 - b.mean() / a.mean()) if a.any() else NAN, 100 * (1 - after / before))
-            note = f"{n} of {finished} pairs have {METRICS[metric].label}" if n < finished else ""
-            rows.append((task, "plus_theta_is", metric, unit, n, *ours, *better, joined(*reasons, note)))
+            rows.append((task, "plus_theta_is", metric, *ours, *better, joined(*reasons, note)))
     columns = "task method metric unit n_seeds mean ci95 p_value improvement paper_improvement note"
     return pd.DataFrame(rows, columns=columns.split())
 
@@ -353,9 +352,8 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(task=[TASKS[task].label if task in TASKS else task for task in table["task"]])
     if "metric" not in table:
         floats = table.select_dtypes("float")
-        return table.assign(
-            **{name: floats[name].map(_p_text if name.endswith(("_p", "_p_holm")) else number) for name in floats}
-        )
+        texts = {name: _p_text if name.endswith(("_p", "_p_holm")) else number for name in floats}
+        return table.assign(**{name: floats[name].map(text) for name, text in texts.items()})
     labels = {m.name: m.label for m in METHODS.values()} | {step: label for step, (label, *_) in STEPS.items()}
     table = table.assign(method=table["method"].map(labels))
     return _show_cells(table) if "verdict" in table else _show_wide(table)
@@ -399,9 +397,8 @@ def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     style = shown.style.hide(axis="index").format(escape="html").set_properties(**left).set_caption(caption)
     style.set_table_styles([{"selector": "th, caption", "props": "text-align: left"}])
     verdicts = [name for name in shown if name.endswith("verdict")]
-    return style.map(
-        lambda verdict: f"background-color: {colours.get(verdict, '#eeeeee')}; color: black", subset=verdicts
-    )
+    look = "background-color: {}; color: black"
+    return style.map(lambda verdict: look.format(colours.get(verdict, "#eeeeee")), subset=verdicts)
 
 
 def write_table(table: pd.DataFrame, name: str, profile: str, output: Path = ROOT, caption: str = "") -> list[Path]:
@@ -422,9 +419,7 @@ def as_markdown(table: pd.DataFrame, name: str, profile: str, caption: str = "")
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table that `write_table` wrote before; no row when it is not there.
-
-    Raises ValueError for a file without them."""
+    """Columns of a table that `write_table` wrote; no row when it is not there, ValueError for a file without them."""
     if not path.is_file():
         return pd.DataFrame(columns=columns)
     try:

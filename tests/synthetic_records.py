@@ -5,7 +5,7 @@ import torch
 
 from replication import records
 from replication.path_probabilities import write_importance as write_curvature
-from replication.tasks import importance_config
+from replication.tasks import CHIRPLETS, TR808, importance_config
 from scrapl_lib.losses import SCRAPLLoss
 
 NOT_RUN = {
@@ -24,6 +24,7 @@ OUTCOME = {  # method: test density and slope L1 (per mille), total variation, c
     "mss_revisited": (380, 246, 2.0, None, 26, 5),
     "mss_random": (180, 242, 2.0, None, 32, 5),
 }
+DRUMS = {"jtfs": (2, 2.2), "mss_random": (3, 9), "mss_linear": (25, 24), "mss_log_linear": (19, 18)}  # loudness, dB
 STEPS = (0, 50, 100, 150)
 
 
@@ -89,6 +90,23 @@ def write_drums(output, task, method, seed, loudness, jtfs=1.0, profile="quick")
     test |= {f"transient_{name}_l1": loudness for name in ("loudness", "spectral_centroid")}
     test = {metric: spread(seed) * value for metric, value in (test | {"decay_loudness_l1": loudness / 10}).items()}
     _write((profile, task, method, seed), output, test, {"loss": 1.0})
+
+
+def write_everything(output):
+    """Granular runs, of which one failed and four never converged. Chirplets: in the first task theta-IS takes AM from
+    100 to 60, a seed never converges in FM, and one failed. Drums: MSS linear is next to silence in both conditions."""
+    write_all(output)
+    write(output, "mss_random", 4, status="failed:nonfinite loss at step 7")
+    for method, seed in (("scrapl_plain", 4), ("jtfs", 0), ("jtfs", 1), ("jtfs", 2)):
+        write(output, method, seed, val_convergence_steps=None)
+    slow, moderate, *_ = CHIRPLETS
+    for seed in range(5):
+        write_chirplet(output, slow, "scrapl_no_theta_is", seed, 100, 80, 500, None if seed == 1 else 400)
+        write_chirplet(output, slow, "scrapl", seed, 60, 80, 300, 300, status="ok" if seed else "failed:nonfinite")
+        for method, loudness in DRUMS.items():
+            for task, dB in zip(TR808, loudness):
+                write_drums(output, task, method, seed, dB)
+    write_chirplet(output, moderate, "scrapl_no_theta_is", 0, 90, 70, None, None)
 
 
 def load(output, profile="quick", tasks=("granular",)):
