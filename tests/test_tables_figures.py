@@ -90,17 +90,7 @@ BY_HAND = [  # number, task, method, metric: mean, n_seeds, n_failed, paper_mean
     (7, SLOW, NO_IS, "theta_fm_convergence_rate", 80, 5, 0, 45, ""),
     (7, SLOW, NO_IS, "theta_fm_convergence_steps", 402, 4, 0, 4064, "1 of 5 seeds without FM steps to 100 ‰"),
     (7, MODERATE, NO_IS, "theta_am_convergence_rate", 0, 1, 0, 100, ""),
-    (
-        7,
-        MODERATE,
-        "scrapl",
-        "theta_am_convergence_rate",
-        NAN,
-        0,
-        0,
-        95,
-        "not run: needs theta-importance sampling, not",
-    ),
+    (7, MODERATE, "scrapl", "theta_am_convergence_rate", NAN, 0, 0, 100, "not run: needs theta-importance"),
     (4, ALIGNED, "jtfs", "jtfs_distance", 1000, 5, 0, 490, ""),  # scaled as printed
     (4, ALIGNED, "jtfs", "fad_encodec", NAN, 0, 0, 0.781, "FAD not run: EnCodec's weights unavailable"),
     (4, ALIGNED, "jtfs", "frechet_log_mel", 5, 5, 0, NAN, ""),  # FAD and ours are not confused
