@@ -57,9 +57,7 @@ def total_variation(theta_l1_by_epoch: Sequence[float]) -> float:
 
 def convergence_step(steps: Sequence[int], values: Sequence[float], threshold: float = 100.0) -> int | None:
     """The first of `steps` whose value is at most `threshold` (both in per mille), None if there is none."""
-    if len(steps) != len(values):
-        raise ValueError(f"steps and values must have one length, got {len(steps)} and {len(values)}")
-    return next((int(step) for step, value in zip(steps, values) if value <= threshold), None)
+    return next((int(step) for step, value in zip(steps, values, strict=True) if value <= threshold), None)
 
 
 @torch.no_grad()
