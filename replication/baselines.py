@@ -20,7 +20,7 @@ from scrapl_lib.checks import check_name, check_pair
 
 from .surroundings import own_surroundings
 
-MSS_NAMES = ("mss_linear", "mss_log_linear", "mss_random", "mss_revisited")
+MSS_NAMES = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
 _OCTAVES = (64, 128, 256, 512, 1024, 2048)  # FFT sizes
 _REVISITED = {67: 33, 127: 63, 257: 128, 509: 254, 1021: 510, 2053: 1026}  # window: hop
 _RANDOM_MAX_FFT_SIZE = 32767

@@ -21,12 +21,11 @@ from torch.utils.benchmark import Timer
 
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
 
-from .baselines import MIN_SAMPLES, MSSLoss
+from .baselines import MIN_SAMPLES, MSS_NAMES, MSSLoss
 from .published import published
 from .tasks import METHODS, NOT_RUN, RunConfig
 
-MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
-MEASURED = ("p_loss", "jtfs", "scrapl", *MSS)
+MSS, MEASURED = MSS_NAMES, ("p_loss", "jtfs", "scrapl", *MSS_NAMES)
 AXES = {"n_samples": "signal length (samples)", "batch": "batch", "n_paths": "number of paths P"}
 COLUMNS = "method loss n ms iqr_ms mib times_mss paper_ms paper_iqr_ms paper_mb paper_times_mss note".split()
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from scrapl_lib.checks import check_audio, check_name, check_pair, positive_int
 from scrapl_lib.losses import JTFSLoss
 
-from .baselines import MSSLoss, pretrained, resample
+from .baselines import MSS_NAMES, MSSLoss, pretrained, resample
 from .surroundings import own_surroundings
 
-AUDIO_DISTANCES = ("jtfs", "mss_linear", "mss_log_linear", "mss_revisited")
+AUDIO_DISTANCES = ("jtfs", *MSS_NAMES[:3])  # mss_random draws
 
 # drum features: one frame's length in seconds, and how many frames each part has, the decay at most
 FRAME_S = 2048 / 44100

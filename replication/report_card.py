@@ -20,6 +20,7 @@ import pandas as pd
 from scipy import stats
 
 from . import published, tables
+from .baselines import MSS_NAMES
 from .records import Run
 from .stats import equivalence, holm, paired_comparison, share_ci95, standard_error
 from .tables import METRICS, NAN, STEP, Cell, Cells, joined, measured, number
@@ -28,7 +29,7 @@ from .tasks import CHIRPLETS, METHODS, TASKS, TR808
 PARTS = {"granular": ["granular"], "chirplet": list(CHIRPLETS), "drum": list(TR808)}  # a report card each: its tasks
 _PRINTED = {*published.methods_in("table_1"), *published.methods_in("table_2")}
 GROUPS = {  # of methods, in the sides of a claim
-    "MSS": ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random"),
+    "MSS": MSS_NAMES,
     "VARIANTS": ("scrapl", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain"),
     "OTHERS": tuple(m for m in METHODS if m in _PRINTED and m != "p_loss"),
 }
