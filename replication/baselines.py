@@ -34,7 +34,8 @@ class MSSLoss(nn.Module):
         name: "mss_linear": mean absolute difference of magnitudes, mean over the FFT sizes 64, 128, ..., 2048, with
             Hann windows of that size and a quarter of it as hop (auraloss). "mss_log_linear": the same plus that of log
             magnitudes. "mss_random": auraloss's RandomResolutionSTFTLoss: three resolutions below the audio's length,
-            drawn anew at every call from NumPy's global generator. "mss_revisited": `RevisitedLoss`.
+            drawn anew at every call from NumPy's global generator, whose state repeats them. "mss_revisited":
+            `RevisitedLoss`.
 
     `loss(x_hat, x)` -> scalar. Only mss_random is not symmetric: it divides by the norm of x's spectrogram.
     """

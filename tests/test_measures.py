@@ -78,9 +78,6 @@ def test_surroundings_change_no_bit():
         assert list(measured()) == expected
 
 
-# ---- drum features --------------------------------------------------------------------------------------------------
-
-
 def tone(bin_number, amplitude, samples=3072):
     """A sine on a bin of a 2048-point DFT: (1, 1, samples) float64."""
     phase = 2 * math.pi * bin_number / 2048 * torch.arange(samples, dtype=torch.float64)
@@ -193,9 +190,6 @@ def test_drum_feature_distances_by_hand():
     alone = [drum_feature_distances(x_hat[[i]], x[[i]]) for i in range(35)]
     assert all(abs(np.mean([d[name] for d in alone]) - value) < 1e-9 for name, value in found.items())
     assert set(drum_feature_distances(x, x).values()) == {0.0}
-
-
-# ---- Fréchet distance -----------------------------------------------------------------------------------------------
 
 
 def test_frechet_distance_of_gaussians_by_hand():

@@ -72,9 +72,6 @@ def test_printed_tables_1_and_2_from_the_authors_seeds(method):
         assert abs(float(f"{half_width:.{digits}g}") - expected.ci95) <= 1e-9 * expected.ci95
 
 
-# ---- ours against printed numbers -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("n", [2, 3, 20])
 def test_standard_error_is_that_of_the_values(n):
     a, b = np.random.default_rng(n).normal(size=(2, n))
