@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from replication.data import ThetaGrid
 from replication.published import DATA, NAMES, methods_in
 from replication.records import load_runs
 from replication.report_card import CLAIMS, summary
-from replication.stats import equivalence
+from replication.stats import equivalence, mean_ci95
 from replication.tables import Cell, chance_permille
 from replication.tasks import TASKS
 
@@ -264,43 +265,63 @@ def test_every_printed_cell_is_there_once(tmp_path):
     assert table.value_counts(["table", "task", "method", "metric"]).max() == 1
 
 
-def test_verdicts_of_the_paper_profile(tmp_path):
+ERRORS = {  # seed by seed; the paper's: 20.5 +- 0.2, 42.4, 195, 370 +- 0.52, 99.7, 87.4, 73.8 +- 13
+    "p_loss": P_LOSS,
+    "jtfs": (41.0, 43.5, 44.0, 46.0),
+    "mss_random": (195.0, 195.0),
+    "mss_linear": (200, 201, 202),
+    "scrapl_plain": (100.0, 90, 120, 80, 105),
+    "scrapl_padam": (85.0, 79, 107, 66, 95),
+    "scrapl_no_theta_is": (40, 110, 70, 60, 95),
+}
+FAST = "chirplet_fast_moderate"
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    """Cells of runs of the paper profile. Chirplets: 5 and then 1 of 5 seeds converge in FM, the paper's 0 and 20."""
+    folder = tmp_path_factory.mktemp("paper")
+    for method, values in ERRORS.items():
+        write_errors(folder, method, values)
+    for seed in range(5):
+        for method, steps in (("scrapl_no_theta_is", 300), ("scrapl", 300 if seed == 0 else None)):
+            synthetic.write_chirplet(folder, FAST, method, seed, 50, 50, fm_steps=steps, profile="paper")
+    return cells_of(folder, "paper")
+
+
+def test_verdicts_of_the_paper_profile(paper):
     """The tests themselves: test_stats."""
-    errors = {"p_loss": P_LOSS, "jtfs": [41.0, 43.5, 44.0, 46.0], "mss_random": [195.0, 195.0]}
-    errors |= {"scrapl_no_theta_is": [40, 110, 70, 60, 95], "mss_linear": [200, 201, 202]}  # 73.8 +- 13, 370 +- 0.52
-    for method, values in errors.items():
-        write_errors(tmp_path, method, values)
-    table = cells_of(tmp_path, "paper")
-    verdicts = {m: cell(table, 1, m, "theta_synth_l1")["verdict"] for m in methods_in("table_1")}
-    found = dict.fromkeys(errors, "equivalent") | {"mss_random": "too few seeds", "mss_linear": "different"}
+    verdicts = {m: cell(paper, 1, m, "theta_synth_l1")["verdict"] for m in methods_in("table_1")}
+    found = {"p_loss": "equivalent", "jtfs": "equivalent", "mss_random": "too few seeds", "mss_linear": "different"}
     found["scrapl_no_theta_is"] = "intervals overlap"
     assert verdicts == dict.fromkeys(verdicts, "not run") | found
-    row = cell(table, 1, "p_loss", "theta_synth_l1")
-    their_error = 0.2 / 1.96 * math.sqrt(20 / 19)  # of 20.5 +- 0.2, 20 seeds
+    row = cell(paper, 1, "p_loss", "theta_synth_l1")
+    their_error = 0.2 / 1.96 * math.sqrt(20 / 19)  # of 20 seeds
     expected = equivalence(0.08, [(sem(P_LOSS), 5), (their_error, 20)], 4.1)
     assert abs(row["equivalence_p"] / expected - 1) < 1e-6 and row["records"] == "results/paper/granular/p_loss"
     assert abs(row["difference"] - 0.08) < 1e-6 and abs(row["percent"] - 8 / 20.5) < 1e-6
-    alone = equivalence(43.625 - 42.4, [(sem(errors["jtfs"]), 4)], 0.2 * 42.4)  # printed without an interval
-    assert abs(cell(table, 1, "jtfs", "theta_synth_l1")["equivalence_p"] / alone - 1) < 1e-6
-    assert cell(table, 1, "ms_clap", "theta_synth_l1")["note"] == "not run: weights unavailable"
-    assert math.isnan(cell(table, 1, "mss_random", "theta_synth_l1")["equivalence_p"])
+    alone = equivalence(43.625 - 42.4, [(sem(ERRORS["jtfs"]), 4)], 0.2 * 42.4)  # printed without an interval
+    assert abs(cell(paper, 1, "jtfs", "theta_synth_l1")["equivalence_p"] / alone - 1) < 1e-6
+    assert cell(paper, 1, "ms_clap", "theta_synth_l1")["note"] == "not run: weights unavailable"
+    assert math.isnan(cell(paper, 1, "mss_random", "theta_synth_l1")["equivalence_p"])
 
 
-def test_the_order_of_the_rules(tmp_path):
-    """The paper has 70.4 +- 8.8, a margin of 14.1, and 24.7 +- 0.31, a margin of 4.9."""
-    for i, (ours, bound, verdicts) in enumerate(
-        (
-            ((70, 71, 75), (26.0, 26.1, 26.2), ["equivalent", "equivalent"]),  # the second apart, but within the margin
-            ((74, 80, 86), (29.5, 29.6, 29.7), ["intervals overlap", "different"]),  # 9.6 apart, ours +- 5.5
-            ((78, 79, 80), (), ["intervals overlap", "not run"]),
-            ((80.2, 81.2, 82.2), (), ["different", "not run"]),
-        )
-    ):
-        for method, values in (("scrapl_no_theta_is", ours), ("p_loss", bound)):
-            write_errors(tmp_path / str(i), method, values, metric="theta_density_l1")
-        table = cells_of(tmp_path / str(i), "paper")
-        found = [cell(table, 1, m, "theta_density_l1")["verdict"] for m in ("scrapl_no_theta_is", "p_loss")]
-        assert found == verdicts
+@pytest.mark.parametrize(
+    ("printed", "ours", "verdict"),
+    [
+        ((70.4, 8.8), (70, 71, 75), "equivalent"),  # a margin of 14.1
+        ((70.4, 8.8), (78.0, 79.0, 80.0), "intervals overlap"),
+        ((70.4, 8.8), (74.0, 80.0, 86.0), "intervals overlap"),  # 9.6 apart, ours +- 5.5
+        ((70.4, 8.8), (80.2, 81.2, 82.2), "different"),
+        ((24.7, 0.31), (26.0, 26.1, 26.2), "equivalent"),  # apart, but within the margin of 4.9
+        ((24.7, 0.31), (29.5, 29.6, 29.7), "different"),
+    ],
+)
+def test_the_order_of_the_rules(printed, ours, verdict):
+    row = dict(zip(("paper_mean", "paper_ci95", "mean", "ci95"), (*printed, *mean_ci95(ours))))
+    row |= {"difference": row["mean"] - printed[0], "n_seeds": 3, "paper_n": 20}
+    row |= {"table": "table_1", "metric": "theta_density_l1", "note": ""}
+    assert report_card._judged(SimpleNamespace(**row), "paper")[1] == verdict
 
 
 def write_table_5(output, profile, **change):
@@ -329,48 +350,37 @@ def test_reduced_problems_and_costs_are_not_compared(tmp_path):
         assert (row["verdict"], row["note"], row["records"]) == ("not run", f"not run: {note}", "")
 
 
-def test_shares_of_seeds_are_judged_by_their_intervals(tmp_path):
-    """The paper: 0 and 100 % of 20, never in steps; ours: 5 and then 1 of 5."""
-    task = "chirplet_fast_moderate"
-    for seed in range(5):
-        for method, steps in (("scrapl_no_theta_is", 300), ("scrapl", 300 if seed == 0 else None)):
-            synthetic.write_chirplet(tmp_path, task, method, seed, 50, 50, fm_steps=steps, profile="paper")
-    table = cells_of(tmp_path, "paper")
+def test_shares_of_seeds_are_judged_by_their_intervals(paper):
     for kind, expected in {
         "am_convergence_rate": ["intervals overlap", "intervals overlap"],
         "fm_convergence_rate": ["different", "different"],
         "fm_convergence_steps": ["not printed", "too few seeds"],
     }.items():
-        assert [cell(table, 7, m, f"theta_{kind}", task)["verdict"] for m in tables.SAMPLERS] == expected, kind
-    blank = cell(table, 7, "scrapl_no_theta_is", "theta_fm_convergence_rate", task)
+        assert [cell(paper, 7, m, f"theta_{kind}", FAST)["verdict"] for m in tables.SAMPLERS] == expected, kind
+    blank = cell(paper, 7, "scrapl_no_theta_is", "theta_fm_convergence_rate", FAST)
     assert blank["paper_mean"] == 0 and math.isnan(blank["percent"]) and blank["difference"] == 100
 
 
-def test_table_6_compares_differences_and_corrects_for_its_tests(tmp_path):
-    plain, padam = [100.0, 90, 120, 80, 105], [85.0, 79, 107, 66, 95]  # the paper: -12.3 +- 17
-    write_errors(tmp_path, "scrapl_plain", plain)
-    write_errors(tmp_path, "scrapl_padam", padam)
-    table = cells_of(tmp_path, "paper")
-    rows = table[table["table"] == "table_6"].set_index(["method", "metric"])
-    row = rows.loc["plus_padam", "theta_synth_l1"]
+def test_table_6_compares_differences_and_corrects_for_its_tests(paper):
+    rows = paper[paper["table"] == "table_6"].set_index(["method", "metric"])
+    row = rows.loc["plus_padam", "theta_synth_l1"]  # the paper: -12.3 +- 17
     assert abs(row["mean"] + 12.6) < 1e-6 and abs(row["difference"] + 0.3) < 1e-6
-    their_error = 17 / 2.0930240544  # behind a t interval
-    expected = equivalence(-0.3, [(sem(np.subtract(padam, plain)), 5), (their_error, 20)], 2.46)
+    error = sem(np.subtract(ERRORS["scrapl_padam"], ERRORS["scrapl_plain"]))
+    expected = equivalence(-0.3, [(error, 5), (17 / 2.0930240544, 20)], 2.46)  # 17: behind a t interval
     assert abs(row["equivalence_p"] / expected - 1) < 1e-6 and row["verdict"] == "intervals overlap"
     assert row["records"] == "results/paper/granular/scrapl_plain results/paper/granular/scrapl_padam"
-    mine = rows.loc["plus_padam"]["p_value"].to_numpy()
-    assert np.isfinite(mine).all() and rows["p_value"].notna().sum() == 3
-    expected = np.maximum.accumulate(np.sort(mine) * [3, 2, 1])
-    assert np.abs(np.sort(rows.loc["plus_padam"]["p_holm"].to_numpy()) - expected).max() < 1e-12
-    assert rows.loc["plus_theta_is"]["verdict"].tolist() == ["not run"] * 3
-    text = tables.as_markdown(table, "cells", "paper", report_card.RULE)
+    tested = rows[["p_value", "p_holm"]].dropna().sort_values("p_value")
+    assert len(tested) == 6 and set(rows.loc["plus_theta_is"]["verdict"]) == {"not run"}
+    expected = np.minimum(np.maximum.accumulate(tested["p_value"] * [6, 5, 4, 3, 2, 1]), 1)
+    assert np.abs(tested["p_holm"] - expected).max() < 1e-12
+    text = tables.as_markdown(paper, "cells", "paper", report_card.RULE)
     assert len(text.splitlines()) == 4 + 258
     assert "ours are fewer than 3." in text and "within 20 % of the paper's value, p < 0.05." in text
-    shown = tables.show(table)
+    shown = tables.show(paper)
     assert set(shown["task"]) == {"cost", *(task.label for task in TASKS.values())}
     row = shown[(shown["table"] == "6") & (shown["metric"] == "θ L1 (‰)") & (shown["method"] == "+ P-Adam")].iloc[0]
-    expected = ("-12.6 ± 2.6 (p = 0.00017)", "-12.3 ± 17 (p = 0.15)", "0.3", "-0.300", "-2.4")
-    assert tuple(row[["ours", "paper", "paper: Holm", "difference", "in %"]]) == expected
+    expected = ["-12.6 ± 2.6 (p = 0.00017)", "-12.3 ± 17 (p = 0.15)", "0.3", "-0.300", "-2.4"]
+    assert row[["ours", "paper", "paper: Holm", "difference", "in %"]].tolist() == expected
 
 
 def test_claims_stand_side_by_side(tmp_path):
