@@ -22,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +31,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .data import recordings_folder
 from .files import locked, write_text_atomic
 from .records import ROOT, n_cores, utc_now
 from .tasks import PROFILES, check_name
@@ -159,7 +160,7 @@ def run_notebook(
     Raises ValueError or TypeError for parameters the notebook does not take, before anything starts; NotebookFailed for
     a cell that raises or exits, a kernel that dies, Ctrl-C, SIGTERM or a disk that is full.
     """
-    path, output = notebook_path(name_or_path), Path(output).resolve()
+    path, output = notebook_path(name_or_path), _absolute(output)
     values = _values(path, parameters, profile, output)
     done = output / "executed" / profile / path.name
     request = hashlib.sha256(path.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -183,9 +184,9 @@ def run_notebooks(
     cores, at the end those that sum up (`LAST`). Raises ValueError or TypeError as `run_notebook` does; the first
     notebook to fail stops the others, says why on stderr and ends this by SystemExit with its exit status.
     """
-    paths = list(dict.fromkeys(map(notebook_path, names)))
+    paths, output = list(dict.fromkeys(map(notebook_path, names))), _absolute(output)
     for path in paths:  # before any of them starts
-        _values(path, parameters, profile, Path(output).resolve())
+        _values(path, parameters, profile, output)
     flags = ["--profile", profile, "--output", str(output)]
     flags += [text for name, value in (parameters or {}).items() for text in ("-p", f"{name}={value}")]
     for path in (path for path in paths if path.stem in ALONE):
@@ -193,41 +194,45 @@ def run_notebooks(
     _run_side_by_side([path for path in paths if path.stem not in ALONE + LAST], flags)
     for path in (path for path in paths if path.stem in LAST):
         run_notebook(path, parameters, profile, output)
-    return [Path(output).resolve() / "executed" / profile / path.name for path in paths]
+    return [output / "executed" / profile / path.name for path in paths]
+
+
+def _absolute(output: str | Path) -> Path:
+    """The output folder, absolute as TR808_DIR now is, too: kernels and processes have a working folder of their own."""
+    if os.environ.get("TR808_DIR"):
+        recordings_folder()
+    return Path(output).resolve()
 
 
 def _run_side_by_side(paths: Sequence[Path], flags: Sequence[str]) -> None:
     """Run `notebook PATH flags` for each in a process of its own; end by SystemExit as soon as one fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    running, ending = [], threading.Event()
-
-    def run(path: Path) -> tuple[str, int, str]:
-        if ending.is_set():
-            return path.stem, 0, ""
-        command = [sys.executable, "-m", "replication", "notebook", str(path), *flags]
-        said = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
-        running.append(process := subprocess.Popen(command, cwd=ROOT, env=environment, **said))
-        if ending.is_set():  # meanwhile
-            process.terminate()
-        words = process.communicate()[1]
-        if process.returncode:
-            ending.set()
-        return path.stem, process.returncode, words
-
-    with ThreadPoolExecutor(n_cores()) as pool, _stoppable():
+    waiting, running = list(paths), []
+    with tqdm(total=len(paths), desc="notebooks", unit="notebook", disable=not paths) as bar, _stoppable():
         try:
-            ended = as_completed([pool.submit(run, path) for path in paths])
-            for future in tqdm(ended, "notebooks", len(paths), unit="notebook", disable=not paths):
-                name, status, words = future.result()
-                if status:
-                    print("\n" + words[words.rfind("\r") + 1 :].strip(), file=sys.stderr)
-                    why = f"its process ended with status {status}" + " (-9: out of memory?)" * (status < 0)
-                    print(f"error: notebook {name}: {why}; the others were stopped", file=sys.stderr)
-                    raise SystemExit(status if status > 0 else 128 - status)
+            while waiting or running:
+                for path in waiting[: n_cores() - len(running)]:
+                    waiting.remove(path)
+                    command = [sys.executable, "-m", "replication", "notebook", str(path), *flags]
+                    said = tempfile.TemporaryFile()
+                    options = {"stdout": subprocess.DEVNULL, "stderr": said, "cwd": ROOT, "env": environment}
+                    running.append((path.stem, subprocess.Popen(command, **options), said))
+                time.sleep(0.1)
+                for name, process, said in [each for each in running if each[1].poll() is not None]:
+                    running.remove((name, process, said))
+                    bar.update()
+                    if status := process.returncode:
+                        said.seek(0)
+                        words = said.read().decode("utf-8", "replace")
+                        print("\n" + words[words.rfind("\r") + 1 :].strip(), file=sys.stderr)
+                        why = f"its process ended with status {status}" + " (-9: out of memory?)" * (status < 0)
+                        print(f"error: notebook {name}: {why}; the others were stopped", file=sys.stderr)
+                        raise SystemExit(status if status > 0 else 128 - status)
         finally:
-            ending.set()
-            for process in running:
+            for _, process, _ in running:
                 process.terminate()
+            for _, process, _ in running:
+                process.wait()
 
 
 def _execute(path: Path, values: dict[str, Any], request: str, done: Path, failed: Path) -> None:
