@@ -69,11 +69,11 @@ class Encoder(nn.Module):
         self.pools = nn.ModuleList(nn.MaxPool2d(pool) for pool in pools)
         self.activations = nn.ModuleList(nn.PReLU() for _ in pools)
         self.dense = nn.Sequential(nn.Linear(channels, dense), nn.PReLU(), nn.Dropout(dropout))
-        half, heads = dense // 2, []
-        for _ in range(n_params):
-            hidden = [nn.Linear(dense, half), nn.PReLU(), nn.Dropout(dropout)]
-            heads.append(nn.Sequential(*hidden, nn.Linear(half, 1), nn.Sigmoid()))
-        self.heads = nn.ModuleList(heads)
+        half = dense // 2
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(dense, half), nn.PReLU(), nn.Dropout(dropout), nn.Linear(half, 1), nn.Sigmoid())
+            for _ in range(n_params)
+        )
 
     @torch.no_grad()
     @own_surroundings()
