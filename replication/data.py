@@ -169,8 +169,8 @@ class OneShots(Split):
                 raise ValueError(f"{_text(path)} {what} {when}: replace it or move it away")
         source = f"recordings in {_text(folder.name)}"
         resampled = [f"resampled from {file_rate_hz} to {sample_rate_hz} Hz"] if factor > 1 else []
-        adapted = [f"{n_averaged} of several channels, averaged", f"{n_cut} longer than {n_samples} samples, cut"]
-        adapted = [*adapted, f"{n_padded} shorter, padded"] if n_averaged or n_cut or n_padded else []
+        adapted = {"of several channels, averaged": n_averaged, f"longer than {n_samples} samples, cut": n_cut}
+        adapted = [f"{n} {how}" for how, n in (adapted | {"shorter, padded": n_padded}).items() if n]
         if resampled or adapted:
             print("; ".join([f"{source}: {len(x)} files", *resampled, *adapted]), file=sys.stderr, flush=True)
         return cls(torch.from_numpy(x), list(paths), ", ".join([source, *resampled]), sample_rate_hz, seed)

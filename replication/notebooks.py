@@ -84,18 +84,15 @@ def parameters_of(name_or_path: str | Path) -> dict[str, str | int | float | boo
         raise ValueError(f"{path} is not a notebook (nbformat 4): {type(error).__name__}: {error}") from error
     if len(sources) != 1:
         raise ValueError(f"{path} has {len(sources)} cells tagged 'parameters', expected exactly one")
-    for line in re.findall(r"^[ \t]*[^#\s].*", sources[0], re.MULTILINE):
+    for node in ast.parse(sources[0], path.name).body:
         try:
-            (node,) = ast.parse(line).body
             name, value = node.target.id, ast.literal_eval(node.value)
             if type(value) not in KINDS or type(value).__name__ != node.annotation.id or name in found:
-                raise ValueError(line)
-            if not re.search(rb"#\s*\S", line.encode()[node.end_col_offset :]):
-                raise ValueError(line)
+                raise ValueError(name)
             found[name] = value
-        except (SyntaxError, ValueError, AttributeError) as error:
-            form = "`name: type = value  # help`, with a new name, type str, int, float or bool and a value of it"
-            raise ValueError(f"{path}: the parameters cell's line {line!r} must read {form}") from error
+        except (ValueError, AttributeError) as error:
+            form = "`name: type = value`, with a new name, type str, int, float or bool and a value of it"
+            raise ValueError(f"{path}: {ast.unparse(node)!r} of the parameters cell must read {form}") from error
     return found
 
 
@@ -207,31 +204,32 @@ def _absolute(output: str | Path) -> Path:
 def _run_side_by_side(paths: Sequence[Path], flags: Sequence[str]) -> None:
     """Run `notebook PATH flags` for each in a process of its own; end by SystemExit as soon as one fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    waiting, running = list(paths), []
+    waiting, running = list(paths), {}
     with tqdm(total=len(paths), desc="notebooks", unit="notebook", disable=not paths) as bar, _stoppable():
         try:
             while waiting or running:
-                for path in waiting[: n_cores() - len(running)]:
-                    waiting.remove(path)
+                while waiting and len(running) < n_cores():
+                    path, said = waiting.pop(0), tempfile.TemporaryFile()
                     command = [sys.executable, "-m", "replication", "notebook", str(path), *flags]
-                    said = tempfile.TemporaryFile()
-                    options = {"stdout": subprocess.DEVNULL, "stderr": said, "cwd": ROOT, "env": environment}
-                    running.append((path.stem, subprocess.Popen(command, **options), said))
+                    process = subprocess.Popen(
+                        command, stdout=subprocess.DEVNULL, stderr=said, cwd=ROOT, env=environment
+                    )
+                    running[process] = (path.stem, said)
                 time.sleep(0.1)
-                for name, process, said in [each for each in running if each[1].poll() is not None]:
-                    running.remove((name, process, said))
+                for process in [process for process in running if process.poll() is not None]:
+                    name, said = running.pop(process)
                     bar.update()
                     if status := process.returncode:
                         said.seek(0)
                         words = said.read().decode("utf-8", "replace")
-                        print("\n" + words[words.rfind("\r") + 1 :].strip(), file=sys.stderr)
                         why = f"its process ended with status {status}" + " (-9: out of memory?)" * (status < 0)
-                        print(f"error: notebook {name}: {why}; the others were stopped", file=sys.stderr)
+                        why = f"error: notebook {name}: {why}; the others were stopped"
+                        print("", words[words.rfind("\r") + 1 :].strip(), why, sep="\n", file=sys.stderr)
                         raise SystemExit(status if status > 0 else 128 - status)
         finally:
-            for _, process, _ in running:
+            for process in running:
                 process.terminate()
-            for _, process, _ in running:
+            for process in running:
                 process.wait()
 
 
@@ -284,8 +282,9 @@ def _keep_failed(
 
     code = [cell for cell in started if cell.cell_type == "code"]
     own = [cell for cell in code if "injected-parameters" not in cell.metadata.tags]
-    where, text, status = "its start", code[-1].source.strip() if code else "", 1
+    where, text, status = "its start", "", 1
     if code:
+        text = code[-1].source.strip()
         where = f"code cell {len(own)} ({text.partition(chr(10))[0][:80]!r})"
         code[-1].metadata["papermill"] = {"status": "failed"}
     reason = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
@@ -297,9 +296,9 @@ def _keep_failed(
     banner = nbformat.v4.new_markdown_cell(f"**This run failed** at {where}: {reason}. What follows is not there.")
     log = failed / f"{path.stem}.log"
     lines = [f"{utc_now()} notebook {path} failed at {where}: {reason}", f"parameters: {values}", "", "cell:", text, ""]
-    lines += getattr(error, "traceback", [])
+    words = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join([*lines, *getattr(error, "traceback", [])]))
     try:
-        write_text_atomic(log, re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines)).rstrip() + "\n")
+        write_text_atomic(log, words.rstrip() + "\n")
         write_text_atomic(failed / path.name, nbformat.writes(nbformat.v4.new_notebook(cells=[banner, *started])))
     except OSError as unwritten:
         reason += f" (and no log or copy could be written: {unwritten})"

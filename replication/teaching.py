@@ -113,13 +113,11 @@ def path_losses(loss: SCRAPLLoss, x_hat: Tensor, x: Tensor) -> Tensor:
     """
     jtfs = loss.jtfs
     with torch.no_grad():
-        _, bands = jtfs.first_order_and_bands(x)
-    _, bands_hat = jtfs.first_order_and_bands(x_hat)
+        bands = jtfs.first_order_and_bands(x)[1]
     rows = []
-    for n2, Y2 in bands.items():
-        paths = jtfs.paths_of(n2)
-        pairs = zip(jtfs.coefficients(bands_hat[n2], paths), jtfs.coefficients(Y2, paths))
-        rows += [torch.linalg.vector_norm((S_hat - S).flatten(1), dim=1) for S_hat, S in pairs]
+    for n2, band_hat in jtfs.first_order_and_bands(x_hat)[1].items():
+        both = (jtfs.coefficients(Y2, jtfs.paths_of(n2)) for Y2 in (band_hat, bands[n2]))
+        rows += [torch.linalg.vector_norm((S_hat - S).flatten(1), dim=1) for S_hat, S in zip(*both)]
     return torch.stack(rows)
 
 

@@ -9,8 +9,7 @@ import soundfile
 import torch
 from scipy import signal
 
-from replication import circuit_808, data
-from replication import tasks as experiments
+from replication import circuit_808, data, tasks
 from replication.data import OneShots, recordings_folder
 from replication.tasks import make_config
 
@@ -63,8 +62,7 @@ def test_files_of_a_folder(tmp_path, capsys):
     for name, x in zip(shots.names, shots.x[:, 0].numpy()):
         assert np.abs(x[:500] - ramp / (files.index(name) + 1)).max() < 2.0**-23  # 24 bits
         assert (x[500:] == 0).all()
-    said = "5 files; 0 of several channels, averaged; 0 longer than 800 samples, cut; 5 shorter, padded\n"
-    assert capsys.readouterr() == ("", f"recordings in Some Kit: {said}")
+    assert capsys.readouterr() == ("", "recordings in Some Kit: 5 files; 5 shorter, padded\n")
 
 
 def test_channels_are_averaged_and_long_sounds_cut_and_it_is_said_once(folder, capsys):
@@ -88,7 +86,7 @@ def test_a_lower_rate_is_reached_by_resampling_and_said(folder, capsys):
     for name in ("SD low.wav", "SD high.wav"):
         assert np.abs(one(shots, name) - expected)[20:780].max() < 1e-3
     assert shots.source == "recordings in kit, resampled from 44100 to 11025 Hz"
-    assert "recordings in kit: 5 files; resampled from 44100 to 11025 Hz; 0 of several" in capsys.readouterr().err
+    assert "recordings in kit: 5 files; resampled from 44100 to 11025 Hz; 2 longer" in capsys.readouterr().err
     with pytest.raises(ValueError, match="must be a multiple of sample_rate_hz 11025, got 48000"):
         read(folder, sample_rate_hz=11025, file_rate_hz=48000)
 
@@ -128,7 +126,6 @@ def test_a_name_that_is_not_utf_8_is_read_and_printed(folder, monkeypatch):
     assert shots.names == ["BD \\xff.wav", "CH 01.wav", "SD 01.wav"] and (one(shots, "BD \\xff.wav") != 0).any()
     refused(folder, "BD \\xff.wav has a sample rate of 44100 Hz", sample_rate_hz=48000, file_rate_hz=48000)
     monkeypatch.setenv("TR808_DIR", str(folder))
-    experiments._recordings.cache_clear()
     assert make_config("tr808_micro", "jtfs", 0, "smoke").sounds.startswith("recordings ")
 
 
@@ -174,7 +171,7 @@ def test_a_file_that_breaks_off_is_refused(folder, suffix, n_samples):
 
 def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
     def sounds():
-        experiments._recordings.cache_clear()
+        tasks._recordings.cache_clear()
         return make_config("tr808_micro", "jtfs", 0, "smoke").sounds
 
     monkeypatch.setenv("TR808_DIR", str(folder))
@@ -184,9 +181,6 @@ def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
     assert sounds() == before
     write(folder / "sub" / "BD 09.wav")
     assert sounds() != before
-    monkeypatch.setenv("TR808_DIR", str(folder / "nowhere"))
-    with pytest.raises(ValueError, match="nowhere is no folder: set TR808_DIR"):
-        sounds()
 
 
 @pytest.mark.parametrize(
@@ -275,41 +269,41 @@ def test_every_drum_starts_on_time_sounds_and_decays(drums):
         assert abs(audio.sum()) < 1e-3 * np.abs(np.fft.rfft(audio)).max()  # no direct current
 
 
-def test_bass_drum_starts_an_octave_too_high_and_stays_at_its_frequency(drums):
+RESONANCES = [("BD", "f_hz", 0.2, (20, 500), 0.01), ("Tom", "f_hz", 0.06, (60, 300), 0.02)]  # after sigh and drop
+RESONANCES += [("SD", "low_hz", 0, (144, 216), 0.015), ("SD", "high_hz", 0, (264, 396), 0.015)]
+
+
+@pytest.mark.parametrize("voice, name, start_s, between_hz, tolerance", RESONANCES)
+def test_resonators_ring_at_their_frequency(drums, voice, name, start_s, between_hz, tolerance):
+    for audio, settings in drums[voice]:
+        if settings.get("decay_s", 1) > 0.2 or voice != "BD":
+            late = audio[int(start_s * RATE) :][: RATE // 5 if voice == "Tom" else None]
+            assert abs(peak_hz(late, *between_hz) / settings[name] - 1) < tolerance
+
+
+def test_bass_drum_starts_an_octave_too_high_and_decays_as_its_knob_says(drums):
     for audio, settings in drums["BD"]:
         assert 49 <= settings["f_hz"] <= 56 and 0.05 <= settings["decay_s"] <= 0.8
-        assert 45 < peak_hz(audio, 20, 20000) < 70
         crossings_s = np.flatnonzero(np.diff(np.signbit(audio[int(2e-3 * RATE) :]))) / RATE + 2e-3
         assert 0.25 < (crossings_s[0] - settings["onset_s"]) * 2 * settings["f_hz"] < 0.6  # 1 without the jump
     long = [(audio, settings) for audio, settings in drums["BD"] if settings["decay_s"] > 0.2]
     assert len(long) >= 2
     for audio, settings in long:
-        late = audio[RATE // 5 :]  # the sigh has gone
-        assert abs(peak_hz(late, 20, 500) / settings["f_hz"] - 1) < 0.01
         fall = np.abs(audio[RATE // 10 :][:2000]).max() / np.abs(audio[RATE // 5 :][:2000]).max()
         assert abs(np.log10(fall) * settings["decay_s"] / 0.1 - 1) < 0.1
 
 
-def test_snare_drum_has_two_resonances_and_noise(drums):
+def test_snappy_is_the_snare_drum_s_noise_and_toms_fall_in_pitch(drums):
     shares = []
     for audio, settings in drums["SD"]:
-        for name, nominal_hz in (("low_hz", 180), ("high_hz", 330)):
-            assert abs(settings[name] / nominal_hz - 1) < 0.05
-            assert abs(peak_hz(audio, 0.8 * nominal_hz, 1.2 * nominal_hz) / settings[name] - 1) < 0.015
         f_hz, power = spectrum(audio)
         shares.append((settings["snappy"], power[f_hz > 2000].sum() / power.sum()))
     assert min(shares)[1] < 0.02 < 0.1 < max(share for _, share in shares)
-
-
-def test_toms_are_tuned_and_fall_in_pitch(drums):
     assert len({settings["tom"] for _, settings in drums["Tom"]}) > 1
     for audio, settings in drums["Tom"]:
         lowest_hz, highest_hz, decay_s = circuit_808.TOMS[settings["tom"]]
         assert lowest_hz <= settings["f_hz"] <= highest_hz and abs(settings["decay_s"] / decay_s - 1) <= 0.05
-        late = audio[int(0.06 * RATE) : int(0.26 * RATE)]
-        assert abs(peak_hz(late, 60, 300) / settings["f_hz"] - 1) < 0.02
-        first_cycles = audio[: int(2.5 / settings["f_hz"] * RATE)]
-        assert peak_hz(first_cycles, 60, 400) > peak_hz(late, 60, 300)
+        assert peak_hz(audio[: int(2.5 / settings["f_hz"] * RATE)], 60, 400) > settings["f_hz"]
 
 
 def test_hats_are_bright_and_as_long_as_their_knob(drums):
