@@ -54,18 +54,21 @@ class Split:
         n_batches = len(items) // batch_size
         return list(items[order[: n_batches * batch_size]].view(n_batches, batch_size))
 
+    def __len__(self) -> int:
+        return len(self.train) + len(self.val) + len(self.test)
+
 
 class ThetaGrid(Split):
     """All pairs of a grid point theta and a data set synthesizer seed.
 
     Each of the n_params coordinates takes the interior points (i + 1) / (grid_size + 1) of [0, 1], i = 0 ...
     grid_size - 1, and every theta is rendered with each of the synthesizer seeds 0 ... n_synth_seeds - 1. Items are
-    ordered by theta, and by seed within one theta. Folds 3/1/1 (theta index modulo 5) go to train, val and test; the
-    defaults are the paper's: 32 x 32 x 5 = 5120 items. Raises ValueError for fewer than 5 grid points.
+    ordered by theta, its last parameter fastest, and by seed within one theta. Folds 3/1/1 (number of the theta modulo
+    5) go to train, val and test. The defaults are the paper's: 32 x 32 x 5 = 5120 items. Raises ValueError for fewer
+    than 5 grid points.
 
     Attributes:
         theta: (N, n_params) float32, in [0, 1].
-        theta_index: (N,) int64, the grid point's number; the last parameter varies fastest.
         seed: (N,) int64, the synthesizer seed.
         train, val, test: (n,) int64 item numbers, ascending. No theta is in two of them.
     """
@@ -77,13 +80,10 @@ class ThetaGrid(Split):
         axis = np.arange(1, grid_size + 1) / (grid_size + 1)
         points = np.stack(np.meshgrid(*[axis] * n_params, indexing="ij"), -1).reshape(-1, n_params).astype(np.float32)
         index = np.arange(len(points)).repeat(n_synth_seeds)
-        self.theta, self.theta_index = torch.from_numpy(points[index]), torch.from_numpy(index)
+        self.theta = torch.from_numpy(points[index])
         self.seed = torch.from_numpy(np.tile(np.arange(n_synth_seeds), len(points)))
         part = np.repeat([0, 1, 2], _FOLDS)[index % sum(_FOLDS)]  # which of the splits an item belongs to
         self.train, self.val, self.test = (torch.from_numpy(np.flatnonzero(part == i)) for i in range(3))
-
-    def __len__(self) -> int:
-        return len(self.theta)
 
 
 class OneShots(Split):
@@ -96,22 +96,19 @@ class OneShots(Split):
         x: (N, 1, n_samples) float32, N at least 3.
         names: of the items; they begin, in upper or lower case, with BD, SD, Tom, or with OH or CH (both of kind HH).
         source: what tables say that they were made from.
-        sample_rate_hz: sample rate. seed: the run's seed, from 0.
+        seed: the run's, from 0.
 
-    Attributes: x, names, source, sample_rate_hz as given; kinds, an item's "BD", "SD", "Tom" or "HH"; train, val, test.
+    Attributes: x, names, source as given; kinds, an item's "BD", "SD", "Tom" or "HH"; train, val, test.
     """
 
-    def __init__(self, x: Tensor, names: Sequence[str], source: str, sample_rate_hz: int, seed: int = 0) -> None:
+    def __init__(self, x: Tensor, names: Sequence[str], source: str, seed: int = 0) -> None:
         if len(x) != len(names) or len(x) < 3:
             got = f"{len(x)} and {len(names)} names"
             raise ValueError(f"expected 3 sounds or more (train, val and test) with a name each, got {got}")
-        self.x, self.names, self.source, self.sample_rate_hz = x, list(names), source, sample_rate_hz
+        self.x, self.names, self.source = x, list(names), source
         self.kinds = [_kind(name) for name in names]
         order = torch.from_numpy(np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(x)))
         self.train, self.val, self.test = (part.sort().values for part in order.split(self.sizes(len(x))))
-
-    def __len__(self) -> int:
-        return len(self.x)
 
     @staticmethod
     def sizes(n: int) -> list[int]:
@@ -173,7 +170,7 @@ class OneShots(Split):
         adapted = [f"{n} {how}" for how, n in (adapted | {"shorter, padded": n_padded}).items() if n]
         if resampled or adapted:
             print("; ".join([f"{source}: {len(x)} files", *resampled, *adapted]), file=sys.stderr, flush=True)
-        return cls(torch.from_numpy(x), list(paths), ", ".join([source, *resampled]), sample_rate_hz, seed)
+        return cls(torch.from_numpy(x), list(paths), ", ".join([source, *resampled]), seed)
 
     @classmethod
     def from_circuit(
@@ -199,7 +196,7 @@ class OneShots(Split):
         name = f"tr808_corpus_{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.npy"
         render = partial(circuit_808.render_corpus, counts, corpus_seed, sample_rate_hz, n_samples)
         x = _kept(Path(cache, name).absolute(), render) if cache else render()
-        return cls(torch.from_numpy(x)[:, None], names, "circuit-model corpus", sample_rate_hz, seed)
+        return cls(torch.from_numpy(x)[:, None], names, "circuit-model corpus", seed)
 
 
 def meso_seeds(seed: int, step: int, batch_size: int, split: str = "train") -> Tensor:

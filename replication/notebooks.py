@@ -195,7 +195,7 @@ def run_notebooks(
 
 
 def _absolute(output: str | Path) -> Path:
-    """The output folder, absolute as TR808_DIR now is, too: kernels and processes have a working folder of their own."""
+    """The output folder made absolute, and TR808_DIR, too: kernels and processes have another working folder."""
     if os.environ.get("TR808_DIR"):
         recordings_folder()
     return Path(output).resolve()

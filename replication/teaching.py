@@ -122,7 +122,7 @@ def path_losses(loss: SCRAPLLoss, x_hat: Tensor, x: Tensor) -> Tensor:
 
 
 def reconstruct(problem: Problem, items: Tensor, seeds: Tensor) -> Tensor:
-    """What encoder and synthesizer make of the data set's `items`, with synthesizer seeds `seeds`: (batch, 1, samples)."""
+    """What encoder and synthesizer make of the data set's `items`, with synthesizer `seeds`: (batch, 1, samples)."""
     return problem.synth(problem.encoder(problem.features[items]), seeds)
 
 
@@ -227,7 +227,7 @@ def _rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-# ---- theta-importance sampling ------------------------------------------------------------------------------------------
+# ---- theta-importance sampling --------------------------------------------------------------------------------------
 
 
 class AdaptiveProbs:
@@ -241,8 +241,8 @@ class AdaptiveProbs:
         theta_hat = encoder(x); theta_hat.retain_grad()
         loss(synth(theta_hat), x).backward(); optimizer.step(); adaptive.update(theta_hat.grad)
 
-    n_params: U. decay: of the running mean at each draw of a path; its first 1 / (1 - decay) draws count alike. floor: see
-    `probabilities`; above 0, so that every path keeps a chance and an unbiased weight is at most 1 / floor.
+    n_params: U. decay: of the running mean at each draw of a path; its first 1 / (1 - decay) draws count alike.
+    floor: see `probabilities`; above 0, so that every path keeps a chance and an unbiased weight is at most 1 / floor.
     """
 
     def __init__(self, loss: SCRAPLLoss, n_params: int, decay: float = 0.9, floor: float = 0.1) -> None:

@@ -57,7 +57,7 @@ def test_files_of_a_folder(tmp_path, capsys):
     shots = OneShots.from_folder(folder, n_samples=800, min_files=5)
     assert shots.names == ["BD/bd A.wav", "CH1.wav", "OH 1.AIF", "SD 01.aiff", "tom_low.flac"]
     assert shots.kinds == ["BD", "HH", "HH", "SD", "Tom"]
-    assert shots.source == "recordings in Some Kit" and shots.sample_rate_hz == RATE and len(shots) == 5
+    assert shots.source == "recordings in Some Kit" and len(shots) == 5
     assert shots.x.shape == (5, 1, 800) and shots.x.dtype == torch.float32
     for name, x in zip(shots.names, shots.x[:, 0].numpy()):
         assert np.abs(x[:500] - ramp / (files.index(name) + 1)).max() < 2.0**-23  # 24 bits
@@ -220,7 +220,7 @@ def test_too_few_files_or_no_folder(folder):
 
 
 def shots_of(n, seed=0):
-    return OneShots(torch.zeros(n, 1, 4), [f"BD {i}" for i in range(n)], "test", 8000, seed)
+    return OneShots(torch.zeros(n, 1, 4), [f"BD {i}" for i in range(n)], "test", seed)
 
 
 def test_the_split_of_the_paper():

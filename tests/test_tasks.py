@@ -7,21 +7,7 @@ import torch
 from torch.nn.functional import mse_loss
 
 from replication import tasks
-from replication.tasks import (
-    CHIRPLETS,
-    METHODS,
-    NOT_RUN,
-    PROFILES,
-    TASKS,
-    Method,
-    Task,
-    by_worth,
-    grid,
-    importance_config,
-    make_config,
-    methods_of,
-    seeds_of,
-)
+from replication.tasks import METHODS, NOT_RUN, PROFILES, TASKS, grid, make_config, methods_of, seeds_of
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
 from scrapl_lib.optim import PSAGA, PAdam
 from scrapl_lib.synths import GranularSynth
@@ -96,7 +82,7 @@ def test_losses_and_optimizers_are_those_that_a_config_names():
 def test_chirplets_of_the_paper_and_of_the_quick_profile(task, am_hz, fm_oct_per_s):
     """Quick: a lower sample rate; rates and seconds stay, wavelets at the chirp's frequency are as long."""
     methods = ("scrapl", "scrapl_no_theta_is")
-    assert task in CHIRPLETS and len(CHIRPLETS) == 4 and methods_of(task) == methods
+    assert task in tasks.CHIRPLETS and len(tasks.CHIRPLETS) == 4 and methods_of(task) == methods
     unused = ("n_grains", "grain_samples", "slope_hop")
     expected = PAPER | {"f0_hz": 512.0, "bandwidth_oct": 2.0, "max_shift": 2048, "epochs": 50, "lr": 1e-4}
     expected |= {"am_hz": am_hz, "fm_oct_per_s": fm_oct_per_s} | dict.fromkeys(unused)
@@ -186,7 +172,7 @@ def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, re
 
 def test_a_method_of_ones_own_is_one_object(monkeypatch):
     """What docs/adding.md adds; test_tables_figures shows it in tables and figures."""
-    mine = Method("mine", "Mine", ("#123456", "h", "-"), lambda config: mse_loss)
+    mine = tasks.Method("mine", "Mine", ("#123456", "h", "-"), lambda config: mse_loss)
     monkeypatch.setitem(METHODS, "mine", mine)
     assert methods_of("granular")[-1] == "mine" and "mine" not in methods_of("tr808_meso")
     configs = [config for config in grid("granular", "quick") if config.method == "mine"]
@@ -199,7 +185,7 @@ def test_a_task_of_ones_own_is_one_object(monkeypatch):
     granular = TASKS["granular"]
     sizes = {profile: granular.sizes[profile] | {"n_grains": 1} for profile in PROFILES}
     made = {"make_synth": lambda c: GranularSynth(c.sample_rate_hz, 2048, 1, 512, 32), "make_data": granular.make_data}
-    mine = Task("one_grain", "one grain", "granular", "one_grain", [1], "table_10", **made, sizes=sizes)
+    mine = tasks.Task("one_grain", "one grain", "granular", "one_grain", [1], "table_10", **made, sizes=sizes)
     monkeypatch.setitem(TASKS, "one_grain", mine)
     config = grid("one_grain", "smoke", ["jtfs"])[0]
     assert config.n_grains == 1 and config.synth().n_samples == 2048 and len(config.data()) == 25
@@ -222,8 +208,8 @@ def test_order_of_worth(monkeypatch):
     def config(place):
         task, method, seed = place.split("/")
         importance = method == "theta_importance"
-        return importance_config(task, "paper") if importance else make_config(task, method, int(seed), "paper")
+        return tasks.importance_config(task, "paper") if importance else make_config(task, method, int(seed), "paper")
 
-    found = by_worth({config(place): state for place, state in states.items()})
+    found = tasks.by_worth({config(place): state for place, state in states.items()})
     assert [f"{c.task}/{c.method}/{c.seed}" for c in found] == expected
-    assert by_worth({}) == []
+    assert tasks.by_worth({}) == []
