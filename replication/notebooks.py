@@ -43,12 +43,12 @@ IPC_PATH_LIMIT = 90  # bytes; the sockets' names add a few more and must stay be
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook that did not finish: `notebook`, `cell` (where it stopped), `log` (file), `exit_status` (1, or 128 +
-    the number of the signal that stopped it: then no further notebook should be started)."""
+    """A notebook that did not finish. `exit_status`: 1, or 128 + the number of the signal that stopped it: then no
+    further notebook should be started."""
 
-    def __init__(self, notebook: str, cell: str, reason: str, log: Path, exit_status: int):
-        self.notebook, self.cell, self.log, self.exit_status = notebook, cell, log, exit_status
-        super().__init__(f"notebook {notebook} failed at {cell}: {reason}\nlog and copy as far as it got: {log}")
+    def __init__(self, words: str, exit_status: int) -> None:
+        super().__init__(words)
+        self.exit_status = exit_status
 
 
 class _Stopped(KeyboardInterrupt):
@@ -302,7 +302,8 @@ def _keep_failed(
         write_text_atomic(failed / path.name, nbformat.writes(nbformat.v4.new_notebook(cells=[banner, *started])))
     except OSError as unwritten:
         reason += f" (and no log or copy could be written: {unwritten})"
-    return NotebookFailed(path.stem, where, reason, log, status)
+    words = f"notebook {path.stem} failed at {where}: {reason}\nlog and copy as far as it got: {log}"
+    return NotebookFailed(words, status)
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from contextlib import suppress
 from unittest.mock import Mock
 
 import nbformat
-import papermill
 import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from replication import notebooks
 from replication.__main__ import parser
@@ -83,11 +84,11 @@ def test_failure_names_notebook_cell_and_log_and_marks_nothing_done(tmp_path, so
     good.parent.mkdir(parents=True)
     good.write_text("the last good copy")
     path = notebook(tmp_path, "print('before')", source, "print('after')")
-    with pytest.raises(NotebookFailed, match=reason) as failure:
+    with pytest.raises(NotebookFailed) as failure:
         run_notebook(path, {"steps": 5}, "quick", tmp_path)
-    error, first_line = failure.value, source.splitlines()[0]
-    assert error.notebook == "tiny" and error.exit_status == 1 and error.log == tmp_path / "executed/failed/tiny.log"
-    assert error.cell == f"code cell 3 ({first_line!r})" and str(error.log) in str(error)
+    words = str(failure.value)
+    assert failure.value.exit_status == 1 and reason in words and f"{tmp_path}/executed/failed/tiny.log" in words
+    assert words.startswith(f"notebook tiny failed at code cell 3 ({source.splitlines()[0]!r}): ")
     banner, statuses, log = failed_copy(tmp_path)
     assert reason in banner and statuses[-2:] == ["completed", "failed"]
     assert "'steps': 5" in log and source in log and "\x1b" not in log
@@ -202,7 +203,7 @@ def test_of_two_runs_on_one_output_one_computes_and_the_other_waits(
         calls.append(values)
         time.sleep(0.5)
         if fails and len(calls) == 1:
-            raise NotebookFailed("tiny", "a cell", "a reason", done, 1)
+            raise NotebookFailed("why", 1)
         done.write_text(json.dumps({"metadata": {"request": request}}))
 
     def run(_):
@@ -270,11 +271,20 @@ def test_parameters_of_reads_the_cell_and_refuses_another_form(tmp_path):
             parameters_of(path)
 
 
-def test_set_up_refuses_what_papermill_only_warns_of(tmp_path):
-    path = notebook(tmp_path, set_up(tmp_path / "tiny.ipynb"))
-    match = "unknown parameter of tiny 'profil': did you mean 'profile'"
-    with pytest.raises(papermill.PapermillExecutionError, match=match):
-        papermill.execute_notebook(path, tmp_path / "out.ipynb", {"profil": "quick"}, cwd=ROOT)
+def test_set_up_sees_what_papermill_hands_over(tmp_path):
+    """In the cell that papermill adds: of a misspelt name it only warns, and it reads 1e3 as a float."""
+    path = notebook(tmp_path)
+
+    def handed_over(**values):
+        book = parameterize_notebook(load_notebook_node(str(path)), values, kernel_name="python3", language="python")
+        namespace = {"In": ["", *(cell.source for cell in book.cells if cell.cell_type == "code")]}
+        for source in namespace["In"]:
+            exec(source, namespace)
+        return setup(namespace, path)
+
+    with pytest.raises(ValueError, match="unknown parameter of tiny 'profil': did you mean 'profile'"):
+        handed_over(profil="quick")
+    assert repr(handed_over(steps=1e3).steps) == "1000"
 
 
 @pytest.mark.parametrize(
