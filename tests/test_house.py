@@ -19,7 +19,7 @@ from replication.notebooks import notebook_names, notebook_path, parameters_of
 from replication.records import ROOT
 
 ORDER = {  # design: a file imports only those above it in its list; scrapl_lib never imports replication
-    "scrapl_lib": "checks _filters _fast jets jtfs losses optim curvature importance reference synths",
+    "scrapl_lib": "checks precision _filters _fast jets jtfs losses optim curvature importance reference synths",
     "replication": "surroundings files baselines encoder circuit_808 data measures records tasks published stats tables "
     "report_card figures costs problem checkpoints path_probabilities evaluate trainer status jobs teaching notebooks "
     "doctor __main__",

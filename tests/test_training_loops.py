@@ -366,7 +366,7 @@ def test_the_snippets_of_the_page_run(title, code, cls, one_rank):
     names |= {"model": model, "loss": loss, "optimizer": optimizer, "batches": sounds(3), "file": io.BytesIO()}
     before, path = model.lin.weight.detach().clone(), loss.path_idx
     exec(compile(code, title, "exec"), names)
-    assert len(code.splitlines()) <= 8 and len(SNIPPETS) == 12
+    assert len(code.splitlines()) <= 8 and len(SNIPPETS) == 13
     moved, drawn = not torch.equal(names.get("model_2", model).lin.weight, before), loss.path_idx != path
     assert moved == (title not in ("Evaluation", "Saving and resuming"))
     assert drawn == (title not in ("Evaluation", "Saving and resuming", "Copies", "DistributedDataParallel"))
