@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import io
 import json
 import math
@@ -20,14 +22,13 @@ from .jobs import EXECUTORS, SLURM, STOP_S, Budget, Pool, ensure_runs
 from .notebooks import NotebookFailed, notebook_names, run_notebook, run_notebooks
 from .path_probabilities import compute_importance
 from .problem import PER_GPU, RUN_GIB, default_device, make_deterministic
-from .records import ROOT, BrokenRecord
+from .records import ROOT
 from .status import kept_of, overview, runs_on_disk, states
 from .tasks import (
     METHODS,
     NOT_RUN,
     PROFILES,
     TASKS,
-    RunConfig,
     check_name,
     grid,
     importance_config,
@@ -45,39 +46,29 @@ PARENT = os.getppid()
 def _seeds(text: str, what: str = "seeds") -> list[int]:
     """ "0-4" or "0,3,7" or both -> list of seeds."""
     seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
+    for first, dash, last in (part.partition("-") for part in text.split(",")):
         try:
             found = range(int(first), int(last if dash else first) + 1)
         except ValueError:
-            said = f"{what} are numbers and ranges such as 0-4 or 0,2,5; got {text!r}"
-            raise argparse.ArgumentTypeError(said) from None
-        if found.stop - found.start > 10**6:
-            raise argparse.ArgumentTypeError(f"{part!r} is more than a million {what}")
-        if not found:
-            raise argparse.ArgumentTypeError(f"the range {part!r} is empty; write the smaller number first")
+            found = range(0)
+        if not 0 < found.stop - found.start <= 10**6:
+            form = "numbers and ranges such as 0-4 or 0,2,5, the smaller number first, at most a million"
+            raise argparse.ArgumentTypeError(f"{what} are {form}; got {text!r}")
         seeds += found
     return list(dict.fromkeys(seeds))
 
 
-def _paths(text: str) -> list[int]:
-    return _seeds(text, "paths")
-
-
 def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"a budget is a positive number of minutes such as 25 or 7.5; got {text!r}")
-    return minutes
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"a budget is a positive number of minutes such as 25 or 7.5; got {text!r}")
 
 
 def _option(text: str) -> tuple[str, int | str]:
     """ "NAME=VALUE", numbers as numbers."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
+    name, _, value = text.partition("=")
+    if not (name and value):
         raise argparse.ArgumentTypeError(f"an option of sbatch is NAME=VALUE such as partition=gpu; got {text!r}")
     return name, int(value) if value.isdecimal() else value
 
@@ -95,20 +86,17 @@ HELP = {
     "output": "folder that holds results/, figures/ and checkpoints/ (default: the project)",
     "profile": f"{', '.join(PROFILES)} (default quick)",
     "device": "cpu or cuda (default: cuda for the paper profile, else cpu)",
-    "deterministic": "the same bits again on one type of device and one version of PyTorch (on a CPU they are so "
-    "anyway); run.json says so",
-    "executor": "submit jobs through submitit, one per run, and wait for them, rather than start processes (local: "
-    "jobs as processes of this machine, to try it out)",
+    "deterministic": "the same bits again on one type of device and version of PyTorch; on a CPU they are so anyway",
+    "executor": "submit jobs through submitit, one per run, and wait for them (local: jobs as processes of this machine)",
     "parts": "divide a task's path probabilities among N processes",
     "slurm": "with --executor: an option of sbatch, such as partition=gpu; several times. Default "
     f"{' '.join(f'{name}={value}' for name, value in SLURM.items())} (time: minutes)",
-    "workers": "runs at once, which share the device (default: one per core on a CPU; on CUDA one per "
-    f"{RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs in the queue at once (256)",
-    "budget": "stop after so long, start-up included, with exit status 0 (1: a run crashed or is stale). One seed of "
-    "every task and method comes first, then a second one, and so on, in each round the cheap before the dear. Shortly "
-    "before the end the runs under way are asked to write checkpoints, from which the same command goes on "
-    f"({', '.join(f'{profile}: {stop_s:g} s' for profile, stop_s in STOP_S.items())}); so that a run comes to its "
-    "first, none is started in the last three times as long",
+    "workers": f"runs at once (default: one per core of a CPU, one per {RUN_GIB} GiB of a GPU's memory, at most "
+    f"{PER_GPU}); with --executor slurm: jobs in the queue at once (256)",
+    "budget": "stop after so long, start-up included. One seed of every task and method comes first, then a second one, "
+    "and so on, in each round the cheap before the dear. Shortly before the end the runs under way write checkpoints, "
+    f"from which the same command goes on ({', '.join(f'{name}: {stop_s:g} s' for name, stop_s in STOP_S.items())}); "
+    "none is started in the last three times as long",
     "paths": "0-99 or 0,7: only these, in this process. Whoever finds all parts in checkpoints/ puts them together",
     "seeds": "0-4 or 0,2,5; default: those of the profile",
 }
@@ -143,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
     words = "path probabilities of theta-importance sampling (run computes what it needs of them); again to resume"
     importance = command("importance", _importance, words, common, computing)
     importance.add_argument("--task", type=_names, default=list(TASKS), help="comma-separated; default all")
-    importance.add_argument("--paths", type=_paths, help=HELP["paths"])
+    importance.add_argument("--paths", type=functools.partial(_seeds, what="paths"), help=HELP["paths"])
     words = "task by method: how many runs are done, failed, stale and missing, hours spent on them and to go"
     command("status", _status, words, common)
     words = "every cell of Tables 1 to 9 and every claim: ours, the paper's, verdict, as 09_report_card writes them"
@@ -170,11 +158,11 @@ def _run(args: argparse.Namespace) -> int:
     suited = [task for task in TASKS if set(args.method or ()) <= set(methods_of(task))]
     tasks = args.task or suited or TASKS
     if args.worker:
-        return _work(make_config(tasks[0], args.method[0], args.seeds[0], args.profile), args)
+        return _work(args)
     wanted = dict.fromkeys(config for task in tasks for config in grid(task, args.profile, args.method, args.seeds))
     if args.executor and args.budget_minutes:
         raise ValueError("--budget-minutes is for processes of this machine; what limits a job is --slurm time=MINUTES")
-    pool, budget, before = _pool(args), None, None
+    pool, budget = _pool(args), None
     if args.budget_minutes is not None:
         budget = Budget(args.started_s + 60 * args.budget_minutes, STOP_S[args.profile])
         before = states(wanted, args.output)
@@ -184,15 +172,16 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{n_ok} of {len(wanted)} runs finished, {len(failed)} failed, in {args.output / 'results'}")
     for run in failed:
         print(f"  {run.task}/{run.method}/seed {run.seed}: {run.status}")
-    if budget is not None:
-        print(_balance(args, before, states(wanted, args.output), budget))
-    left = wanted.keys() & budget.left if budget else ()
-    return 0 if len(runs) + len(left) == len(wanted) else 1
+    if budget is None:
+        return 0 if len(runs) == len(wanted) else 1
+    print(f"budget of {args.budget_minutes:g} minutes: {_balance(before, states(wanted, args.output), budget, args)}")
+    return 0 if len(runs) + len(wanted.keys() & budget.left) == len(wanted) else 1
 
 
-def _work(config: RunConfig, args: argparse.Namespace) -> int:
+def _work(args: argparse.Namespace) -> int:
     """What a worker does: train one run, write its progress twice a second at most, and stop, a checkpoint written,
     once SIGUSR1 asks for it."""
+    config = make_config(args.task[0], args.method[0], args.seeds[0], args.profile)
     asked: list[bool] = []
     said_s = 0.0
     signal.signal(signal.SIGUSR1, lambda *_: asked.append(True))
@@ -215,20 +204,15 @@ def _watch_parent() -> None:
         sys.exit("stopped: the process that started this worker is gone")
 
 
-def _balance(
-    args: argparse.Namespace, before: dict[RunConfig, str], after: dict[RunConfig, str], budget: Budget
-) -> str:
-    """What was done within the budget, what is under way and what is missing, in a line."""
+def _balance(before: dict, after: dict, budget: Budget, args: argparse.Namespace) -> str:
+    """What was done within the budget, what is under way and what is missing; before and after: state by run."""
     missing = [config for config, state in after.items() if state == "missing"]
     kept = {c: kept_of(c, args.output) for c in dict.fromkeys([*missing, *filter(None, map(needs, missing))])}
     under_way = ", ".join(f"{c.task}/{c.method}/seed {c.seed} at {words}" for c, words in kept.items() if words)
-    n_done = list(before.values()).count("missing") - len(missing)
+    n_done, n_missing = list(before.values()).count("missing") - len(missing), sum(not kept[c] for c in missing)
     too_short = 60 * args.budget_minutes <= 3 * budget.stop_s
-    what_next = f"; none is started in the last {3 * budget.stop_s:g} s" if too_short else "; the same command goes on"
-    return (
-        f"budget of {args.budget_minutes:g} minutes: {n_done} runs done; under way: {under_way or 'none'}; "
-        f"{sum(not kept[c] for c in missing)} missing{what_next if missing else ''}"
-    )
+    next_ = f"; none is started in the last {3 * budget.stop_s:g} s" if too_short else "; the same command goes on"
+    return f"{n_done} runs done; under way: {under_way or 'none'}; {n_missing} missing{next_ if missing else ''}"
 
 
 def _importance(args: argparse.Namespace) -> int:
@@ -237,7 +221,7 @@ def _importance(args: argparse.Namespace) -> int:
         raise ValueError("--paths is for this process; --parts N divides all paths among N others")
     if args.executor or args.parts > 1:
         _pool(args).run([config for config, state in states(configs, args.output).items() if state != "done"])
-        found = [state for state in states(configs, args.output).values()]
+        found = list(states(configs, args.output).values())
     else:
         where, watch = (args.output, args.device, args.paths), _watch_parent if args.worker else None
         found = [compute_importance(task, args.profile, *where, watch) for task in args.task]
@@ -256,30 +240,24 @@ def _compare(args: argparse.Namespace) -> int:
 
     profiles = report_card.compared(check_name("profile", args.profile, PROFILES))
     runs = {name: [run for task in TASKS for run in runs_on_disk(task, name, args.output)] for name in profiles}
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # an encoding without ‰ or θ loses these, not the table
     for name, (table, caption) in report_card.comparison(runs, NOT_RUN, args.profile, args.output).items():
         print(tables.as_markdown(table, name, args.profile, caption))
     return 0
 
 
 def _notebook(args: argparse.Namespace) -> int:
-    parameters = {}
-    for item in args.parameter:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"-p takes name=value, got {item!r}")
-        parameters[name] = value
     check_name("profile", args.profile, PROFILES)
+    parameters = dict(item.partition("=")[::2] for item in args.parameter)
+    if wrong := [item for item in args.parameter if "=" not in item]:
+        raise ValueError(f"-p takes name=value, got {wrong[0]!r}")
     if len(args.names) == 1:
         written = [run_notebook(*args.names, parameters, args.profile, args.output)]
     else:
         written = run_notebooks(args.names or notebook_names(), parameters, args.profile, args.output)
-    print("executed: " + ", ".join(str(path) for path in written))
-    for folder in (f"results/{args.profile}/tables", f"figures/{args.profile}"):
-        files = sorted(path.name for path in (args.output / folder).glob("*") if path.is_file())
-        if files:
-            print(f"{args.output / folder}: {', '.join(files)}")
+    print("executed: " + ", ".join(map(str, written)))
+    for folder in (args.output / f"results/{args.profile}/tables", args.output / f"figures/{args.profile}"):
+        if files := sorted(path.name for path in folder.glob("*") if path.is_file()):
+            print(f"{folder}: {', '.join(files)}")
     card = args.output / "results" / args.profile / "tables" / "report_card.md"
     if not args.names and card.is_file():
         print(f"\n{card.read_text(encoding='utf-8')}")
@@ -304,7 +282,7 @@ def main(arguments: list[str] | None = None, started_s: float | None = None) -> 
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = None
         return 128 + signal.SIGPIPE
-    except (ValueError, TypeError, OSError, BrokenRecord, NotebookFailed) as error:
+    except (ValueError, TypeError, OSError, NotebookFailed) as error:
         if getattr(args, "worker", False):
             raise  # its log wants the traceback
         print(f"error: {error}", file=sys.stderr)
