@@ -83,12 +83,8 @@ def _names(text: str) -> list[str]:
 
 
 HELP = {
-    "output": "folder that holds results/, figures/ and checkpoints/ (default: the project)",
-    "profile": f"{', '.join(PROFILES)} (default quick)",
-    "device": "cpu or cuda (default: cuda for the paper profile, else cpu)",
     "deterministic": "the same bits again on one type of device and version of PyTorch; on a CPU they are so anyway",
     "executor": "submit jobs through submitit, one per run, and wait for them (local: jobs as processes of this machine)",
-    "parts": "divide a task's path probabilities among N processes",
     "slurm": "with --executor: an option of sbatch, such as partition=gpu; several times. Default "
     f"{' '.join(f'{name}={value}' for name, value in SLURM.items())} (time: minutes)",
     "workers": f"runs at once (default: one per core of a CPU, one per {RUN_GIB} GiB of a GPU's memory, at most "
@@ -97,8 +93,11 @@ HELP = {
     "and so on, in each round the cheap before the dear. Shortly before the end the runs under way write checkpoints, "
     f"from which the same command goes on ({', '.join(f'{name}: {stop_s:g} s' for name, stop_s in STOP_S.items())}); "
     "none is started in the last three times as long",
+    "importance": "path probabilities of theta-importance sampling (run computes what it needs of them)",
     "paths": "0-99 or 0,7: only these, in this process. Whoever finds all parts in checkpoints/ puts them together",
-    "seeds": "0-4 or 0,2,5; default: those of the profile",
+    "status": "task by method: how many runs are done, failed, stale and missing, hours spent on them and to go",
+    "compare": "every cell of Tables 1 to 9 and every claim: ours, the paper's, verdict, as 09_report_card writes them",
+    "doctor": "versions, devices, disk, weights and records: a fix for all that is wrong; exit status 1 if anything is",
 }
 
 
@@ -107,12 +106,14 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m replication", description="Train and show the experiments.")
     commands = whole.add_subparsers(dest="command", required=True)
     where, common, computing = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    where.add_argument("--output", type=_folder, default=ROOT, help=HELP["output"])
-    common.add_argument("--profile", default="quick", help=HELP["profile"])
-    computing.add_argument("--device", help=HELP["device"])
+    where.add_argument(
+        "--output", type=_folder, default=ROOT, help="of results, figures, checkpoints; default: project"
+    )
+    common.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default quick)")
+    computing.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
     computing.add_argument("--deterministic", action="store_true", help=HELP["deterministic"])
     computing.add_argument("--executor", choices=EXECUTORS, help=HELP["executor"])
-    computing.add_argument("--parts", type=int, default=1, metavar="N", help=HELP["parts"])
+    computing.add_argument("--parts", type=int, default=1, metavar="N", help="processes per task's path probabilities")
     computing.add_argument("--slurm", type=_option, action="append", metavar="NAME=VALUE", help=HELP["slurm"])
     computing.add_argument("--workers", type=int, metavar="N", help=HELP["workers"])
     computing.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -123,24 +124,19 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     run = command("run", _run, "train what is missing of a grid; again to resume", common, computing)
-    default = "comma-separated; default those whose tables have the methods"
-    run.add_argument("--task", type=_names, help=f"{default}. {', '.join(TASKS)}")
+    run.add_argument("--task", type=_names, help=f"default those whose tables have the methods. {', '.join(TASKS)}")
     run.add_argument("--method", type=_names, help=f"comma-separated; default all. {', '.join(METHODS)}")
-    run.add_argument("--seeds", type=_seeds, help=HELP["seeds"])
+    run.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the profile")
     run.add_argument("--budget-minutes", type=_minutes, metavar="MINUTES", help=HELP["budget"])
-    words = "path probabilities of theta-importance sampling (run computes what it needs of them); again to resume"
-    importance = command("importance", _importance, words, common, computing)
+    importance = command("importance", _importance, HELP["importance"], common, computing)
     importance.add_argument("--task", type=_names, default=list(TASKS), help="comma-separated; default all")
     importance.add_argument("--paths", type=functools.partial(_seeds, what="paths"), help=HELP["paths"])
-    words = "task by method: how many runs are done, failed, stale and missing, hours spent on them and to go"
-    command("status", _status, words, common)
-    words = "every cell of Tables 1 to 9 and every claim: ours, the paper's, verdict, as 09_report_card writes them"
-    command("compare", _compare, words, common)
+    command("status", _status, HELP["status"], common)
+    command("compare", _compare, HELP["compare"], common)
     notebook = command("notebook", _notebook, "execute notebooks strictly through papermill", common)
     notebook.add_argument("names", nargs="*", help="such as 05_granular; default all, in order")
     notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of a notebook")
-    words = "versions, devices, disk, weights and records: what is wrong, a fix for each; exit status 1 if anything is"
-    command("doctor", lambda args: doctor.report(args.output), words)
+    command("doctor", lambda args: doctor.report(args.output), HELP["doctor"])
     return whole
 
 
@@ -231,14 +227,14 @@ def _importance(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    print(overview(check_name("profile", args.profile, PROFILES), args.output))
+    print(overview(args.profile, args.output))
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
     from . import report_card, tables
 
-    profiles = report_card.compared(check_name("profile", args.profile, PROFILES))
+    profiles = report_card.compared(args.profile)
     runs = {name: [run for task in TASKS for run in runs_on_disk(task, name, args.output)] for name in profiles}
     for name, (table, caption) in report_card.comparison(runs, NOT_RUN, args.profile, args.output).items():
         print(tables.as_markdown(table, name, args.profile, caption))
@@ -246,7 +242,6 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _notebook(args: argparse.Namespace) -> int:
-    check_name("profile", args.profile, PROFILES)
     parameters = dict(item.partition("=")[::2] for item in args.parameter)
     if wrong := [item for item in args.parameter if "=" not in item]:
         raise ValueError(f"-p takes name=value, got {wrong[0]!r}")
@@ -258,7 +253,7 @@ def _notebook(args: argparse.Namespace) -> int:
     for folder in (args.output / f"results/{args.profile}/tables", args.output / f"figures/{args.profile}"):
         if files := sorted(path.name for path in folder.glob("*") if path.is_file()):
             print(f"{folder}: {', '.join(files)}")
-    card = args.output / "results" / args.profile / "tables" / "report_card.md"
+    card = args.output / f"results/{args.profile}/tables/report_card.md"
     if not args.names and card.is_file():
         print(f"\n{card.read_text(encoding='utf-8')}")
     return 0
@@ -274,6 +269,7 @@ def main(arguments: list[str] | None = None, started_s: float | None = None) -> 
     if os.environ.get("TR808_DIR"):
         os.environ["TR808_DIR"] = str(_folder(os.environ["TR808_DIR"]))
     try:
+        check_name("profile", getattr(args, "profile", "quick"), PROFILES)
         if args.command in ("run", "importance"):
             args.device = args.device or default_device(args.profile)
             if args.deterministic and (args.worker or args.command == "importance"):

@@ -47,9 +47,8 @@ def save_checkpoint(training: Any, folder: Path) -> None:
         "numpy": (name, keys.tolist(), *rest),
         "cuda": torch.cuda.get_rng_state(training.device) if training.device.type == "cuda" else None,
     }
-    buffer = io.BytesIO()
+    buffer, path = io.BytesIO(), folder / f"step_{training.step:08d}.pt"
     torch.save(state, buffer)
-    path = folder / f"step_{training.step:08d}.pt"
     write_bytes_atomic(path, buffer.getvalue())
     write_text_atomic(path.with_suffix(".sha256"), hashlib.sha256(buffer.getvalue()).hexdigest())
     found = sorted(folder.glob("step_*.pt"))

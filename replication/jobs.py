@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import checkpoint_folder
 from .problem import check_device, default_device, default_workers
-from .records import IMPORTANCE, ROOT, Run, config_hash, load_runs, run_folder
+from .records import IMPORTANCE, ROOT, Run, read_run, run_folder
 from .status import n_paths, progress_of, states
 from .tasks import RunConfig, by_worth, grid, needs, run_cost
 
@@ -174,12 +174,9 @@ class Pool:
         budget, missing = budget or Budget(), list(missing)
         waiting = [(config, paths) for config in missing for paths in self._parts_of(config)]
         running, crashed, n_all = [], [], len(waiting)
-        bar = tqdm(
-            total=sum(map(run_cost, missing)),
-            desc=f"{n_all} runs",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-            mininterval=0.5 if sys.stderr.isatty() else 10,
-        )
+        look = {"bar_format": "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"}
+        look |= {"desc": f"{n_all} runs", "mininterval": 0.5 if sys.stderr.isatty() else 10}
+        bar = tqdm(total=sum(map(run_cost, missing)), **look)
         say = functools.partial(bar.write, file=sys.stderr)
         try:
             while waiting or running:
@@ -280,8 +277,7 @@ def ensure_runs(
             done = {c: state for c, state in found.items() if state == "done"}
             order = by_worth(done | dict.fromkeys(order, "missing"))
         (pool or Pool(output, device)).run(order, budget)
-    runs = []
-    for task in dict.fromkeys(config.task for config in configs):
-        expected = {(c.method, c.seed): config_hash(c.flat) for c in configs if c.task == task and found[c] != "stale"}
-        runs += load_runs(profile, task, expected, output)
-    return runs
+    there = [c for c, state in states(found, output).items() if state in ("done", "failed")]
+    tasks = list(dict.fromkeys(config.task for config in configs))
+    there.sort(key=lambda c: (tasks.index(c.task), c.method, c.seed))
+    return [read_run(run_folder(c.profile, c.task, c.method, c.seed, output)) for c in there]

@@ -171,7 +171,6 @@ class Training(Problem):
         self.history.append((self.step, split, metric, value, sum(self.step_s)))
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the encoder's weights."""
         return {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
 
     def history_table(self) -> pd.DataFrame:
@@ -222,7 +221,8 @@ def train_steps(
         if state == "missing":
             start_utc, status, saved_s = utc_now(), "ok", time.monotonic()
             every_s = CHECKPOINT_EVERY_S if checkpoint_every_s is None else checkpoint_every_s
-            probs, more, training, test = None, {}, None, pd.DataFrame([], columns=COLUMNS["test.csv"])
+            history, test = (pd.DataFrame([], columns=columns) for columns in COLUMNS.values())
+            probs, more, training = None, {}, None
             if config.method == "scrapl":
                 probs, more["probabilities_sha256"] = path_probabilities(config, output)
             try:
@@ -243,15 +243,9 @@ def train_steps(
                 status = f"failed:{error}"
             except (torch.OutOfMemoryError, MemoryError) as error:
                 status = f"failed:out of memory: {(str(error).splitlines() or [type(error).__name__])[0]}"
-            write_run(
-                folder,
-                status=status,
-                config=config.flat,
-                history=training.history_table() if training else pd.DataFrame([], columns=COLUMNS["history.csv"]),
-                test=test,
-                start_utc=start_utc,
-                device=place,
-                train_step_ms=training.step_ms() if training else None,
-                **more,
-            )
+            if training:
+                history = training.history_table()
+            more |= {"train_step_ms": training.step_ms() if training else None}
+            about = {"status": status, "config": config.flat, "start_utc": start_utc, "device": place}
+            write_run(folder, history=history, test=test, **about, **more)
         shutil.rmtree(checkpoints, ignore_errors=True)

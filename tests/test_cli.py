@@ -1,7 +1,6 @@
 """The command line and the processes behind it: exit codes, messages, kills, crashes, Ctrl-C, a user's surroundings."""
 
-import errno
-import fcntl
+import io
 import math
 import os
 import re
@@ -18,6 +17,7 @@ import psutil
 import pytest
 import soundfile
 import synthetic_records as synthetic
+from conftest import assert_same, folder_of, smoke
 
 from replication import __main__, jobs, records, trainer
 from replication.__main__ import _seeds, main
@@ -33,14 +33,6 @@ METHOD = "scrapl_no_theta_is"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def smoke(method, seed=0, **changes):
-    return make_config("granular", method, seed, "smoke", **changes)
-
-
-def folder_of(method, seed, output):
-    return run_folder("smoke", "granular", method, seed, output)
-
-
 def run(output, *arguments):
     return main(["run", "--profile=smoke", f"--output={output}", "--task=granular", *arguments])
 
@@ -48,13 +40,6 @@ def run(output, *arguments):
 def litter(output):
     """What is left below checkpoints/ beside lock files."""
     return [path for path in (output / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
-
-
-def assert_same(found, whole):
-    """Two records of one run: the same bits but for times."""
-    assert found.ok and len(found.history) == 19 and len(found.test) > 5
-    assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s"))
-    assert found.test.equals(whole.test)
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
@@ -214,7 +199,7 @@ def test_status_and_exit_codes(tmp_path, computed_here, monkeypatch, capsys):
     found = counts()
     assert [found[method] for method in ("p_loss", "mss_linear", "mss_random")] == ["2/0/0", "0/1/1", "0/0/1+1"]
 
-    (folder_of("p_loss", 0, tmp_path) / "test.csv").write_text("metric,value,unit\n")
+    (folder_of(smoke("p_loss", 0), tmp_path) / "test.csv").write_text("metric,value,unit\n")
     for command in ("status", "run"):
         assert main([command, "--profile", "smoke", "--output", str(tmp_path)]) == 2
         said = capsys.readouterr().err
@@ -235,8 +220,8 @@ def test_a_killed_or_crashed_worker_costs_its_own_run_only(tmp_path, monkeypatch
     """Seed 0 gets a loss that is not finite, seed 1 is killed, seed 2 raises, each at step 5."""
 
     def ask():
-        pool = Pool(tmp_path, "cpu", workers=1, deterministic=True)
-        return {run.seed: run for run in ensure_runs(["granular"], [METHOD], range(3), "smoke", tmp_path, pool=pool)}
+        words = [f"--method={METHOD}", "--seeds=0-2", "--workers=1", "--deterministic", "--budget-minutes=60"]
+        return run(tmp_path, *words), *capfd.readouterr()
 
     in_workers("""
         if step == 4 and seed == 0:
@@ -247,25 +232,26 @@ def test_a_killed_or_crashed_worker_costs_its_own_run_only(tmp_path, monkeypatch
         if step == 5 and seed == 2:
             raise ValueError("a bug")
     """)
-    assert {seed: run.status.split(",")[0] for seed, run in ask().items()} == {0: "failed:nonfinite at step 5"}
-    said = capfd.readouterr().err
+    status, out, err = ask()
+    assert status == 1 and f"granular/{METHOD}/seed 0: failed:nonfinite at step 5" in out
+    one, two = (f"granular/{METHOD}/seed {seed}" for seed in (1, 2))
+    assert f"budget of 60 minutes: 1 runs done; under way: {one} at step 4, {two} at step 4; 0 missing; the same" in out
     logs = [checkpoint_folder(smoke(METHOD, seed), tmp_path).with_suffix(".log") for seed in range(3)]
-    assert f"granular/{METHOD}/seed 1 crashed (exit status -9: nothing in its log); log: {logs[1]}" in said
-    assert f"granular/{METHOD}/seed 2 crashed (exit status 1: ValueError: a bug); log: {logs[2]}" in said
+    assert f"{one} crashed (exit status -9: nothing in its log); log: {logs[1]}" in err
+    assert f"{two} crashed (exit status 1: ValueError: a bug); log: {logs[2]}" in err
     assert "Traceback" in logs[2].read_text() and logs[1].exists() and not logs[0].exists()
-    named = f"granular/{METHOD}/seed 1, granular/{METHOD}/seed 2"
-    assert f"2 of 3 runs crashed: {named}; the same command tries them again" in said
+    assert f"2 of 3 runs crashed: {one}, {two}; the same command tries them again" in err
 
-    failed = folder_of(METHOD, 0, tmp_path) / "run.json"
+    failed = folder_of(smoke(METHOD), tmp_path) / "run.json"
     before = failed.read_bytes()
     monkeypatch.delenv("PYTHONPATH")
-    runs = ask()
-    assert {seed: run.ok for seed, run in runs.items()} == {0: False, 1: True, 2: True}
-    said = capfd.readouterr().err
-    assert all(f"granular/{METHOD}/seed {seed}: resumed from step 4" in said for seed in (1, 2))
+    status, out, err = ask()
+    assert status == 0 and "2 of 3 runs finished, 1 failed" in out
+    assert f"{one}: resumed from step 4" in err and f"{two}: resumed from step 4" in err
     assert failed.read_bytes() == before  # not tried again
-    assert_same(runs[1], train(smoke(METHOD, 1), tmp_path / "uninterrupted"))
-    assert runs[1].info["deterministic"] is True and litter(tmp_path) == []
+    killed = read_run(folder_of(smoke(METHOD, 1), tmp_path))
+    assert_same(killed, train(smoke(METHOD, 1), tmp_path / "uninterrupted"))
+    assert killed.info["deterministic"] is True and litter(tmp_path) == []
 
 
 def test_workers_make_the_probabilities_first_and_in_parts(tmp_path, capfd):
@@ -279,35 +265,38 @@ def test_workers_make_the_probabilities_first_and_in_parts(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopping_the_command_ends_its_workers(tmp_path, number, request, capfd):
-    config = smoke("jtfs")  # the slowest: some seconds of training
-    arguments = ["run", "--task=granular", "--method=jtfs", "--seeds=0", "--profile=smoke", f"--output={tmp_path}"]
+def test_stopping_the_command_ends_its_workers(tmp_path, number, monkeypatch, in_workers, request, capfd):
+    """The next call, whose runs are computed here, goes on from the checkpoint, and ends with the same bits."""
+    config = smoke(METHOD)
+    arguments = f"run --task=granular --method={METHOD} --seeds=0 --profile=smoke --budget-minutes=60".split()
+    in_workers("time.sleep(1)")
     command = subprocess.Popen(
-        [sys.executable, "-m", "replication", *arguments],
+        [sys.executable, "-m", "replication", *arguments, f"--output={tmp_path}"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    progress, deadline = checkpoint_folder(config, tmp_path) / "progress.json", time.monotonic() + 120
-    while not progress.exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not kept_of(config, tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     (worker,) = psutil.Process(command.pid).children()
     command.send_signal(number)
     said = command.communicate(timeout=60)[1]
-    assert command.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     psutil.wait_procs([worker], timeout=60)
-    assert not worker.is_running()
-    record = folder_of("jtfs", 0, tmp_path)
-    assert not record.exists()
+    assert not worker.is_running() and not folder_of(config, tmp_path).exists()
     if number == signal.SIGINT:
-        assert "stopped; the same command goes on from the checkpoints" in said and "Traceback" not in said
-        request.getfixturevalue("computed_here")
-        assert main(arguments) == 0
-        assert "1 of 1 runs finished, 0 failed" in capfd.readouterr().out and read_run(record).ok
+        assert command.returncode == 130 and "Traceback" not in said
+        assert "stopped; the same command goes on from the checkpoints" in said
     else:
-        log = checkpoint_folder(config, tmp_path).with_suffix(".log")
-        assert "stopped: the process that started this worker is gone" in log.read_text()
+        log = checkpoint_folder(config, tmp_path).with_suffix(".log").read_text()
+        assert command.returncode == -signal.SIGKILL
+        assert "stopped: the process that started this worker is gone" in log
+    request.getfixturevalue("computed_here")
+    assert run(tmp_path, f"--method={METHOD}", "--seeds=0", "--budget-minutes=60") == 0
+    said = capfd.readouterr()
+    assert "resumed from step" in said.err and "1 of 1 runs finished, 0 failed" in said.out
+    assert_same(read_run(folder_of(config, tmp_path)), train(config, tmp_path / "whole"))
 
 
 # ---- budgets --------------------------------------------------------------------------------------------------------
@@ -356,7 +345,7 @@ def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path,
     assert said == "budget of 60 minutes: 1 runs done; under way: none; 0 missing"
     assert "granular/p_loss/seed 1: resumed from step 2" in log
     for config in configs:
-        assert_same(read_run(folder_of("p_loss", config.seed, tmp_path)), train(config, tmp_path / "whole"))
+        assert_same(read_run(folder_of(config, tmp_path)), train(config, tmp_path / "whole"))
     assert litter(tmp_path) == []
 
 
@@ -381,13 +370,6 @@ def test_a_worker_that_has_nothing_to_keep_or_does_not_stop_is_ended_in_time(tmp
     assert "crashed" not in capfd.readouterr().err and not list(tmp_path.rglob("*.log"))
 
 
-def test_a_crash_within_a_budget_is_no_success(tmp_path, in_workers, capfd):
-    in_workers("sys.exit(3)")
-    assert run(tmp_path, "--method=p_loss", "--seeds=0", "--budget-minutes=7.5") == 1
-    said = capfd.readouterr()
-    assert "seed 0 crashed (exit status 3" in said.err and "0 runs done; under way: none; 1 missing" in said.out
-
-
 def test_the_budget_begins_with_the_command(tmp_path, monkeypatch, capfd):
     """Its imports included: of 10 minutes that began 9.6 minutes ago nothing is left to start a run in."""
     monkeypatch.setattr(Pool, "start", lambda *_: pytest.fail("started"))
@@ -396,42 +378,6 @@ def test_the_budget_begins_with_the_command(tmp_path, monkeypatch, capfd):
     assert "budget of 10 minutes: 0 runs done; under way: none; 2 missing" in capfd.readouterr().out
     assert main([*arguments, f"--budget-minutes={2.9 * STOP_S['smoke'] / 60}"]) == 0
     assert "; 2 missing; none is started in the last 30 s" in capfd.readouterr().out
-
-
-def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_been(tmp_path, monkeypatch, in_workers):
-    """`run --budget-minutes` as a process: first it is killed (at step 4), then its worker (at step 7); the third call
-    finishes the run as one that was left alone. Seed 0; the same bits."""
-    config = smoke(METHOD)
-    log, standing = checkpoint_folder(config, tmp_path).with_suffix(".log"), tmp_path / "standing"
-    in_workers(f"""
-        while step == int(os.environ["HOLD"]):
-            pathlib.Path({str(standing)!r}).touch()
-            wait()
-    """)
-    arguments = ["--task=granular", f"--method={METHOD}", "--seeds=0", "--profile=smoke", f"--output={tmp_path}"]
-
-    def start(hold):
-        monkeypatch.setenv("HOLD", str(hold))
-        command = [sys.executable, "-m", "replication", "run", *arguments, "--workers=1", "--budget-minutes=60"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    for hold, kill_worker in ((4, False), (7, True)):
-        command, deadline = start(hold), time.monotonic() + 300
-        while not standing.exists():
-            assert time.monotonic() < deadline and command.poll() is None
-            time.sleep(0.05)
-        (worker,) = psutil.Process(command.pid).children()
-        (worker if kill_worker else command).kill()
-        said = command.communicate(timeout=120)[0]
-        psutil.wait_procs([worker], timeout=120)
-        assert not worker.is_running() and kept_of(config, tmp_path) == f"step {hold - 1}"
-        standing.unlink()
-        assert command.returncode == (1 if kill_worker else -signal.SIGKILL)
-    assert "crashed (exit status -9" in said and "seed 0 at step 6" in said and "resumed from step 3" in log.read_text()
-    command = start(-1)
-    said = command.communicate(timeout=300)[0]
-    assert command.returncode == 0 and "resumed from step 6" in said and "1 of 1 runs finished, 0 failed" in said
-    assert_same(read_run(folder_of(METHOD, 0, tmp_path)), train(config, tmp_path / "whole"))
 
 
 # ---- a user's surroundings ------------------------------------------------------------------------------------------
@@ -453,12 +399,15 @@ def test_warnings_as_errors_an_unwritable_home_and_another_locale_change_nothing
     assert len(usual.stdout) > 1000 and usual.stdout == found.stdout
 
 
-def test_output_that_is_not_utf_8_has_signs_replaced(tmp_path):
+def test_output_that_is_not_utf_8_has_signs_replaced(tmp_path, monkeypatch):
     """`compare` writes ± and ‰; latin-1 has the first one only."""
     synthetic.write_all(tmp_path, ["p_loss"])
-    found = command("compare", "--output", str(tmp_path), cwd=tmp_path, env={"PYTHONIOENCODING": "latin-1"})
-    text = found.stdout.decode("latin-1")
-    assert found.returncode == 0 and "±" in text and "?" in text and "Table" in text, found.stderr
+    said = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", said)
+    assert main(["compare", "--output", str(tmp_path)]) == 0
+    said.flush()
+    text = said.buffer.getvalue().decode("latin-1")
+    assert "±" in text and "?" in text and "Table" in text
 
 
 def test_relative_folders_mean_the_same_in_every_process(tmp_path):
@@ -473,10 +422,3 @@ def test_relative_folders_mean_the_same_in_every_process(tmp_path):
     assert found.returncode == 0, found.stderr
     record = read_run(run_folder("smoke", "tr808_micro", "mss_linear", 0, tmp_path / "out"))
     assert record.ok and re.fullmatch("recordings [0-9a-f]{16}", record.config["sounds"])
-
-
-def test_a_disk_without_locks_is_warned_of_and_the_run_goes_on(tmp_path, monkeypatch, computed_here, capsys):
-    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
-    assert run(tmp_path, "--method=p_loss", "--seeds=0") == 0
-    said = capsys.readouterr()
-    assert "1 of 1 runs finished" in said.out and "supports no locks (No locks available)" in said.err

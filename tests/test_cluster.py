@@ -9,13 +9,14 @@ import time
 import psutil
 import pytest
 import submitit
+from conftest import assert_same, folder_of, smoke
 
 from replication import jobs
 from replication.__main__ import main
 from replication.jobs import Budget, Pool
-from replication.records import ROOT, read_run, run_folder
+from replication.records import ROOT, read_run
 from replication.status import kept_of, states
-from replication.tasks import importance_config, make_config
+from replication.tasks import importance_config
 from replication.trainer import train
 
 METHOD = "scrapl_no_theta_is"
@@ -23,8 +24,8 @@ METHOD = "scrapl_no_theta_is"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def config(seed, method=METHOD, task="granular"):
-    return make_config(task, method, seed, "smoke")
+def config(seed, method=METHOD):
+    return smoke(method, seed)
 
 
 def run(output, *arguments):
@@ -144,11 +145,9 @@ def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterru
     assert "3 of 3 runs finished, 0 failed" in capfd.readouterr().out
     assert list(tmp_path.glob("checkpoints/jobs_*")) == [logs]  # of the second call's jobs nothing is left
     for seed in range(3):
-        whole = train(config(seed), tmp_path / "whole")
-        found = read_run(run_folder("smoke", "granular", METHOD, seed, tmp_path))
-        assert found.ok and len(found.history) == 19 and len(found.test) > 5 and found.info["deterministic"] is True
-        assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s"))
-        assert found.test.equals(whole.test)
+        found = read_run(folder_of(config(seed), tmp_path))
+        assert_same(found, train(config(seed), tmp_path / "whole"))
+        assert found.info["deterministic"] is True
 
 
 SBATCH = """#!{python}

@@ -25,7 +25,7 @@ from replication.status import kept_of, states
 from replication.tasks import TASKS, TR808, grid, importance_config, make_config
 from replication.trainer import train, train_steps
 
-CPU, TASK = torch.device("cpu"), "chirplet_slow_slow"
+TASK = "chirplet_slow_slow"
 N_PATHS = {"granular": 35, TASK: 21}  # of the smoke profile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,7 +45,7 @@ def test_they_are_those_of_the_start_of_training(tmp_path, importances, task, n_
     assert compute_importance(task, "smoke", "here", watch=lambda: monkeypatch.chdir("/")) == "done"
     assert folder_of(tmp_path / "here", task).exists()
     (call,) = importances
-    run = Problem(scrapl(task=task), CPU)
+    run = Problem(scrapl(task=task))
     weights = list(run.encoder.parameters())
     assert all(map(torch.equal, call["params"], weights)) and len(call["params"]) == len(weights) > 10
     batches = run.data.batches("train", 4, 0, 0)[:n_batches]
@@ -152,7 +152,6 @@ def test_calls_at_the_same_time_may_share_paths(tmp_path, importances, monkeypat
     [
         (lambda text: text[:-20], "path_3.json is no file of a path's curvature .*: delete it"),
         (lambda text: text.replace("4.0", "-4.0"), r"path_3.json is no file .*curvature \[-4.0, 5.0\]"),
-        (lambda text: text.replace("4.0", "NaN"), "path_3.json is no file"),
         (lambda text: text.replace('hash": "', 'hash": "0'), "path_3.json holds curvature of another configuration"),
     ],
 )
