@@ -174,9 +174,8 @@ class Pool:
         budget, missing = budget or Budget(), list(missing)
         waiting = [(config, paths) for config in missing for paths in self._parts_of(config)]
         running, crashed, n_all = [], [], len(waiting)
-        look = {"bar_format": "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"}
-        look |= {"desc": f"{n_all} runs", "mininterval": 0.5 if sys.stderr.isatty() else 10}
-        bar = tqdm(total=sum(map(run_cost, missing)), **look)
+        layout, every_s = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}", 0.5 if sys.stderr.isatty() else 10
+        bar = tqdm(total=sum(map(run_cost, missing)), bar_format=f"{n_all} runs {layout}", mininterval=every_s)
         say = functools.partial(bar.write, file=sys.stderr)
         try:
             while waiting or running:

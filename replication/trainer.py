@@ -245,7 +245,7 @@ def train_steps(
                 status = f"failed:out of memory: {(str(error).splitlines() or [type(error).__name__])[0]}"
             if training:
                 history = training.history_table()
-            more |= {"train_step_ms": training.step_ms() if training else None}
             about = {"status": status, "config": config.flat, "start_utc": start_utc, "device": place}
+            about["train_step_ms"] = training.step_ms() if training else None
             write_run(folder, history=history, test=test, **about, **more)
         shutil.rmtree(checkpoints, ignore_errors=True)
