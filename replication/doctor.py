@@ -36,7 +36,8 @@ def _versions() -> Iterator[Finding]:
     yield _note(f"Python {here}", mend, "WRONG")
     for requirement in map(Requirement, project["dependencies"] + project["optional-dependencies"]["replication"]):
         name = requirement.name.lower().replace("_", "-")
-        mend = f"pip install {requirement.name}=={locked[name]}, as in requirements.lock"
+        tested = locked.get(name, "?")
+        mend = f"pip install {requirement.name}=={tested}, as in requirements.lock"
         try:
             found = metadata.version(name).split("+")[0]
         except metadata.PackageNotFoundError:
@@ -44,8 +45,8 @@ def _versions() -> Iterator[Finding]:
             continue
         if not requirement.specifier.contains(found):
             yield "WRONG", f"{name} {found}, but pyproject.toml wants {requirement}", mend
-        elif found != locked[name]:
-            yield "note", f"{name} {found}, tested with {locked[name]}", mend
+        elif found != tested:
+            yield "note", f"{name} {found}, tested with {tested}", mend
         elif requirement.name in PACKAGES:
             yield "ok", f"{name} {found}", ""
 

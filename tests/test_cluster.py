@@ -10,26 +10,16 @@ import psutil
 import pytest
 import submitit
 from conftest import assert_same, folder_of, smoke
+from test_cli import METHOD, run
 
 from replication import jobs
-from replication.__main__ import main
 from replication.jobs import Budget, Pool
 from replication.records import ROOT, read_run
 from replication.status import kept_of, states
 from replication.tasks import importance_config
 from replication.trainer import train
 
-METHOD = "scrapl_no_theta_is"
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def config(seed, method=METHOD):
-    return smoke(method, seed)
-
-
-def run(output, *arguments):
-    return main(["run", "--profile=smoke", f"--output={output}", "--task=granular", *arguments])
 
 
 # ---- without processes ----------------------------------------------------------------------------------------------
@@ -38,10 +28,9 @@ def run(output, *arguments):
 class Started(list):
     """(method, seed, paths) of what was started in place of processes; each ends at the second look.
 
-    status: what they end with, by method. stop_at: when so many have started, Ctrl-C is pressed. most: at once."""
+    status: what they end with, by method. most: how many there were at once."""
 
-    def __init__(self):
-        self.status, self.stop_at, self.most, self.now, self.sent = {}, None, 0, 0, []
+    status, most, now = {}, 0, 0
 
     def start(self, config, paths, folder):
         self.append((config.method, config.seed, paths))
@@ -49,13 +38,11 @@ class Started(list):
         self.most, looks = max(self.most, self.now), []
 
         def status():
-            if len(self) == self.stop_at and not self.sent:
-                raise KeyboardInterrupt
             looks.append(1)
             self.now -= len(looks) == 2
             return self.status.get(config.method, 0) if len(looks) >= 2 else None
 
-        return jobs.Running(config, f"{config.method} {config.seed}", folder / "no.log", status, self.sent.append)
+        return jobs.Running(config, f"{config.method} {config.seed}", folder / "no.log", status, None)
 
 
 @pytest.fixture
@@ -67,7 +54,7 @@ def started(monkeypatch):
 
 
 def test_runs_wait_for_their_probabilities_and_for_room(tmp_path, started):
-    asked = [importance_config("granular", "smoke"), config(3, "scrapl"), config(0), config(4, "scrapl")]
+    asked = [importance_config("granular", "smoke"), smoke("scrapl", 3), smoke(), smoke("scrapl", 4)]
     Pool(tmp_path, "cpu", workers=3, parts=4).run(asked)
     parts = [("theta_importance", 0, paths) for paths in ("0-8", "9-17", "18-26", "27-34")]
     assert started == [*parts, (METHOD, 0, ""), ("scrapl", 3, ""), ("scrapl", 4, "")] and started.most == 3
@@ -75,7 +62,7 @@ def test_runs_wait_for_their_probabilities_and_for_room(tmp_path, started):
 
 def test_what_needs_a_crashed_process_is_not_started(tmp_path, started, capsys):
     started.status = {"theta_importance": 9}
-    Pool(tmp_path, "cpu", workers=9).run([importance_config("granular", "smoke"), config(3, "scrapl"), config(0)])
+    Pool(tmp_path, "cpu", workers=9).run([importance_config("granular", "smoke"), smoke("scrapl", 3), smoke()])
     assert started == [("theta_importance", 0, ""), (METHOD, 0, "")]
     said = capsys.readouterr().err
     assert "theta_importance 0 crashed (exit status 9: nothing in its log)" in said
@@ -83,18 +70,11 @@ def test_what_needs_a_crashed_process_is_not_started(tmp_path, started, capsys):
     assert "1 of 3 runs crashed: theta_importance 0; the same command tries them again" in said
 
 
-def test_stopping_the_command_ends_what_is_under_way(tmp_path, started):
-    started.stop_at = 2
-    with pytest.raises(KeyboardInterrupt):
-        Pool(tmp_path, "cpu", workers=2).run([config(0), config(1), config(2)])
-    assert started.sent == [15, 15] and len(started) == 2
-
-
 @pytest.mark.parametrize("left, n_started", [(2.9, 0), (30.0, 1)])
 def test_nothing_is_started_that_cannot_come_to_a_checkpoint(tmp_path, started, left, n_started):
     budget = Budget(time.monotonic() + left * 100, 100.0)
-    Pool(tmp_path, "cpu").run([config(0)], budget)
-    assert len(started) == n_started and len(budget.left) == 1 - n_started and started.sent == []
+    Pool(tmp_path, "cpu").run([smoke()], budget)
+    assert len(started) == n_started and len(budget.left) == 1 - n_started
 
 
 # ---- jobs -----------------------------------------------------------------------------------------------------------
@@ -138,15 +118,15 @@ def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterru
     (logs,) = tmp_path.glob("checkpoints/jobs_*")
     assert any("Requeued job" in path.read_text() for path in logs.glob("*_log.*"))
     assert any("resumed from step 4" in path.read_text() for path in logs.glob("*_log.err"))
-    assert kept_of(config(1), tmp_path) == kept_of(config(2), tmp_path) == "step 4"
+    assert kept_of(smoke(seed=1), tmp_path) == kept_of(smoke(seed=2), tmp_path) == "step 4"
 
     monkeypatch.setenv("PYTHONPATH", "")
     assert run(tmp_path, *jobs_of) == 0
     assert "3 of 3 runs finished, 0 failed" in capfd.readouterr().out
     assert list(tmp_path.glob("checkpoints/jobs_*")) == [logs]  # of the second call's jobs nothing is left
     for seed in range(3):
-        found = read_run(folder_of(config(seed), tmp_path))
-        assert_same(found, train(config(seed), tmp_path / "whole"))
+        found = read_run(folder_of(smoke(seed=seed), tmp_path))
+        assert_same(found, train(smoke(seed=seed), tmp_path / "whole"))
         assert found.info["deterministic"] is True
 
 
@@ -171,7 +151,7 @@ def test_runs_on_slurm(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     options = ["--slurm", "partition=gpu", "--slurm", "time=30", "--workers", "7"]
     assert run(tmp_path, "--method", "p_loss", "--seeds", "0,1", "--executor", "slurm", *options) == 0
-    assert set(states([config(seed, "p_loss") for seed in (0, 1)], tmp_path).values()) == {"done"}
+    assert set(states([smoke("p_loss", seed) for seed in (0, 1)], tmp_path).values()) == {"done"}
     text = (tmp_path / "submitted.sh").read_text()
     for line in ("partition=gpu", "time=30", "signal=USR2@120", "mem=16GB", "job-name=scrapl"):
         assert f"#SBATCH --{line}\n" in text
