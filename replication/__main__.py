@@ -92,7 +92,7 @@ HELP = {
     "budget": "stop after so long, start-up included. One seed of every task and method comes first, then a second one, "
     "and so on, in each round the cheap before the dear. Shortly before the end the runs under way write checkpoints, "
     f"from which the same command goes on ({', '.join(f'{name}: {stop_s:g} s' for name, stop_s in STOP_S.items())}); "
-    "none is started in the last three times as long",
+    "none is started in the last three times as long. Exit status 1 if a run crashed or is stale",
     "importance": "path probabilities of theta-importance sampling (run computes what it needs of them)",
     "paths": "0-99 or 0,7: only these, in this process. Whoever finds all parts in checkpoints/ puts them together",
     "status": "task by method: how many runs are done, failed, stale and missing, hours spent on them and to go",
@@ -106,9 +106,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m replication", description="Train and show the experiments.")
     commands = whole.add_subparsers(dest="command", required=True)
     where, common, computing = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    where.add_argument(
-        "--output", type=_folder, default=ROOT, help="of results, figures, checkpoints; default: project"
-    )
+    where.add_argument("--output", type=_folder, default=ROOT, help="folder of results, figures and checkpoints")
     common.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default quick)")
     computing.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
     computing.add_argument("--deterministic", action="store_true", help=HELP["deterministic"])
@@ -124,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     run = command("run", _run, "train what is missing of a grid; again to resume", common, computing)
-    run.add_argument("--task", type=_names, help=f"default those whose tables have the methods. {', '.join(TASKS)}")
+    run.add_argument("--task", type=_names, help=f"comma-separated; default: all with the method. {', '.join(TASKS)}")
     run.add_argument("--method", type=_names, help=f"comma-separated; default all. {', '.join(METHODS)}")
     run.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the profile")
     run.add_argument("--budget-minutes", type=_minutes, metavar="MINUTES", help=HELP["budget"])
