@@ -24,11 +24,22 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
+# Holds the lock of a file while a command runs.
+define LOCKED
+import fcntl, subprocess, sys
+lock = open(sys.argv[1], "a")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+except OSError as error:
+    print(f"warning: this disk supports no locks ({error}): do not start make twice at once", file=sys.stderr)
+sys.exit(subprocess.call(sys.argv[2:]))
+endef
+export LOCKED
+
 # $(call once,FILE,COMMANDS): run COMMANDS and touch FILE, which is in a virtual environment; of two makes at once one
 # does it and the other waits.
 define once
-@$(find_python); "$$python" -c 'import fcntl, subprocess, sys; lock = open(sys.argv[1], "a"); \
-fcntl.flock(lock, fcntl.LOCK_EX); sys.exit(subprocess.call(sys.argv[2:]))' $(firstword $(subst /, ,$(1))).guard \
+@$(find_python); "$$python" -c "$$LOCKED" $(firstword $(subst /, ,$(1))).guard \
 sh -euc 'python=$$1; if [ -z "$$(find $(1) -newer requirements.lock -newer pyproject.toml 2>/dev/null)" ]; then $(2); touch $(1); fi' \
 sh "$$python"
 endef

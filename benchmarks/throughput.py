@@ -36,7 +36,7 @@ def worker(task: str, method: str, profile: str, device: str, seed: int, warm: i
     if config.loss == "scrapl":
         with torch.no_grad():
             for path in range(training.loss.n_paths):  # a path's filters are made when it is first drawn
-                training.loss.jtfs.path(training.x[:1], path)
+                training.loss.coefficients(training.x[:1], path)
     steps = training.steps()
     while len(training.step_s) < warm:
         next(steps)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import io
 import json
 import math
@@ -20,14 +22,13 @@ from .jobs import EXECUTORS, SLURM, STOP_S, Budget, Pool, ensure_runs
 from .notebooks import NotebookFailed, notebook_names, run_notebook, run_notebooks
 from .path_probabilities import compute_importance
 from .problem import PER_GPU, RUN_GIB, default_device, make_deterministic
-from .records import ROOT, BrokenRecord
+from .records import ROOT
 from .status import kept_of, overview, runs_on_disk, states
 from .tasks import (
     METHODS,
     NOT_RUN,
     PROFILES,
     TASKS,
-    RunConfig,
     check_name,
     grid,
     importance_config,
@@ -45,39 +46,29 @@ PARENT = os.getppid()
 def _seeds(text: str, what: str = "seeds") -> list[int]:
     """ "0-4" or "0,3,7" or both -> list of seeds."""
     seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
+    for first, dash, last in (part.partition("-") for part in text.split(",")):
         try:
             found = range(int(first), int(last if dash else first) + 1)
         except ValueError:
-            said = f"{what} are numbers and ranges such as 0-4 or 0,2,5; got {text!r}"
-            raise argparse.ArgumentTypeError(said) from None
-        if found.stop - found.start > 10**6:
-            raise argparse.ArgumentTypeError(f"{part!r} is more than a million {what}")
-        if not found:
-            raise argparse.ArgumentTypeError(f"the range {part!r} is empty; write the smaller number first")
+            found = range(0)
+        if not 0 < found.stop - found.start <= 10**6:
+            form = "numbers and ranges such as 0-4 or 0,2,5, the smaller number first, at most a million"
+            raise argparse.ArgumentTypeError(f"{what} are {form}; got {text!r}")
         seeds += found
     return list(dict.fromkeys(seeds))
 
 
-def _paths(text: str) -> list[int]:
-    return _seeds(text, "paths")
-
-
 def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes < math.inf:
-        raise argparse.ArgumentTypeError(f"a budget is a positive number of minutes such as 25 or 7.5; got {text!r}")
-    return minutes
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"a budget is a positive number of minutes such as 25 or 7.5; got {text!r}")
 
 
 def _option(text: str) -> tuple[str, int | str]:
     """ "NAME=VALUE", numbers as numbers."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
+    name, _, value = text.partition("=")
+    if not (name and value):
         raise argparse.ArgumentTypeError(f"an option of sbatch is NAME=VALUE such as partition=gpu; got {text!r}")
     return name, int(value) if value.isdecimal() else value
 
@@ -92,25 +83,21 @@ def _names(text: str) -> list[str]:
 
 
 HELP = {
-    "output": "folder that holds results/, figures/ and checkpoints/ (default: the project)",
-    "profile": f"{', '.join(PROFILES)} (default quick)",
-    "device": "cpu or cuda (default: cuda for the paper profile, else cpu)",
-    "deterministic": "the same bits again on one type of device and one version of PyTorch (on a CPU they are so "
-    "anyway); run.json says so",
-    "executor": "submit jobs through submitit, one per run, and wait for them, rather than start processes (local: "
-    "jobs as processes of this machine, to try it out)",
-    "parts": "divide a task's path probabilities among N processes",
+    "deterministic": "the same bits again on one type of device and version of PyTorch; on a CPU they are so anyway",
+    "executor": "submit jobs through submitit, one per run, and wait for them (local: jobs as processes of this machine)",
     "slurm": "with --executor: an option of sbatch, such as partition=gpu; several times. Default "
     f"{' '.join(f'{name}={value}' for name, value in SLURM.items())} (time: minutes)",
-    "workers": "runs at once, which share the device (default: one per core on a CPU; on CUDA one per "
-    f"{RUN_GIB} GiB of its memory, at most {PER_GPU}); with --executor slurm: jobs in the queue at once (256)",
-    "budget": "stop after so long, start-up included, with exit status 0 (1: a run crashed or is stale). One seed of "
-    "every task and method comes first, then a second one, and so on, in each round the cheap before the dear. Shortly "
-    "before the end the runs under way are asked to write checkpoints, from which the same command goes on "
-    f"({', '.join(f'{profile}: {stop_s:g} s' for profile, stop_s in STOP_S.items())}); so that a run comes to its "
-    "first, none is started in the last three times as long",
+    "workers": f"runs at once (default: one per core of a CPU, one per {RUN_GIB} GiB of a GPU's memory, at most "
+    f"{PER_GPU}); with --executor slurm: jobs in the queue at once (256)",
+    "budget": "stop after so long, start-up included. One seed of every task and method comes first, then a second one, "
+    "and so on, in each round the cheap before the dear. Shortly before the end the runs under way write checkpoints, "
+    f"from which the same command goes on ({', '.join(f'{name}: {stop_s:g} s' for name, stop_s in STOP_S.items())}); "
+    "none is started in the last three times as long. Exit status 1 if a run crashed or is stale",
+    "importance": "path probabilities of theta-importance sampling (run computes what it needs of them)",
     "paths": "0-99 or 0,7: only these, in this process. Whoever finds all parts in checkpoints/ puts them together",
-    "seeds": "0-4 or 0,2,5; default: those of the profile",
+    "status": "task by method: how many runs are done, failed, stale and missing, hours spent on them and to go",
+    "compare": "every cell of Tables 1 to 9 and every claim: ours, the paper's, verdict, as 09_report_card writes them",
+    "doctor": "versions, devices, disk, weights and records: a fix for all that is wrong; exit status 1 if anything is",
 }
 
 
@@ -119,12 +106,12 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m replication", description="Train and show the experiments.")
     commands = whole.add_subparsers(dest="command", required=True)
     where, common, computing = (argparse.ArgumentParser(add_help=False) for _ in range(3))
-    where.add_argument("--output", type=_folder, default=ROOT, help=HELP["output"])
-    common.add_argument("--profile", default="quick", help=HELP["profile"])
-    computing.add_argument("--device", help=HELP["device"])
+    where.add_argument("--output", type=_folder, default=ROOT, help="folder of results, figures and checkpoints")
+    common.add_argument("--profile", default="quick", help=f"{', '.join(PROFILES)} (default quick)")
+    computing.add_argument("--device", help="cpu or cuda (default: cuda for the paper profile, else cpu)")
     computing.add_argument("--deterministic", action="store_true", help=HELP["deterministic"])
     computing.add_argument("--executor", choices=EXECUTORS, help=HELP["executor"])
-    computing.add_argument("--parts", type=int, default=1, metavar="N", help=HELP["parts"])
+    computing.add_argument("--parts", type=int, default=1, metavar="N", help="processes per task's path probabilities")
     computing.add_argument("--slurm", type=_option, action="append", metavar="NAME=VALUE", help=HELP["slurm"])
     computing.add_argument("--workers", type=int, metavar="N", help=HELP["workers"])
     computing.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -135,24 +122,19 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     run = command("run", _run, "train what is missing of a grid; again to resume", common, computing)
-    default = "comma-separated; default those whose tables have the methods"
-    run.add_argument("--task", type=_names, help=f"{default}. {', '.join(TASKS)}")
+    run.add_argument("--task", type=_names, help=f"comma-separated; default: all with the method. {', '.join(TASKS)}")
     run.add_argument("--method", type=_names, help=f"comma-separated; default all. {', '.join(METHODS)}")
-    run.add_argument("--seeds", type=_seeds, help=HELP["seeds"])
+    run.add_argument("--seeds", type=_seeds, help="0-4 or 0,2,5; default: those of the profile")
     run.add_argument("--budget-minutes", type=_minutes, metavar="MINUTES", help=HELP["budget"])
-    words = "path probabilities of theta-importance sampling (run computes what it needs of them); again to resume"
-    importance = command("importance", _importance, words, common, computing)
+    importance = command("importance", _importance, HELP["importance"], common, computing)
     importance.add_argument("--task", type=_names, default=list(TASKS), help="comma-separated; default all")
-    importance.add_argument("--paths", type=_paths, help=HELP["paths"])
-    words = "task by method: how many runs are done, failed, stale and missing, hours spent on them and to go"
-    command("status", _status, words, common)
-    words = "every cell of Tables 1 to 9 and every claim: ours, the paper's, verdict, as 09_report_card writes them"
-    command("compare", _compare, words, common)
+    importance.add_argument("--paths", type=functools.partial(_seeds, what="paths"), help=HELP["paths"])
+    command("status", _status, HELP["status"], common)
+    command("compare", _compare, HELP["compare"], common)
     notebook = command("notebook", _notebook, "execute notebooks strictly through papermill", common)
     notebook.add_argument("names", nargs="*", help="such as 05_granular; default all, in order")
     notebook.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of a notebook")
-    words = "versions, devices, disk, weights and records: what is wrong, a fix for each; exit status 1 if anything is"
-    command("doctor", lambda args: doctor.report(args.output), words)
+    command("doctor", lambda args: doctor.report(args.output), HELP["doctor"])
     return whole
 
 
@@ -170,11 +152,11 @@ def _run(args: argparse.Namespace) -> int:
     suited = [task for task in TASKS if set(args.method or ()) <= set(methods_of(task))]
     tasks = args.task or suited or TASKS
     if args.worker:
-        return _work(make_config(tasks[0], args.method[0], args.seeds[0], args.profile), args)
+        return _work(args)
     wanted = dict.fromkeys(config for task in tasks for config in grid(task, args.profile, args.method, args.seeds))
     if args.executor and args.budget_minutes:
         raise ValueError("--budget-minutes is for processes of this machine; what limits a job is --slurm time=MINUTES")
-    pool, budget, before = _pool(args), None, None
+    pool, budget = _pool(args), None
     if args.budget_minutes is not None:
         budget = Budget(args.started_s + 60 * args.budget_minutes, STOP_S[args.profile])
         before = states(wanted, args.output)
@@ -184,15 +166,16 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{n_ok} of {len(wanted)} runs finished, {len(failed)} failed, in {args.output / 'results'}")
     for run in failed:
         print(f"  {run.task}/{run.method}/seed {run.seed}: {run.status}")
-    if budget is not None:
-        print(_balance(args, before, states(wanted, args.output), budget))
-    left = wanted.keys() & budget.left if budget else ()
-    return 0 if len(runs) + len(left) == len(wanted) else 1
+    if budget is None:
+        return 0 if len(runs) == len(wanted) else 1
+    print(f"budget of {args.budget_minutes:g} minutes: {_balance(before, states(wanted, args.output), budget, args)}")
+    return 0 if len(runs) + len(wanted.keys() & budget.left) == len(wanted) else 1
 
 
-def _work(config: RunConfig, args: argparse.Namespace) -> int:
+def _work(args: argparse.Namespace) -> int:
     """What a worker does: train one run, write its progress twice a second at most, and stop, a checkpoint written,
     once SIGUSR1 asks for it."""
+    config = make_config(args.task[0], args.method[0], args.seeds[0], args.profile)
     asked: list[bool] = []
     said_s = 0.0
     signal.signal(signal.SIGUSR1, lambda *_: asked.append(True))
@@ -215,20 +198,15 @@ def _watch_parent() -> None:
         sys.exit("stopped: the process that started this worker is gone")
 
 
-def _balance(
-    args: argparse.Namespace, before: dict[RunConfig, str], after: dict[RunConfig, str], budget: Budget
-) -> str:
-    """What was done within the budget, what is under way and what is missing, in a line."""
+def _balance(before: dict, after: dict, budget: Budget, args: argparse.Namespace) -> str:
+    """What was done within the budget, what is under way and what is missing; before and after: state by run."""
     missing = [config for config, state in after.items() if state == "missing"]
     kept = {c: kept_of(c, args.output) for c in dict.fromkeys([*missing, *filter(None, map(needs, missing))])}
     under_way = ", ".join(f"{c.task}/{c.method}/seed {c.seed} at {words}" for c, words in kept.items() if words)
-    n_done = list(before.values()).count("missing") - len(missing)
+    n_done, n_missing = list(before.values()).count("missing") - len(missing), sum(not kept[c] for c in missing)
     too_short = 60 * args.budget_minutes <= 3 * budget.stop_s
-    what_next = f"; none is started in the last {3 * budget.stop_s:g} s" if too_short else "; the same command goes on"
-    return (
-        f"budget of {args.budget_minutes:g} minutes: {n_done} runs done; under way: {under_way or 'none'}; "
-        f"{sum(not kept[c] for c in missing)} missing{what_next if missing else ''}"
-    )
+    next_ = f"; none is started in the last {3 * budget.stop_s:g} s" if too_short else "; the same command goes on"
+    return f"{n_done} runs done; under way: {under_way or 'none'}; {n_missing} missing{next_ if missing else ''}"
 
 
 def _importance(args: argparse.Namespace) -> int:
@@ -237,7 +215,7 @@ def _importance(args: argparse.Namespace) -> int:
         raise ValueError("--paths is for this process; --parts N divides all paths among N others")
     if args.executor or args.parts > 1:
         _pool(args).run([config for config, state in states(configs, args.output).items() if state != "done"])
-        found = [state for state in states(configs, args.output).values()]
+        found = list(states(configs, args.output).values())
     else:
         where, watch = (args.output, args.device, args.paths), _watch_parent if args.worker else None
         found = [compute_importance(task, args.profile, *where, watch) for task in args.task]
@@ -247,40 +225,33 @@ def _importance(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    print(overview(check_name("profile", args.profile, PROFILES), args.output))
+    print(overview(args.profile, args.output))
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
     from . import report_card, tables
 
-    profiles = report_card.compared(check_name("profile", args.profile, PROFILES))
+    profiles = report_card.compared(args.profile)
     runs = {name: [run for task in TASKS for run in runs_on_disk(task, name, args.output)] for name in profiles}
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # an encoding without ‰ or θ loses these, not the table
     for name, (table, caption) in report_card.comparison(runs, NOT_RUN, args.profile, args.output).items():
         print(tables.as_markdown(table, name, args.profile, caption))
     return 0
 
 
 def _notebook(args: argparse.Namespace) -> int:
-    parameters = {}
-    for item in args.parameter:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"-p takes name=value, got {item!r}")
-        parameters[name] = value
-    check_name("profile", args.profile, PROFILES)
+    parameters = dict(item.partition("=")[::2] for item in args.parameter)
+    if wrong := [item for item in args.parameter if "=" not in item]:
+        raise ValueError(f"-p takes name=value, got {wrong[0]!r}")
     if len(args.names) == 1:
         written = [run_notebook(*args.names, parameters, args.profile, args.output)]
     else:
         written = run_notebooks(args.names or notebook_names(), parameters, args.profile, args.output)
-    print("executed: " + ", ".join(str(path) for path in written))
-    for folder in (f"results/{args.profile}/tables", f"figures/{args.profile}"):
-        files = sorted(path.name for path in (args.output / folder).glob("*") if path.is_file())
-        if files:
-            print(f"{args.output / folder}: {', '.join(files)}")
-    card = args.output / "results" / args.profile / "tables" / "report_card.md"
+    print("executed: " + ", ".join(map(str, written)))
+    for folder in (args.output / f"results/{args.profile}/tables", args.output / f"figures/{args.profile}"):
+        if files := sorted(path.name for path in folder.glob("*") if path.is_file()):
+            print(f"{folder}: {', '.join(files)}")
+    card = args.output / f"results/{args.profile}/tables/report_card.md"
     if not args.names and card.is_file():
         print(f"\n{card.read_text(encoding='utf-8')}")
     return 0
@@ -296,6 +267,7 @@ def main(arguments: list[str] | None = None, started_s: float | None = None) -> 
     if os.environ.get("TR808_DIR"):
         os.environ["TR808_DIR"] = str(_folder(os.environ["TR808_DIR"]))
     try:
+        check_name("profile", getattr(args, "profile", "quick"), PROFILES)
         if args.command in ("run", "importance"):
             args.device = args.device or default_device(args.profile)
             if args.deterministic and (args.worker or args.command == "importance"):
@@ -304,7 +276,7 @@ def main(arguments: list[str] | None = None, started_s: float | None = None) -> 
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = None
         return 128 + signal.SIGPIPE
-    except (ValueError, TypeError, OSError, BrokenRecord, NotebookFailed) as error:
+    except (ValueError, TypeError, OSError, NotebookFailed) as error:
         if getattr(args, "worker", False):
             raise  # its log wants the traceback
         print(f"error: {error}", file=sys.stderr)

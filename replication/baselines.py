@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
+import importlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,29 +16,26 @@ import torch
 from scipy.signal.windows import flattop
 from torch import Tensor, nn
 
-from scrapl_lib.checks import check_pair
+from scrapl_lib.checks import check_name, check_pair
 
 from .surroundings import own_surroundings
 
-MSS_NAMES = ("mss_linear", "mss_log_linear", "mss_random", "mss_revisited")
+MSS_NAMES = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
 _OCTAVES = (64, 128, 256, 512, 1024, 2048)  # FFT sizes
 _REVISITED = {67: 33, 127: 63, 257: 128, 509: 254, 1021: 510, 2053: 1026}  # window: hop
 _RANDOM_MAX_FFT_SIZE = 32767
-_MIN_SAMPLES = max(_REVISITED) // 2 + 1  # the audio is reflected half a window beyond its ends
+MIN_SAMPLES = max(_REVISITED) // 2 + 1  # the audio is reflected half a window beyond its ends
 
 
 class MSSLoss(nn.Module):
     """Multi-scale spectral loss: distances of magnitude spectrograms at several resolutions.
 
     Args:
-        name:
-            "mss_linear": mean absolute difference of magnitudes, mean over the FFT sizes 64, 128, ..., 2048, with Hann
-            windows of that size and a quarter of it as hop (auraloss).
-            "mss_log_linear": the same plus that of log magnitudes.
-            "mss_random": auraloss's RandomResolutionSTFTLoss: three resolutions drawn anew at every call from NumPy's
-            global generator; save and restore np.random.get_state() to repeat or resume. FFT sizes stay below the
-            audio's length.
-            "mss_revisited": see `RevisitedLoss`.
+        name: "mss_linear": mean absolute difference of magnitudes, mean over the FFT sizes 64, 128, ..., 2048, with
+            Hann windows of that size and a quarter of it as hop (auraloss). "mss_log_linear": the same plus that of log
+            magnitudes. "mss_random": auraloss's RandomResolutionSTFTLoss: three resolutions below the audio's length,
+            drawn anew at every call from NumPy's global generator, whose state repeats them. "mss_revisited":
+            `RevisitedLoss`.
 
     `loss(x_hat, x)` -> scalar. Only mss_random is not symmetric: it divides by the norm of x's spectrogram.
     """
@@ -46,27 +43,23 @@ class MSSLoss(nn.Module):
     @own_surroundings()
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name = name
-        if name in ("mss_linear", "mss_log_linear"):
-            hops, w_log_mag = [n // 4 for n in _OCTAVES], float(name == "mss_log_linear")
-            self.distance = auraloss.freq.MultiResolutionSTFTLoss(
-                _OCTAVES, hops, _OCTAVES, w_sc=0.0, w_log_mag=w_log_mag, w_lin_mag=1.0
-            )
-        elif name == "mss_random":
+        self.name = check_name("MSS loss", name, MSS_NAMES)
+        if name == "mss_random":
             self.distance = auraloss.freq.RandomResolutionSTFTLoss(max_fft_size=_RANDOM_MAX_FFT_SIZE)
         elif name == "mss_revisited":
             self.distance = RevisitedLoss()
         else:
-            near = difflib.get_close_matches(str(name), MSS_NAMES, n=1)
-            hint = f": did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"name must be one of {', '.join(MSS_NAMES)}, got {name!r}{hint}")
+            hops, w_log_mag = [n // 4 for n in _OCTAVES], float(name == "mss_log_linear")
+            self.distance = auraloss.freq.MultiResolutionSTFTLoss(
+                _OCTAVES, hops, _OCTAVES, w_sc=0.0, w_log_mag=w_log_mag, w_lin_mag=1.0
+            )
 
     @own_surroundings()
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """x_hat, x (batch, 1, samples), at least 1027 samples -> scalar. Raises as `check_pair` does."""
         check_pair(x_hat, x)
-        if x.shape[2] < _MIN_SAMPLES:
-            raise ValueError(f"{self.name} needs at least {_MIN_SAMPLES} samples, got {x.shape[2]}: use longer audio")
+        if x.shape[2] < MIN_SAMPLES:
+            raise ValueError(f"{self.name} needs at least {MIN_SAMPLES} samples, got {x.shape[2]}: use longer audio")
         if self.name == "mss_random":
             self.distance.max_fft_size = min(_RANDOM_MAX_FFT_SIZE, x.shape[2] - 1)
         return self.distance(x_hat, x)
@@ -98,13 +91,13 @@ class WeightsUnavailable(RuntimeError):
 
 
 @contextmanager
-def pretrained(name: str, source: str) -> Iterator[Callable[[], None]]:
-    """Turns what fails in loading (import, network, file) into WeightsUnavailable.
-
-    Yields a function to be called once the model's package is there: it says where weights come from.
-    """
+def pretrained(name: str, package: str, source: str) -> Iterator[None]:
+    """Says where the model's weights come from if `package` is there, and turns what fails in loading (import, network,
+    file) into WeightsUnavailable."""
     try:
-        yield lambda: print(f"{name}: weights are downloaded at first use from {source}", file=sys.stderr, flush=True)
+        importlib.import_module(package)
+        print(f"{name}: weights are downloaded at first use from {source}", file=sys.stderr, flush=True)
+        yield
     except Exception as error:
         raise WeightsUnavailable(
             f"{name} needs a pretrained model that could not be loaded ({type(error).__name__}: {error}). "
@@ -113,20 +106,17 @@ def pretrained(name: str, source: str) -> Iterator[Callable[[], None]]:
         ) from error
 
 
-def _load_ms_clap(announce: Callable[[], None]) -> nn.Module:
+def _load_ms_clap() -> nn.Module:
     from msclap import CLAP
 
-    announce()
     return CLAP(version="2023", use_cuda=False).clap.audio_encoder  # -> (batch, 1024), and class scores
 
 
-def _load_panns_wavegram_logmel(announce: Callable[[], None]) -> nn.Module:
+def _load_panns_wavegram_logmel() -> nn.Module:
     from panns_AT_inference.models import Wavegram_Logmel_Cnn14
 
-    announce()
-    model = Wavegram_Logmel_Cnn14(
-        sample_rate=32000, window_size=1024, hop_size=320, mel_bins=64, fmin=50, fmax=14000, classes_num=527
-    )
+    sizes = {"window_size": 1024, "hop_size": 320, "mel_bins": 64, "fmin": 50, "fmax": 14000, "classes_num": 527}
+    model = Wavegram_Logmel_Cnn14(sample_rate=32000, **sizes)
     model.load_state_dict(_panns_checkpoint()["model"])
     return model  # -> {"embedding": (batch, 2048), ...}
 
@@ -155,38 +145,33 @@ def _panns_checkpoint() -> dict:
 _MS_CLAP_SOURCE = "Hugging Face microsoft/msclap (CLAP_weights_2023.pth) and gpt2"
 _PANNS_URL = "https://zenodo.org/records/3987831/files/Wavegram_Logmel_Cnn14_mAP%3D0.439.pth?download=1"
 _PANNS_MD5 = "17fa9ab65af3c0eb5ffbc5f65552c4e1"  # as Zenodo publishes it
-# name: (sample rate in Hz, samples, loader, where the weights come from)
-_EMBEDDINGS: dict[str, tuple[int, int, Callable[[Callable[[], None]], nn.Module], str]] = {
-    "ms_clap": (44100, 7 * 44100, _load_ms_clap, _MS_CLAP_SOURCE),
-    "panns_wavegram_logmel": (32000, 10 * 32000, _load_panns_wavegram_logmel, _PANNS_URL),
+_EMBEDDINGS = {  # sample rate in Hz, samples, loader, package, where the weights come from
+    "ms_clap": (44100, 7 * 44100, _load_ms_clap, "msclap", _MS_CLAP_SOURCE),
+    "panns_wavegram_logmel": (32000, 10 * 32000, _load_panns_wavegram_logmel, "panns_AT_inference", _PANNS_URL),
 }
 
 
 class EmbeddingLoss(nn.Module):
     """L2 distance of a pretrained model's embeddings, mean over the batch.
 
-    The audio is resampled to the model's rate (in the frequency domain, so the audio counts as periodic), then repeated
-    or cut to the model's length. Embeddings with a time axis are averaged over it. The model is frozen, always in
-    eval mode, and differentiated through.
+    The audio is resampled to the model's rate (`resample`), then repeated or cut to the model's length. Embeddings with
+    a time axis are averaged over it. The model is frozen, always in eval mode, and differentiated through.
 
     Args:
         name: "ms_clap" (44100 Hz, 7 s) or "panns_wavegram_logmel" (32000 Hz, 10 s).
         sample_rate_hz: of the audio.
         embed: a module to use instead of the pretrained one, (batch, samples) -> (batch, dim) or (batch, time, dim).
     Raises:
-        WeightsUnavailable: the optional package or the weights cannot be had. Both come with network access and
-            `pip install ".[embeddings]"`.
+        WeightsUnavailable: the optional package or the weights cannot be had.
     """
 
     def __init__(self, name: str, sample_rate_hz: int, embed: nn.Module | None = None) -> None:
         super().__init__()
-        if name not in _EMBEDDINGS:
-            raise ValueError(f"name must be one of {', '.join(_EMBEDDINGS)}, got {name!r}")
-        self.name, self.sample_rate_hz = name, sample_rate_hz
-        self.model_rate_hz, self.model_samples, load, source = _EMBEDDINGS[name]
+        self.name, self.sample_rate_hz = check_name("embedding", name, _EMBEDDINGS), sample_rate_hz
+        self.model_rate_hz, self.model_samples, load, package, source = _EMBEDDINGS[name]
         if embed is None:
-            with pretrained(name, source) as announce, own_surroundings():
-                embed = load(announce)
+            with pretrained(name, package, source), own_surroundings():
+                embed = load()
         self.embed = embed.requires_grad_(False)
         self.eval()
 
@@ -210,10 +195,8 @@ class EmbeddingLoss(nn.Module):
 
 
 def resample(x: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """x (..., samples) -> (..., samples * to_hz / from_hz, rounded): band-limited and periodic.
-
-    Frequencies from the lower of the two Nyquist frequencies on are left out.
-    """
+    """x (..., samples) -> (..., samples * to_hz / from_hz, rounded), periodic, without frequencies from the lower of the
+    two Nyquist frequencies on."""
     if from_hz == to_hz:
         return x
     n, n_new = x.shape[-1], round(x.shape[-1] * to_hz / from_hz)

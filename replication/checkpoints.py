@@ -36,8 +36,7 @@ def alone(folder: Path) -> AbstractContextManager[bool]:
 
 
 def save_checkpoint(training: Any, folder: Path) -> None:
-    """Write `step_<n>.pt` of a `Training` and its SHA-256; keep it and the one before. Those of later steps were
-    refused."""
+    """Write `step_<n>.pt` of a `Training` and its SHA-256; keep it and the one before. Later ones were refused."""
     name, keys, *rest = np.random.get_state()
     state = {number: getattr(training, number) for number in NUMBERS} | {
         "config_hash": config_hash(training.config.flat),
@@ -48,13 +47,13 @@ def save_checkpoint(training: Any, folder: Path) -> None:
         "numpy": (name, keys.tolist(), *rest),
         "cuda": torch.cuda.get_rng_state(training.device) if training.device.type == "cuda" else None,
     }
-    buffer = io.BytesIO()
+    buffer, path = io.BytesIO(), folder / f"step_{training.step:08d}.pt"
     torch.save(state, buffer)
-    path = folder / f"step_{training.step:08d}.pt"
     write_bytes_atomic(path, buffer.getvalue())
     write_text_atomic(path.with_suffix(".sha256"), hashlib.sha256(buffer.getvalue()).hexdigest())
     found = sorted(folder.glob("step_*.pt"))
-    for old in set(found) - set([old for old in found if old <= path][-2:]):
+    here = found.index(path)
+    for old in found[: max(here - 1, 0)] + found[here + 1 :]:
         old.unlink()
         old.with_suffix(".sha256").unlink(missing_ok=True)
 

@@ -21,13 +21,11 @@ from torch.utils.benchmark import Timer
 
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
 
-from .baselines import MSSLoss
+from .baselines import MIN_SAMPLES, MSS_NAMES, MSSLoss
 from .published import published
 from .tasks import METHODS, NOT_RUN, RunConfig
 
-MSS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random")
-MEASURED = ("p_loss", "jtfs", "scrapl", *MSS)
-LEAST_SAMPLES = 1027  # that the MSS losses take
+MSS, MEASURED = MSS_NAMES, ("p_loss", "jtfs", "scrapl", *MSS_NAMES)
 AXES = {"n_samples": "signal length (samples)", "batch": "batch", "n_paths": "number of paths P"}
 COLUMNS = "method loss n ms iqr_ms mib times_mss paper_ms paper_iqr_ms paper_mb paper_times_mss note".split()
 
@@ -39,10 +37,8 @@ def noise(batch: int, n_samples: int, seed: int, device: str) -> torch.Tensor:
 
 
 def calls(method: str, transform: dict[str, int], batch: int, device: str) -> tuple[Callable, Sequence]:
-    """call(argument), one forward and backward of a loss, and the arguments there are: SCRAPL's paths, else only None.
-
-    method: one of `MEASURED`. transform: arguments of JTFSLoss.
-    """
+    """call(argument), one forward and backward of a loss (of `MEASURED`), and the arguments there are: SCRAPL's paths,
+    else only None. transform: arguments of JTFSLoss."""
     x_hat, x = (noise(batch, transform["shape"], seed, device) for seed in (1, 2))
     if method == "p_loss":
         x_hat, x, loss = torch.rand(batch, 2, device=device), torch.rand(batch, 2, device=device), p_loss
@@ -69,10 +65,7 @@ def model_call(config: RunConfig, batch: int, device: str) -> Callable:
 
 def times_ms(call: Callable, arguments: Sequence, least_s: float) -> np.ndarray:
     """Milliseconds of call(argument), once for each, after two calls that are not timed; if there is one, for `least_s`
-    seconds.
-
-    At least three times then, so that one call during which the machine did something else is no median.
-    """
+    seconds, and three times at least: one call during which the machine did something else is no median."""
     timers = [Timer("call(a)", globals={"call": call, "a": a}, num_threads=torch.get_num_threads()) for a in arguments]
     if len(timers) > 1:
         return 1e3 * np.array([timer.timeit(1).median for timer in timers])
@@ -83,25 +76,23 @@ def times_ms(call: Callable, arguments: Sequence, least_s: float) -> np.ndarray:
 
 
 def peak_mib(call: Callable, arguments: Iterable, device: str) -> float:
-    """Most memory that tensors took at once, over one call for each argument, beyond what they took before; MiB.
-
-    Call it once before: what it makes at its first call (filters) would count.
-    """
-    peak = 0.0
+    """Most memory that tensors took at once, over one call for each argument, beyond what they took before; MiB. Call it
+    once before: what it makes at its first call (filters) would count."""
+    peaks = [0.0]
     for argument in arguments:
         if device == "cpu":
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
                 call(argument)
             changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
             sizes = np.cumsum([event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())])
-            peak = max(peak, sizes.max(initial=0))
+            peaks.append(sizes.max(initial=0))
         else:
             before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
             call(argument)
             torch.cuda.synchronize(device)
-            peak = max(peak, torch.cuda.max_memory_allocated(device) - before)
-    return peak / 2**20
+            peaks.append(torch.cuda.max_memory_allocated(device) - before)
+    return max(peaks) / 2**20
 
 
 def spread(values: Sequence, n: int) -> list:
@@ -125,34 +116,32 @@ def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: f
 
     n_paths: SCRAPL is measured on so many of its paths, evenly spaced; its memory on a quarter of them. least_s:
     seconds spent on each other loss. bench: the folder `make bench` writes, which has the rows of the authors' package,
-    at the granular configuration. Columns (`COLUMNS`): n counts paths or runs, times_mss is over the mean of the four
-    MSS. The paper's memory is that of the whole process: P-loss stands for what all have in common.
+    at the granular configuration. n counts paths or runs, times_mss is over the mean of the four MSS. The paper's
+    memory is that of the whole process: P-loss stands for what all have in common.
     """
     rows = []
     for method in (name for name in METHODS if name in MEASURED or name in NOT_RUN):
+        printed = (published("table_5", method, metric).value for metric in ("median_time", "iqr", "max_memory"))
         row = {"method": method, "loss": METHODS[method].label, "n": 0, "note": ""}
+        row |= zip(("paper_ms", "paper_iqr_ms", "paper_mb"), printed)
         if method in NOT_RUN:
-            row["note"] = f"not run: {NOT_RUN[method]}"
+            rows.append(row | {"note": f"not run: {NOT_RUN[method]}"})
         else:
             call, arguments = calls(method, config.transform(), batch, device)
-            row |= cost(call, spread(arguments, n_paths), device, least_s, max(1, n_paths // 4))
-        printed = (published("table_5", method, metric).value for metric in ("median_time", "iqr", "max_memory"))
-        rows.append(row | dict(zip(("paper_ms", "paper_iqr_ms", "paper_mb"), printed)))
+            rows.append(row | cost(call, spread(arguments, n_paths), device, least_s, max(1, n_paths // 4)))
     row = {"method": "model", "loss": "encoder and synthesizer", "note": "not part of Table 5"}
     row["paper_ms"] = published("figure_1", "encoder_and_synth", "model_step_time").value
     rows.append(row | cost(model_call(config, batch, device), [None], device, least_s, 1))
     for method, part in {"scrapl": "single_path", "jtfs": "jtfs"}.items():
-        row = {"method": f"{method}_official", "loss": f"{METHODS[method].label}, scrapl-loss 0.1.0", "n": 0}
-        rows.append(row | {"note": "not run: make bench"})
+        label = f"{METHODS[method].label}, scrapl-loss 0.1.0"
+        rows.append({"method": f"{method}_official", "loss": label, "n": 0, "note": "not run: make bench"})
         if (bench / f"{part}.csv").exists():
             pairs = pd.read_csv(bench / f"{part}.csv")
             per_path = pairs.groupby("path_idx").median()
+            times = f"{per_path['times_faster'].median():.3g} times ours there"
+            note = "granular configuration, batch 4, on the CPU, memory of the process, by make bench"
             rows[-1] |= _quartiles((per_path if method == "scrapl" else pairs)["scrapl_loss_ms"])
-            rows[-1] |= {"mib": pairs["scrapl_loss_peak_mib"].max()}
-            rows[-1]["note"] = (
-                "granular configuration, batch 4, on the CPU, memory of the process, by make bench; "
-                f"{per_path['times_faster'].median():.3g} times ours there"
-            )
+            rows[-1] |= {"mib": pairs["scrapl_loss_peak_mib"].max(), "note": f"{note}; {times}"}
     table = pd.DataFrame(rows)
     mss, official = table[table["method"].isin(MSS)], table["method"].str.endswith("_official")
     table["times_mss"] = (table["ms"] / mss["ms"].mean()).mask(official)
@@ -163,17 +152,16 @@ def table_5(config: RunConfig, batch: int, device: str, n_paths: int, least_s: f
 def growth(
     config: RunConfig, batch: int, device: str, points: int, n_paths: int, least_s: float, methods: Sequence[str]
 ) -> pd.DataFrame:
-    """Time and memory as signal length, batch and P grow, the rest fixed: axis (of `AXES`), size, method, n, ms,
-    iqr_ms, mib.
+    """Time and memory as signal length, batch and P grow (`AXES`), the rest fixed; P with Q2 and Q_fr.
 
     About `points` sizes on each axis; `batch` where that is not the axis. SCRAPL: the median over `n_paths` of its
-    paths. P grows with the wavelets per octave of the second order, Q2 and Q_fr.
+    paths.
     """
     base, rows = config.transform(), []
     lengths = [(config.n_samples << k) >> points // 2 for k in range(points)]
     qs = [(1, 1), (1, 2), (2, 2), (3, 3), (4, 4), (6, 6)][:points]
     sizes = {
-        "n_samples": [(base | {"shape": n}, batch) for n in lengths if n >= max(2 ** base["J"], LEAST_SAMPLES)],
+        "n_samples": [(base | {"shape": n}, batch) for n in lengths if n >= max(2 ** base["J"], MIN_SAMPLES)],
         "batch": [(base, 2**k) for k in range(points)],
         "n_paths": [(base | {"Q2": q2, "Q_fr": q_fr}, batch) for q2, q_fr in qs],
     }
@@ -188,7 +176,7 @@ def growth(
 
 
 def power_laws(data: pd.DataFrame) -> pd.DataFrame:
-    """cost = factor * size^slope, fitted on log axes: columns axis, method, quantity ("ms" or "mib"), slope, factor."""
+    """cost = factor * size^slope, fitted on log axes, by axis, method and quantity ("ms" or "mib")."""
     rows = []
     for (axis, method), group in data.groupby(["axis", "method"], sort=False):
         for quantity in ("ms", "mib"):
@@ -198,11 +186,8 @@ def power_laws(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def crossings(data: pd.DataFrame, one: str, others: Sequence[str]) -> pd.DataFrame:
-    """Where the fitted times of `one` and of each other method are equal.
-
-    Columns axis, other, least_ratio and largest_ratio (one / other, as measured), size (NaN: their slopes differ by
-    less than 0.1) and measured: whether that lies among the sizes measured.
-    """
+    """The size at which the fitted times of `one` and of each other method are equal (NaN: their slopes differ by less
+    than 0.1), whether it lies among those measured, and the least and largest ratio one / other that was measured."""
     rows = []
     for axis, group in data.groupby("axis", sort=False):
         ms = group.pivot(index="size", columns="method", values="ms")

@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import sys
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,10 +22,14 @@ import torch
 from scipy.signal import resample_poly
 from torch import Tensor
 
+from scrapl_lib.checks import check_name
+
 from . import circuit_808
+from .files import write_bytes_atomic
 
 SPLITS = ("train", "val", "test")
 COUNTS = {"BD": 215, "SD": 240, "Tom": 189, "HH": 37}  # the paper's one-shots: 681
+_FOLDS = (3, 1, 1)  # how many of the folds, theta index modulo 5, go to train, val and test
 _FIRST_MESO_SEED = 2**62
 _ORDER_STREAM, _MESO_STREAM, _SPLIT_STREAM = 0, 1, 2  # keep the kinds of random numbers apart
 
@@ -35,77 +38,52 @@ class Split:
     """What belongs to train, val and test: item numbers (n,), int64, ascending, in the attributes of these names."""
 
     def batches(self, split: str, batch_size: int, epoch: int = 0, seed: int = 0) -> list[Tensor]:
-        """Item numbers of one epoch, batch by batch.
+        """Item numbers of one epoch, batch by batch: int64 tensors of shape (batch_size,).
 
-        Training items come in an order that depends on (seed, epoch) alone, and an incomplete last batch is dropped;
-        validation and test items come in their own order, all of them, the last batch possibly smaller.
-
-        Args:
-            split: "train", "val" or "test".
-            batch_size: items per batch.
-            epoch, seed: numbers from 0; ignored unless split is "train".
-        Returns:
-            int64 tensors of shape (batch_size,).
+        Training items come in an order that depends on (seed, epoch) alone, numbers from 0, and an incomplete last
+        batch is dropped; validation and test items come in their own order, all of them, the last batch possibly
+        smaller. Raises ValueError for an unknown split and a batch_size out of range.
         """
-        _check_split(split)
-        items = getattr(self, split)
+        items = getattr(self, check_name("split", split, SPLITS))
         if not 1 <= batch_size <= len(items):
-            raise ValueError(
-                f"batch_size must be from 1 to the {len(items)} items of split {split!r}, got {batch_size}"
-            )
+            n = len(items)
+            raise ValueError(f"batch_size must be from 1 to the {n} items of split {split!r}, got {batch_size}")
         if split != "train":
             return list(items.split(batch_size))
         order = torch.from_numpy(np.random.default_rng([_ORDER_STREAM, seed, epoch]).permutation(len(items)))
         n_batches = len(items) // batch_size
         return list(items[order[: n_batches * batch_size]].view(n_batches, batch_size))
 
+    def __len__(self) -> int:
+        return len(self.train) + len(self.val) + len(self.test)
+
 
 class ThetaGrid(Split):
     """All pairs of a grid point theta and a data set synthesizer seed.
 
-    Each coordinate takes the interior points (i + 1) / (grid_size + 1) of [0, 1], i = 0 ... grid_size - 1. Items are
-    ordered by theta, and by synthesizer seed within one theta.
-
-    Args:
-        grid_size: points along each parameter.
-        n_params: number of parameters U.
-        n_synth_seeds: every theta is rendered with each of the synthesizer seeds 0 ... n_synth_seeds - 1.
-        fold_counts: how many of the folds (theta index modulo sum(fold_counts)) go to train, val and test.
-
-    The defaults are the paper's: 32 x 32 x 5 = 5120 items, folds 3/1/1.
+    Each of the n_params coordinates takes the interior points (i + 1) / (grid_size + 1) of [0, 1], i = 0 ...
+    grid_size - 1, and every theta is rendered with each of the synthesizer seeds 0 ... n_synth_seeds - 1. Items are
+    ordered by theta, its last parameter fastest, and by seed within one theta. Folds 3/1/1 (number of the theta modulo
+    5) go to train, val and test. The defaults are the paper's: 32 x 32 x 5 = 5120 items. Raises ValueError for fewer
+    than 5 grid points.
 
     Attributes:
         theta: (N, n_params) float32, in [0, 1].
-        theta_index: (N,) int64, the grid point's number; the last parameter varies fastest.
         seed: (N,) int64, the synthesizer seed.
         train, val, test: (n,) int64 item numbers, ascending. No theta is in two of them.
     """
 
-    def __init__(
-        self,
-        grid_size: int = 32,
-        n_params: int = 2,
-        n_synth_seeds: int = 5,
-        fold_counts: tuple[int, int, int] = (3, 1, 1),
-    ) -> None:
-        if min(sizes := (grid_size, n_params, n_synth_seeds)) < 1:
-            raise ValueError(f"grid_size, n_params and n_synth_seeds must be at least 1, got {sizes}")
-        n_folds, n_points = sum(fold_counts), grid_size**n_params
-        if len(fold_counts) != 3 or min(fold_counts) < 1 or n_points < n_folds:
-            raise ValueError(
-                "fold_counts must be three positive numbers (train, val, test), together at most the number of grid "
-                f"points, {n_points}, got {fold_counts}"
-            )
+    def __init__(self, grid_size: int = 32, n_params: int = 2, n_synth_seeds: int = 5) -> None:
+        if grid_size**n_params < sum(_FOLDS) or n_synth_seeds < 1:
+            asked = f"{grid_size}^{n_params} and {n_synth_seeds}"
+            raise ValueError(f"expected {sum(_FOLDS)} grid points and 1 synthesizer seed or more, got {asked}")
         axis = np.arange(1, grid_size + 1) / (grid_size + 1)
         points = np.stack(np.meshgrid(*[axis] * n_params, indexing="ij"), -1).reshape(-1, n_params).astype(np.float32)
         index = np.arange(len(points)).repeat(n_synth_seeds)
-        self.theta, self.theta_index = torch.from_numpy(points[index]), torch.from_numpy(index)
+        self.theta = torch.from_numpy(points[index])
         self.seed = torch.from_numpy(np.tile(np.arange(n_synth_seeds), len(points)))
-        part = np.repeat([0, 1, 2], fold_counts)[index % n_folds]  # which of the splits an item belongs to
+        part = np.repeat([0, 1, 2], _FOLDS)[index % sum(_FOLDS)]  # which of the splits an item belongs to
         self.train, self.val, self.test = (torch.from_numpy(np.flatnonzero(part == i)) for i in range(3))
-
-    def __len__(self) -> int:
-        return len(self.theta)
 
 
 class OneShots(Split):
@@ -118,23 +96,19 @@ class OneShots(Split):
         x: (N, 1, n_samples) float32, N at least 3.
         names: of the items; they begin, in upper or lower case, with BD, SD, Tom, or with OH or CH (both of kind HH).
         source: what tables say that they were made from.
-        sample_rate_hz: sample rate. seed: the run's seed, from 0.
+        seed: the run's, from 0.
 
-    Attributes: x, names, source, sample_rate_hz as given; kinds, an item's "BD", "SD", "Tom" or "HH"; train, val, test.
+    Attributes: x, names, source as given; kinds, an item's "BD", "SD", "Tom" or "HH"; train, val, test.
     """
 
-    def __init__(self, x: Tensor, names: Sequence[str], source: str, sample_rate_hz: int, seed: int = 0) -> None:
+    def __init__(self, x: Tensor, names: Sequence[str], source: str, seed: int = 0) -> None:
         if len(x) != len(names) or len(x) < 3:
-            raise ValueError(
-                f"expected 3 sounds or more (train, val and test) with a name each, got {len(x)} and {len(names)} names"
-            )
-        self.x, self.names, self.source, self.sample_rate_hz = x, list(names), source, sample_rate_hz
+            got = f"{len(x)} and {len(names)} names"
+            raise ValueError(f"expected 3 sounds or more (train, val and test) with a name each, got {got}")
+        self.x, self.names, self.source = x, list(names), source
         self.kinds = [_kind(name) for name in names]
         order = torch.from_numpy(np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(x)))
         self.train, self.val, self.test = (part.sort().values for part in order.split(self.sizes(len(x))))
-
-    def __len__(self) -> int:
-        return len(self.x)
 
     @staticmethod
     def sizes(n: int) -> list[int]:
@@ -150,28 +124,21 @@ class OneShots(Split):
         n_samples: int = 44100,
         seed: int = 0,
         min_files: int = 40,
-        file_rate_hz: int | None = None,
+        file_rate_hz: int = 44100,
     ) -> OneShots:
         """Recordings: every WAV, FLAC and AIFF file in a folder and its sub-folders, in the order of their names.
 
         The paper's are "Samples From Mars TR-808", a commercial product. Channels are averaged; what is longer than
-        n_samples is cut, what is shorter is followed by zeros; how many is said on stderr. Nothing is scaled, and
-        nothing resampled unless file_rate_hz asks for it, which is said too. Files of other types and hidden ones
-        (also "._BD 01.wav", as macOS leaves them) are ignored.
+        n_samples is cut, what is shorter is followed by zeros; how many is said on stderr. Nothing is scaled. Files of
+        other types and hidden ones (also "._BD 01.wav", as macOS leaves them) are ignored.
 
         Args:
             folder: as of `recordings_folder`. seed: of the split. min_files: fewer are refused.
             sample_rate_hz, n_samples: of the sounds.
-            file_rate_hz: of every file, a multiple of sample_rate_hz, to which it is brought; None: the same.
+            file_rate_hz: of every file, a multiple of sample_rate_hz, to which it is brought; that is said, too.
         Raises: ValueError for no folder, too few files, a name of unknown kind, a file that cannot be read to its end,
             has another rate, or is empty, silent or not finite. It names the file and what to do.
         """
-        file_rate_hz = sample_rate_hz if file_rate_hz is None else file_rate_hz
-        positive = {"sample_rate_hz": sample_rate_hz, "n_samples": n_samples, "file_rate_hz": file_rate_hz}
-        for name, value in (positive | {"seed": seed, "min_files": min_files}).items():
-            least = int(name in positive)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         factor, rest = divmod(file_rate_hz, sample_rate_hz)
         if rest:
             raise ValueError(f"file_rate_hz must be a multiple of sample_rate_hz {sample_rate_hz}, got {file_rate_hz}")
@@ -183,11 +150,10 @@ class OneShots(Split):
                 f"{n_others} others, expected at least {min_files} audio files: set TR808_DIR (or the parameter) to "
                 "the folder of all one-shots, or lower min_files"
             )
-        for path in paths.values():
-            _kind(path)
         x, n_needed = np.zeros((len(paths), 1, n_samples), np.float32), factor * n_samples
         n_averaged = n_cut = n_padded = 0
         for row, path in zip(x[:, 0], paths.values()):
+            _kind(path)
             audio, n_frames = _read(path, file_rate_hz, n_needed)  # (samples, channels)
             n_averaged += audio.shape[1] > 1
             n_cut, n_padded = n_cut + (n_frames > n_needed), n_padded + (n_frames < n_needed)
@@ -198,14 +164,13 @@ class OneShots(Split):
                 what = "is silent (-80 dB)" if np.isfinite(row).all() else "holds NaN or infinite values"
                 when = f"in its first {n_samples} samples, averaged"
                 raise ValueError(f"{_text(path)} {what} {when}: replace it or move it away")
-        resampled = [f"resampled from {file_rate_hz} to {sample_rate_hz} Hz"] if factor > 1 else []
-        adapted = [f"{n_averaged} of several channels, averaged", f"{n_cut} longer than {n_samples} samples, cut"]
-        adapted = [*adapted, f"{n_padded} shorter, padded"] if n_averaged or n_cut or n_padded else []
         source = f"recordings in {_text(folder.name)}"
+        resampled = [f"resampled from {file_rate_hz} to {sample_rate_hz} Hz"] if factor > 1 else []
+        adapted = {"of several channels, averaged": n_averaged, f"longer than {n_samples} samples, cut": n_cut}
+        adapted = [f"{n} {how}" for how, n in (adapted | {"shorter, padded": n_padded}).items() if n]
         if resampled or adapted:
             print("; ".join([f"{source}: {len(x)} files", *resampled, *adapted]), file=sys.stderr, flush=True)
-        source = ", ".join([source, *resampled])
-        return cls(torch.from_numpy(x), list(paths), source, sample_rate_hz, seed)
+        return cls(torch.from_numpy(x), list(paths), ", ".join([source, *resampled]), seed)
 
     @classmethod
     def from_circuit(
@@ -228,34 +193,21 @@ class OneShots(Split):
         """
         names = circuit_808.corpus_names(counts)
         asked = [circuit_808.VERSION, names, corpus_seed, sample_rate_hz, n_samples]
-        key = hashlib.sha256(repr(asked).encode()).digest()
+        name = f"tr808_corpus_{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.npy"
         render = partial(circuit_808.render_corpus, counts, corpus_seed, sample_rate_hz, n_samples)
-        x = _kept(Path(cache, f"tr808_circuit_{key.hex()[:16]}.npy").absolute(), key, render) if cache else render()
-        return cls(torch.from_numpy(x)[:, None], names, "circuit-model corpus", sample_rate_hz, seed)
+        x = _kept(Path(cache, name).absolute(), render) if cache else render()
+        return cls(torch.from_numpy(x)[:, None], names, "circuit-model corpus", seed)
 
 
 def meso_seeds(seed: int, step: int, batch_size: int, split: str = "train") -> Tensor:
-    """Fresh synthesizer seeds for the reconstructions of one step (the "meso" condition).
+    """Fresh synthesizer seeds (batch_size,), int64, for the reconstructions of one step (the "meso" condition).
 
-    They are a function of (split, seed, step, position in the batch) and lie in [2^62, 2^63), away from the data set's
-    own seeds: a reconstruction is never rendered with the draw of its reference.
-
-    Args:
-        seed: the run's seed, from 0.
-        step: the step's number, from 0.
-        batch_size: number of seeds.
-        split: "train", "val" or "test".
-    Returns:
-        (batch_size,) int64.
+    They are a function of (split, seed, step, position in the batch), with the run's seed and the step's number from 0,
+    and lie in [2^62, 2^63), away from the data set's own seeds: a reconstruction is never rendered with the draw of its
+    reference. Raises ValueError for an unknown split.
     """
-    _check_split(split)
-    rng = np.random.default_rng([_MESO_STREAM, SPLITS.index(split), seed, step])
+    rng = np.random.default_rng([_MESO_STREAM, SPLITS.index(check_name("split", split, SPLITS)), seed, step])
     return torch.from_numpy(rng.integers(_FIRST_MESO_SEED, 2**63 - 1, size=batch_size, dtype=np.int64, endpoint=True))
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
 
 
 # ---- one-shots: files -----------------------------------------------------------------------------------------------
@@ -280,21 +232,23 @@ def _text(path: Path | str) -> str:
 
 
 def recordings_folder(folder: Path | str | None = None) -> Path:
-    """The absolute path of the folder of recordings: the one given or else TR808_DIR. Raises ValueError for neither."""
-    folder = folder or os.environ.get("TR808_DIR")
-    if not folder:
+    """The absolute path of the folder of recordings: the one given or else TR808_DIR, which is made absolute for all
+    processes that are started from here. Raises ValueError for neither."""
+    given = folder or os.environ.get("TR808_DIR")
+    if not given:
         raise ValueError("no folder of one-shots: set the environment variable TR808_DIR to it, or pass its path")
-    return Path(folder).expanduser().resolve()
+    path = Path(given).expanduser().resolve()
+    if not folder:
+        os.environ["TR808_DIR"] = str(path)
+    return path
 
 
-def audio_files(folder: Path | str) -> tuple[dict[str, Path], int]:
-    """Absolute paths of a folder's and its sub-folders' audio files, by their names from it and in their order, and how
-    many other files there are. Hidden ones are left out. Raises ValueError for what is no folder."""
-    folder = Path(folder).expanduser().resolve()
+def audio_files(folder: Path) -> tuple[dict[str, Path], int]:
+    """A folder's and its sub-folders' audio files, by their names from it and in their order, and how many other files
+    there are. Hidden ones are left out. Raises ValueError for what is no folder."""
     if not folder.is_dir():
-        raise ValueError(
-            f"{_text(folder)} is no folder: set TR808_DIR (or the parameter) to the folder of the one-shots"
-        )
+        to_do = "set TR808_DIR (or the parameter) to the folder of the one-shots"
+        raise ValueError(f"{_text(folder)} is no folder: {to_do}")
     there = {_text(path.relative_to(folder).as_posix()): path for path in folder.rglob("*") if not path.is_dir()}
     there = {name: path for name, path in there.items() if not re.search(r"(^|/)\.", name)}
     paths = {name: there[name] for name in sorted(there) if Path(name).suffix.lower() in _AUDIO_SUFFIXES}
@@ -327,35 +281,29 @@ def _read(path: Path, sample_rate_hz: int, n_samples: int) -> tuple[np.ndarray, 
     return audio[:n_samples], n_frames
 
 
-def _kept(path: Path, key: bytes, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `make` makes, kept as an .npy file with the SHA-256 of key and file at its end.
+def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` makes, kept as an .npy file with its SHA-256 at the end.
 
     A file that is not as it was written is made again; without room for it the array goes unkept. Both are said.
     """
+
+    def say(words: str) -> None:
+        print(f"{_text(path)} {words}", file=sys.stderr, flush=True)
+
     try:
         data = path.read_bytes()
-        if _sha256(key, data[:-32]) == data[-32:]:
+        if hashlib.sha256(data[:-32]).digest() == data[-32:]:
             return np.load(io.BytesIO(data))
-        print(f"{_text(path)} is not what was written there: rendering the corpus again", file=sys.stderr, flush=True)
+        say("is not what was written there: rendering the corpus again")
     except FileNotFoundError:
         pass
     except OSError as error:
-        print(f"{_text(path)} cannot be read ({error}): rendering the corpus again", file=sys.stderr, flush=True)
+        say(f"cannot be read ({error}): rendering the corpus again")
     file, x = io.BytesIO(), make()
     np.save(file, x)
-    file.write(_sha256(key, file.getvalue()))
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    data = file.getvalue()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(file.getbuffer())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_bytes_atomic(path, data + hashlib.sha256(data).digest())
     except OSError as error:
-        print(f"the corpus is not kept, {_text(path)}: {error}", file=sys.stderr, flush=True)
+        say(f"cannot be written, the corpus is not kept: {error}")
     return x
-
-
-def _sha256(key: bytes, data: bytes) -> bytes:
-    return hashlib.sha256(key + hashlib.sha256(data).digest()).digest()

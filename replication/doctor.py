@@ -23,8 +23,8 @@ Finding = tuple[str, str, str]  # "ok", "note" or "WRONG"; what was found; how t
 GB = 1e9
 
 
-def _note(what: str, mend: str) -> Finding:
-    return ("note" if mend else "ok"), what, mend
+def _note(what: str, mend: str, worst: str = "note") -> Finding:
+    return (worst if mend else "ok"), what, mend
 
 
 def _versions() -> Iterator[Finding]:
@@ -32,14 +32,12 @@ def _versions() -> Iterator[Finding]:
     locked = dict(line.lower().replace("_", "-").split("==") for line in lines if "==" in line and line[0] != "#")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     allowed, here = Requirement(f"python{project['requires-python']}").specifier, platform.python_version()
-    fits = allowed.contains(here)
-    yield ("ok" if fits else "WRONG"), f"Python {here}", "" if fits else f"make PYTHON=... with a Python {allowed}"
+    mend = "" if allowed.contains(here) else f"make PYTHON=... with a Python {allowed}"
+    yield _note(f"Python {here}", mend, "WRONG")
     for requirement in map(Requirement, project["dependencies"] + project["optional-dependencies"]["replication"]):
         name = requirement.name.lower().replace("_", "-")
-        if name not in locked:
-            yield "WRONG", f"requirements.lock has no {requirement.name}", "git checkout requirements.lock"
-            continue
-        mend = f"pip install {requirement.name}=={locked[name]}, as in requirements.lock"
+        tested = locked.get(name, "?")
+        mend = f"pip install {requirement.name}=={tested}, as in requirements.lock"
         try:
             found = metadata.version(name).split("+")[0]
         except metadata.PackageNotFoundError:
@@ -47,8 +45,8 @@ def _versions() -> Iterator[Finding]:
             continue
         if not requirement.specifier.contains(found):
             yield "WRONG", f"{name} {found}, but pyproject.toml wants {requirement}", mend
-        elif found != locked[name]:
-            yield "note", f"{name} {found}, tested with {locked[name]}", mend
+        elif found != tested:
+            yield "note", f"{name} {found}, tested with {tested}", mend
         elif requirement.name in PACKAGES:
             yield "ok", f"{name} {found}", ""
 
@@ -56,25 +54,19 @@ def _versions() -> Iterator[Finding]:
 def _machine(output: Path) -> Iterator[Finding]:
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = ", ".join(map(torch.cuda.get_device_name, range(n))) or "none"
-    words = f"{n_cores()} cores, {torch.get_num_threads()} threads for PyTorch, CUDA devices: {devices}"
     mend = "" if n else "the paper profile needs a CUDA device and a PyTorch built for it; quick and smoke do not"
-    yield _note(words, mend)
+    yield _note(f"{n_cores()} cores, {torch.get_num_threads()} threads for PyTorch, CUDA devices: {devices}", mend)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
     mend = "run --workers with fewer than there are cores: one takes up to 1.5 GB" if memory < 1.5 * n_cores() else ""
     yield _note(f"{memory:.0f} GB of memory", mend)
     place = next(folder for folder in (output, *output.parents) if folder.exists())
     free = shutil.disk_usage(place).free / GB
-    if not place.is_dir():
-        yield "WRONG", f"{place} is no folder", "give a folder as --output"
-    elif not os.access(place, os.W_OK):
+    if not (place.is_dir() and os.access(place, os.W_OK)):
         yield "WRONG", f"{output} cannot be written to", "give another folder as --output"
     elif free < 1:
-        mend = "make room, or give a folder of another disk as --output"
-        yield "WRONG", f"{free:.1f} GB free on the disk of {output}", mend
+        yield "WRONG", f"{free:.1f} GB free on the disk of {output}", "make room, or give another disk's as --output"
     else:
-        mend = (
-            "paper checkpoints of P-SAGA take 2.3 GB each, two per run under way: mind --workers" if free < 20 else ""
-        )
+        mend = "a paper checkpoint of P-SAGA takes 2.3 GB, two per run under way: mind --workers" if free < 20 else ""
         yield _note(f"{free:.0f} GB free on the disk of {output}", mend)
 
 
@@ -109,11 +101,10 @@ def _records(output: Path) -> Iterator[Finding]:
                 if info["config_hash"] == config_hash(config.flat):
                     state = "whole"
                 else:
-                    what = f"{folder} was made with another configuration and is not used"
-                    yield "note", what, "delete the folder to run it again"
+                    why = "was made with another configuration and is not used"
+                    yield "note", f"{folder} {why}", "delete the folder to run it again"
             except BrokenRecord as error:
-                state = "broken"
-                what, _, mend = str(error).partition(". To mend it, ")
+                state, (what, _, mend) = "broken", str(error).partition(". To mend it, ")
                 yield "WRONG", what, mend
             except ValueError as error:  # a task, method or profile that is no more
                 yield "note", f"{folder}: {error}", "delete the folder if nothing needs it"
@@ -123,8 +114,7 @@ def _records(output: Path) -> Iterator[Finding]:
 
 
 def report(output: Path) -> int:
-    """Print what was found, a line each and below it, where there is one, the fix; 1 if something needed is wrong, else
-    0."""
+    """Print what was found, a line each and the fix below it; 1 if something that is needed is wrong, else 0."""
     wrong = 0
     for part in (_versions(), _machine(output), _optional(), _records(output)):
         for state, what, mend in part:

@@ -17,20 +17,19 @@ _LOG_FLOOR = 1e-3
 class Encoder(nn.Module):
     """Log-CQT and CNN; `forward(features(audio))` estimates theta.
 
-    features: log(1 + CQT / 1e-3), with fmin = 0.4 sample_rate / 2^octaves. The CQT is nnAudio's, fixed: its kernels are
-    neither weights nor part of the state_dict. It carries no graph, so a data set's features can be computed once.
+    features: log(1 + CQT / 1e-3), 12 bins per octave from 0.4 sample_rate / 2^octaves on. The CQT is nnAudio's, fixed:
+    its kernels are neither weights nor part of the state_dict. It carries no graph: a data set needs it once only.
     forward: one block per entry of `pools` (layer norm over both axes without weights, 3 x 3 convolution, max-pool,
     PReLU), mean over both axes, dense layer, and a small head per parameter, ended by a sigmoid.
 
     Args:
         sample_rate_hz, n_samples: of the audio. n_params: number of parameters U.
-        octaves, bins_per_octave, hop: of the CQT; hop in samples.
+        octaves, hop: of the CQT; hop in samples.
         channels: of every block. pools: (log-frequency, time) pooling of each block.
         dense: width of the dense layer; a head's hidden layer has half.
         dropout: probability, after the dense layer and in the heads.
 
-    The defaults are the paper's granular and chirplet encoder: features 60 x 129, 604,106 weights in 28 tensors. The
-    TR-808's: Encoder(44100, 44100, 14, 9, pools=((2, 2), (2, 2), (2, 3), (3, 3), (3, 3)), dense=128, dropout=0.25).
+    The defaults are the paper's granular and chirplet encoder: features 60 x 129, 604,106 weights in 28 tensors.
     Weights are drawn from torch's global generator, on the CPU and in float32 whatever its defaults: move them by `to`.
     """
 
@@ -46,21 +45,17 @@ class Encoder(nn.Module):
         pools: tuple[tuple[int, int], ...] = ((2, 2),) * 5,
         dense: int = 64,
         dropout: float = 0.5,
-        bins_per_octave: int = 12,
     ) -> None:
         super().__init__()
         self.n_samples, self.n_params = n_samples, n_params
-        self.feature_shape = bins, frames = octaves * bins_per_octave, n_samples // hop + 1
+        self.feature_shape = bins, frames = 12 * octaves, n_samples // hop + 1
         for pool in pools:
             bins, frames = bins // pool[0], frames // pool[1]
         if min(bins, frames) < 1:
             shape = "{} bins x {} frames".format(*self.feature_shape)
             raise ValueError(f"pools {pools} leave nothing of {shape}: use fewer or smaller ones")
-
-        fmin_hz, n_bins = 0.4 * sample_rate_hz / 2**octaves, self.feature_shape[0]
-        self.cqt = CQT1992v2(
-            sample_rate_hz, hop, fmin_hz, n_bins=n_bins, bins_per_octave=bins_per_octave, verbose=False
-        )
+        fmin_hz = 0.4 * sample_rate_hz / 2**octaves
+        self.cqt = CQT1992v2(sample_rate_hz, hop, fmin_hz, n_bins=12 * octaves, bins_per_octave=12, verbose=False)
         if (length := self.cqt.kernel_width) // 2 >= n_samples:
             raise ValueError(
                 f"the lowest CQT filter is {length} samples long and reflects half of that beyond the audio's ends, "

@@ -3,21 +3,19 @@
     plot = figure_1(runs, "quick", not_run, costs)
     save_figure(*plot[:2], "figure_1", "quick", caption=plot.caption)
 
-In a notebook a `Plot` as the last value of a cell shows itself. seaborn gives the look and draws curves with their
-intervals; points are matplotlib's, since seaborn computes intervals from values, and of the paper only the intervals
-are printed. The user's own settings of matplotlib and seaborn neither change a figure nor are changed by one.
+In a notebook a `Plot` as the last value of a cell shows itself. The user's own settings of matplotlib and seaborn
+neither change a figure nor are changed by one.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import itertools
 import math
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -31,19 +29,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from . import tables
 from .files import write_bytes_atomic, write_csv
 from .records import ROOT, Run
-from .stats import mean_ci95
 from .tables import ABLATION, DRUM_METHODS, METRICS, NAN, SAMPLERS, STEP, TABLES, seeds_note
 from .tasks import CHIRPLETS, METHODS, TR808
 
 BAND = "mean and 95 % interval over seeds (± 1.96 population standard deviations / √n)"
 OURS_COST = "our Table 5 (08_cost, batch 4) plus encoder and synthesizer"
 NO_COSTS = "ours is not drawn: notebook 08_cost, which measures it, was not run"
-LOOK = sns.axes_style("ticks") | {"axes.grid": True, "grid.color": "0.9", "grid.linewidth": 0.6}
-LOOK |= {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.sans-serif": ["DejaVu Sans"],
-}  # comes with matplotlib
+_OWN = {"axes.grid": True, "grid.color": "0.9", "axes.spines.top": False, "axes.spines.right": False}
+_OWN["font.sans-serif"] = ["DejaVu Sans"]  # comes with matplotlib
+LOOK = sns.axes_style("ticks", _OWN) | {"grid.linewidth": 0.6}
+_themed = matplotlib.style.context(["default", LOOK])  # a decorator: whatever the settings around it, which stay
 
 
 class Plot(NamedTuple):
@@ -55,17 +50,6 @@ class Plot(NamedTuple):
 
     def _repr_png_(self) -> bytes:
         return _bytes(self, "png")
-
-
-def _themed(draw: Callable) -> Callable:
-    """`draw` under `LOOK` on top of matplotlib's defaults, whatever the settings around it, which stay."""
-
-    @functools.wraps(draw)
-    def themed(*args: Any, **kwargs: Any) -> Any:
-        with matplotlib.style.context(["default", LOOK]):
-            return draw(*args, **kwargs)
-
-    return themed
 
 
 @_themed
@@ -83,8 +67,7 @@ def save_figure(
 
     The same figure gives the same bytes. Returns the three paths.
     """
-    base = Path(output) / "figures" / profile
-    paths = [base / f"{name}.{kind}" for kind in ("pdf", "png", "csv")]
+    paths = [Path(output) / "figures" / profile / f"{name}.{kind}" for kind in ("pdf", "png", "csv")]
     for path in paths[:2]:
         write_bytes_atomic(path, _bytes(Plot(figure, data, caption), path.suffix[1:]))
     write_csv(paths[2], data.assign(profile=profile))
@@ -148,28 +131,16 @@ def _not_run(ax: Axes) -> None:
     ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", color="0.4")
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    mean, half_width = mean_ci95(values)
-    half_width = 0.0 if math.isnan(half_width) else half_width
-    return mean - half_width, mean + half_width
-
-
-def _draw_curves(
-    ax: Axes, runs: Sequence[Run], methods: Iterable[str], metric: str = "theta_synth_l1", costs: dict | None = None
-) -> pd.DataFrame:
-    """Validation errors as lines and bands, per step or, with costs, over time; returns `tables.curves`."""
-    values = tables.curve_values(runs, methods, metric)
-    values["wall_s"] = values["step"] * values["method"].map(costs or {}).astype(float) / 1000
-    x, drawn = ("step", values) if costs is None else ("wall_s", values[values["wall_s"] > 0])
-    for method, group in drawn.groupby("method", sort=False):
+def _draw_curves(ax: Axes, curves: pd.DataFrame, metric: str, x: str = "step") -> None:
+    """`tables.curves` as lines and bands, per step or over wall_s."""
+    for method, group in curves.groupby("method", sort=False):
         colour, _, line = METHODS[method].style
-        look = {"color": colour, "linestyle": line, "linewidth": 1.6, "err_kws": {"alpha": 0.18, "linewidth": 0}}
-        look |= {"label": METHODS[method].label, "legend": False}
-        sns.lineplot(group, x=x, y="value", errorbar=_interval, ax=ax, **look)
+        ax.plot(group[x], group["mean"], color=colour, linestyle=line, linewidth=1.6, label=METHODS[method].label)
+        low, high = (group["mean"] + sign * group["ci95"].fillna(0) for sign in (-1, 1))
+        ax.fill_between(group[x], low, high, color=colour, alpha=0.18, linewidth=0)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("training step" if costs is None else "time spent on training steps (s)")
+    ax.set_xlabel("training step" if x == "step" else "time spent on training steps (s)")
     ax.set_ylabel(f"validation {METRICS[metric].label} (‰)")
-    return tables.curves(runs, methods, metric)
 
 
 def _draw_chance(ax: Axes, runs: Sequence[Run]) -> None:
@@ -190,18 +161,13 @@ def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str) -> 
     theirs, rows = tables.paper_cells(), []
     sides = {"ours": (tables.cells_of(runs), tables.cost_cells(costs)), "paper": (theirs, theirs)}
     for method, (source, (cells, steps)) in itertools.product(METHODS, sides.items()):
+        bases = cells.get(("granular", "p_loss", metric)), steps.get(("granular", "p_loss", STEP))
         cell, step = cells.get(("granular", method, metric)), steps.get(("granular", method, STEP))
-        if cell and step:
-            rows.append((method, source, cell.n, step.mean, NAN, cell.mean, cell.ci95))
-    columns = ["method", "source", "n_seeds", "train_step_ms", "cost", "value", "ci95"]
-    data = pd.DataFrame(rows, columns=columns)
-    for _, group in data.groupby("source"):
-        base = group[group["method"] == "p_loss"]
-        if len(base):
-            data.loc[group.index, "cost"] = group["train_step_ms"] / base["train_step_ms"].iloc[0]
-            if metric == "jtfs_distance":
-                data.loc[group.index, ["value", "ci95"]] /= base["value"].iloc[0]
-    return data.dropna(subset="cost").reset_index(drop=True)
+        if cell and step and all(bases):
+            unit = bases[0].mean if metric == "jtfs_distance" else 1.0
+            cost = step.mean / bases[1].mean
+            rows.append((method, source, cell.n, step.mean, cost, cell.mean / unit, cell.ci95 / unit))
+    return pd.DataFrame(rows, columns=["method", "source", "n_seeds", "train_step_ms", "cost", "value", "ci95"])
 
 
 @_themed
@@ -213,8 +179,7 @@ def figure_1(
     scale).
 
     runs: finished and failed ones of the granular task and this profile (ValueError otherwise), as `records.load_runs`
-    gives them. not_run: method -> why it has no runs. costs: see `tables.step_costs`. data: method, source, n_seeds,
-    train_step_ms, cost, the metric, ci95.
+    gives them. not_run: method -> why it has no runs. costs: see `tables.step_costs`.
     """
     data = _against_cost(runs, costs, metric)
     figure, (ax,) = _start(runs, profile, 7.2, 1)
@@ -240,15 +205,14 @@ def figure_1(
 
 @_themed
 def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float]) -> Plot:
-    """Figure 2: validation error against wall-clock time (left, log axis) and training steps (right), all methods.
-
-    Arguments as in `figure_1`; data as in `tables.curves`, and wall_s, the steps' cost.
-    """
+    """Figure 2: validation error against wall-clock time (left, log axis; wall_s: the steps' cost) and training steps
+    (right), all methods. Arguments as in `figure_1`."""
     figure, axes = _start(runs, profile, 9.6, 2)
-    _draw_curves(axes[0], runs, METHODS, costs=costs)
-    _plain_log(axes[0], "x")
-    data = _draw_curves(axes[1], runs, METHODS)
+    data = tables.curves(runs, METHODS)
     data.insert(2, "wall_s", data["step"] * data["method"].map(costs).astype(float) / 1000)
+    _draw_curves(axes[0], data[data["wall_s"] > 0], "theta_synth_l1", "wall_s")
+    _plain_log(axes[0], "x")
+    _draw_curves(axes[1], data, "theta_synth_l1")
     notes = [f"Lines and bands: {BAND}.", f"Time of a step: {OURS_COST if costs else NO_COSTS}."]
     notes.append(seeds_note(runs, METHODS, not_run))
     title = "Figure 2: convergence in time and in steps, granular synthesizer"
@@ -261,10 +225,11 @@ def learning_curves(
 ) -> Plot:
     """Validation error per step of some methods, with what always guessing the middle of the range costs.
 
-    metric: theta_synth_l1, theta_density_l1 or theta_slope_l1. Otherwise as `figure_1`; data as in `tables.curves`.
+    metric: theta_synth_l1, theta_density_l1 or theta_slope_l1. Otherwise as `figure_1`.
     """
     figure, (ax,) = _start(runs, profile, 7.2, 1)
-    data = _draw_curves(ax, runs, methods, metric)
+    data = tables.curves(runs, methods, metric)
+    _draw_curves(ax, data, metric)
     _draw_chance(ax, runs)
     notes = [f"Lines and bands: {BAND}.", seeds_note(runs, methods, not_run)]
     title = title or f"Validation {METRICS[metric].label} while training, granular synthesizer"
@@ -279,11 +244,7 @@ def figure_4(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot
 
 @_themed
 def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, str]) -> Plot:
-    """One metric of every method, seed by seed, beside the paper's mean.
-
-    metric: any of `tables.METRICS`. Other arguments as in `figure_1`. data: method, source ("ours", "paper"), seed
-    (blank for a mean), n_seeds, value, ci95.
-    """
+    """One metric (of `tables.METRICS`) of every method, seed by seed, beside the paper's mean; as `figure_1`."""
     figure, (ax,) = _start(runs, profile, 7.2, 1)
     sides, rows = {"ours": tables.cells_of(runs), "paper": tables.paper_cells()}, []
     for (height, method), (source, cells) in itertools.product(enumerate(METHODS), sides.items()):
@@ -294,17 +255,14 @@ def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, s
                 ax.plot(cell.seeds, [place] * cell.n, "|", color=METHODS[method].style[0], markersize=9)
             rows.append((method, source, None, cell.n, cell.mean, cell.ci95))
             _point(ax, method, cell.mean, place, ours, xerr=cell.ci95)
-    data = pd.DataFrame(rows, columns=["method", "source", "seed", "n_seeds", "value", "ci95"]).astype(
-        {"seed": "Int64"}
-    )
+    data = pd.DataFrame(rows, columns=["method", "source", "seed", "n_seeds", "value", "ci95"])
     ax.set_yticks(range(len(METHODS)), [method.label for method in METHODS.values()], fontsize=8)
     ax.invert_yaxis()
     _plain_log(ax, "x")
     ax.set_xlabel(str(METRICS[metric]))
     notes = [f"Filled: ours, ticks: its seeds; hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run)]
-    return _finish(
-        figure, [ax], data, f"{_capital(METRICS[metric].label)} by seed, granular synthesizer", notes, profile
-    )
+    title = f"{_capital(METRICS[metric].label)} by seed, granular synthesizer"
+    return _finish(figure, [ax], data.astype({"seed": "Int64"}), title, notes, profile)
 
 
 # ---- chirplets and drum sounds --------------------------------------------------------------------------------------
@@ -313,16 +271,15 @@ def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, s
 @_themed
 def figure_5(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot:
     """Figure 5: validation error of AM (above) and FM (below) per step on the chirplet tasks, with uniform and with
-    theta-importance sampling, and what always guessing the middle costs.
-
-    runs: of the chirplet tasks and this profile. data: task, metric and the columns of `tables.curves`.
+    theta-importance sampling, and what always guessing the middle costs. runs: of the chirplet tasks and this profile.
     """
     figure, axes = _start(runs, profile, 12.0, len(CHIRPLETS), CHIRPLETS, rows=len(TABLES[3]))
     parts, notes = [], [f"Lines and bands: {BAND}."]
     for (task, about), column in zip(CHIRPLETS.items(), axes.reshape(len(TABLES[3]), -1).T):
         mine = [run for run in runs if run.task == task]
         for ax, metric in zip(column, TABLES[3]):
-            data = _draw_curves(ax, mine, SAMPLERS, metric)
+            data = tables.curves(mine, SAMPLERS, metric)
+            _draw_curves(ax, data, metric)
             _draw_chance(ax, mine)
             if data.empty:
                 _not_run(ax)
@@ -334,12 +291,11 @@ def figure_5(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot
 
 @_themed
 def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: str, not_run: dict[str, str]) -> Plot:
-    """Figure 6: probability of each path over the uniform one, in the plane of FM rate and AM rate; the synthesizer's
-    range is the dashed rectangle. Spins +1 and -1 share a centre and are shown by their mean; low-pass paths have no FM
-    rate.
+    """Figure 6: probability of each path over the uniform one, in the plane of FM rate and AM rate. Spins +1 and -1
+    share a centre and are shown by their mean; low-pass paths have no FM rate.
 
     paths: task -> `tables.modulation_of_paths`. ranges: task -> am_hz and fm_oct_per_s. not_run: task -> why it has no
-    probabilities. data: the rows of `paths` with their task.
+    probabilities.
     """
     figure, axes = _start([], profile, 12.0, len(CHIRPLETS))
     notes, dots = ["Dots: centres of paths."], None
@@ -353,10 +309,9 @@ def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: s
         if task in paths:
             with_spin = paths[task]["spin"] != 0
             centres = paths[task][with_spin].groupby(["fm_oct_per_s", "am_hz"])["over_uniform"].mean().reset_index()
+            fm_oct, am_hz, over_uniform = centres.to_numpy().T
             look = {"cmap": "viridis", "norm": LogNorm(0.1, 10), "edgecolors": "0.4", "linewidths": 0.5, "zorder": 3}
-            dots = ax.scatter(
-                *centres.to_numpy().T[:2], c=centres["over_uniform"], s=min(60, 3000 / len(centres)), **look
-            )
+            dots = ax.scatter(fm_oct, am_hz, c=over_uniform, s=min(60, 3000 / len(centres)), **look)
             low_pass = f"{paths[task].loc[~with_spin, 'over_uniform'].mean():.2g} times the uniform probability"
             notes.append(f"{_capital(about.label)}: low-pass paths, not drawn, have {low_pass}.")
         else:
@@ -375,11 +330,8 @@ def figure_6(paths: dict[str, pd.DataFrame], ranges: dict[str, dict], profile: s
 
 @_themed
 def drum_features(runs: Sequence[Run], metrics: Sequence[str], profile: str, not_run: dict[str, str]) -> Plot:
-    """Some measures of drum sounds by method, aligned and misaligned: ours above, the paper's below.
-
-    runs: of the TR-808 tasks and this profile. metrics: of `tables.METRICS`. data: task, source ("ours", "paper"),
-    method, metric, n_seeds, value, ci95.
-    """
+    """Some measures (of `tables.METRICS`) of drum sounds by method, aligned and misaligned: ours above, the paper's
+    below. runs: of the TR-808 tasks and this profile."""
     figure, axes = _start(runs, profile, 12.0, len(metrics), TR808, rows=2)
     sides, rows, notes = {"ours": tables.cells_of(runs), "paper": tables.paper_cells()}, [], []
     for task, about in TR808.items():

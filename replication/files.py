@@ -18,7 +18,6 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # what
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write `data` to a temporary name in the same folder (made when missing), then rename: all of it or nothing."""
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -60,16 +59,14 @@ def locked(path: Path, waiting: str) -> Iterator[bool]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(waiting, file=sys.stderr, flush=True)
             waited = True
+            print(waiting, file=sys.stderr, flush=True)
             lock.acquire()
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        words = (
-            f"warning: the disk of {path.parent} supports no locks ({error.strerror}): do not start this twice at once"
-        )
-        print(words, file=sys.stderr, flush=True)
+        why = f"supports no locks ({error.strerror}): do not start this twice at once"
+        print(f"warning: the disk of {path.parent} {why}", file=sys.stderr, flush=True)
     try:
         yield waited
     finally:

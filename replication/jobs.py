@@ -1,8 +1,7 @@
 """Runs many things at once, each in a process of its own: on this machine, or on a SLURM cluster through submitit.
 
-A process computes one run, or the path probabilities of a task, or a part of these. All start with the same command, so
-that what they compute does not depend on where they run; one that crashes costs itself only, and the next call goes on
-from its checkpoint.
+A process computes one run, or the path probabilities of a task, or a part of these, by the same command everywhere. One
+that crashes costs itself only, and the next call goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import checkpoint_folder
 from .problem import check_device, default_device, default_workers
-from .records import IMPORTANCE, ROOT, Run, config_hash, load_runs, run_folder
+from .records import IMPORTANCE, ROOT, Run, read_run, run_folder
 from .status import n_paths, progress_of, states
 from .tasks import RunConfig, by_worth, grid, needs, run_cost
 
@@ -42,10 +41,7 @@ EXECUTORS = ("local", "slurm")  # of submitit
 
 @dataclass
 class Command:
-    """A worker's command, which submitit calls in a job.
-
-    At its time limit, or when it must make way, a job goes into the queue again and on from its newest checkpoint.
-    """
+    """A worker's command, which submitit calls in a job, and again, in another job, if this one must make way."""
 
     words: list[str]
 
@@ -60,8 +56,8 @@ class Command:
 
 @dataclass
 class Running:
-    """A process or job at work: status() is its exit status, None while it runs; send(SIGUSR1) asks it to write a
-    checkpoint and end, send(SIGTERM) ends it."""
+    """A process or job at work: status() is its exit status, None while it runs; send(SIGUSR1) asks a process to write
+    a checkpoint and end, send(SIGTERM) ends it."""
 
     config: RunConfig
     name: str
@@ -80,9 +76,9 @@ class Running:
 class Budget:
     """Time for a call of `ensure_runs`, which ends at end_s on the clock time.monotonic().
 
-    stop_s seconds before its end the workers are asked to stop: each writes a checkpoint after the step that it is at.
-    So that it comes to one, none is started with less than three times stop_s to go. What still runs when a fifth of
-    stop_s is left is ended. left: the call lists here which runs it stopped or did not start.
+    stop_s seconds before its end the workers are asked to stop, each with a checkpoint after the step that it is at;
+    none is started with less than three times stop_s to go, and what still runs when a fifth of it is left is ended.
+    left: the call lists here which runs it stopped or did not start.
     """
 
     end_s: float = math.inf
@@ -116,28 +112,23 @@ class Pool:
         for name, value in {"workers": workers, "parts": parts}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        self.output, self.device, self.deterministic, self.parts = Path(output).absolute(), device, deterministic, parts
-        self.executor: Any = None
-        self.environment = KEEP_MEMORY | ({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {})
-        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         if executor is not None and device not in ("cpu", "cuda"):
             raise ValueError(f"each job has its own GPU: device must be cpu or cuda, got {device!r}")
         if executor != "slurm":
             check_device(device)
+        self.output, self.device, self.deterministic, self.parts = Path(output).absolute(), device, deterministic, parts
+        self.environment = KEEP_MEMORY | ({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {})
+        self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         self.at_once = workers or (QUEUED if executor == "slurm" else default_workers(device))
-        if executor is not None:
-            self.logs = self.output / "checkpoints" / f"jobs_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
-            self.executor = self._executor(executor, SLURM | dict(slurm or {}))
+        self.logs = self.output / "checkpoints" / f"jobs_{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}"
+        self.executor = executor and self._executor(executor, SLURM | dict(slurm or {}))
 
     def _executor(self, kind: str, options: dict[str, Any]) -> Any:
-        try:
-            import submitit
-        except ImportError as error:
-            raise ValueError("an executor needs submitit: pip install '.[replication]'") from error
+        import submitit
+
         if kind == "slurm" and not (shutil.which("srun") and shutil.which("sbatch")):
-            raise ValueError(
-                "slurm needs SLURM's sbatch and srun, which are not here: call it on a login node, or use local"
-            )
+            where = "call it on a login node, or use local"
+            raise ValueError(f"slurm needs SLURM's sbatch and srun, which are not here: {where}")
         options |= {"gpus_per_node": 1} if self.device == "cuda" else {}
         options["setup"] = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
         executor = {"slurm": submitit.SlurmExecutor, "local": submitit.LocalExecutor}[kind](self.logs, REQUEUES)
@@ -152,23 +143,16 @@ class Pool:
     def start(self, config: RunConfig, paths: str = "") -> Running:
         """Start what computes a run, or path probabilities: all, or `paths` such as "0-99".
 
-        A process has a group of its own, so that signals to ours do not reach it, and our working folder, where
-        relative paths in the environment mean what they mean here.
+        A process has a group of its own, so that signals to ours do not reach it, and our working folder.
         """
-        of_run = ["run", "--method", config.method, "--seeds", str(config.seed)]
-        words = [
-            sys.executable,
-            "-P",
-            "-m",
-            "replication",
-            *(["importance"] if config.method == IMPORTANCE else of_run),
-        ]
-        words += ["--worker", "--task", config.task, "--profile", config.profile, "--device", self.device]
-        words += ["--output", str(self.output), *(["--deterministic"] if self.deterministic else [])]
-        words += ["--paths", paths] if paths else []
+        of_run = f"run --method {config.method} --seeds {config.seed}"
+        words = f"-P -m replication {'importance' if config.method == IMPORTANCE else of_run} --worker"
+        words += f" --task {config.task} --profile {config.profile} --device {self.device}"
+        words += " --deterministic" * self.deterministic + f" --paths {paths}" * bool(paths)
+        command = [sys.executable, *words.split(), "--output", str(self.output)]
         name = f"{config.task}/{config.method}/" + (f"paths {paths}" if paths else f"seed {config.seed}")
         if self.executor:
-            job = self.executor.submit(Command(words))
+            job = self.executor.submit(Command(command))
 
             def status() -> int | None:
                 return None if not job.done() else int(job.exception() is not None)
@@ -179,23 +163,19 @@ class Pool:
         log = folder.with_name(f"{folder.name}{paths and '_' + paths}.log")
         with open(log, "wb") as file:
             streams = {"stdin": subprocess.DEVNULL, "stdout": file, "stderr": file}
-            process = subprocess.Popen(words, env=os.environ | self.environment, process_group=0, **streams)
+            process = subprocess.Popen(command, env=os.environ | self.environment, process_group=0, **streams)
         return Running(config, name, log, process.poll, process.send_signal)
 
     def run(self, missing: Iterable[RunConfig], budget: Budget | None = None) -> None:
-        """Run all in the order given, except that a run waits for the path probabilities it needs, and return.
+        """Run all in the order given, except that a run waits for the path probabilities it needs.
 
         What crashed is said on stderr, with its log. An exception such as Ctrl-C ends what is under way.
         """
         budget, missing = budget or Budget(), list(missing)
         waiting = [(config, paths) for config in missing for paths in self._parts_of(config)]
         running, crashed, n_all = [], [], len(waiting)
-        bar = tqdm(
-            total=sum(map(run_cost, missing)),
-            desc=f"{n_all} runs",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-            mininterval=0.5 if sys.stderr.isatty() else 10,
-        )
+        layout, every_s = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}", 0.5 if sys.stderr.isatty() else 10
+        bar = tqdm(total=sum(map(run_cost, missing)), bar_format=f"{n_all} runs {layout}", mininterval=every_s)
         say = functools.partial(bar.write, file=sys.stderr)
         try:
             while waiting or running:
@@ -240,8 +220,8 @@ class Pool:
                 time.sleep(0.02)
             bar.close()
         if crashed:
-            words = f"{len(crashed)} of {n_all} runs crashed: {', '.join(crashed)}; the same command tries them again"
-            print(words, file=sys.stderr)
+            what = f"{len(crashed)} of {n_all} runs crashed: {', '.join(crashed)}"
+            print(f"{what}; the same command tries them again", file=sys.stderr)
         elif self.executor:
             shutil.rmtree(self.logs, ignore_errors=True)
 
@@ -265,18 +245,16 @@ def ensure_runs(
 ) -> list[Run]:
     """Compute what is missing of a grid, each run in a process of its own, and return what is then on disk.
 
-    Runs with theta-IS wait for their path probabilities, which are computed beside the other runs. A process that
-    crashes costs its own run; the next call takes it up from its checkpoint. Runs that failed (status "failed:...") are
-    not tried again, stale ones are named and left alone: delete a run's folder to ask for it anew. The dearest run comes first,
-    so that the whole grid is done soonest; with a budget they come `by_worth`.
+    Runs with theta-IS wait for their path probabilities, which are computed beside the other runs. Runs that failed
+    (status "failed:...") are not tried again, stale ones are named and left alone: delete a run's folder to ask for it
+    anew. The dearest run comes first, so that the whole grid is done soonest; with a budget they come `by_worth`.
 
     Args:
         tasks, methods, seeds: of the grid; None means all of the profile.
         output: folder that holds results/ and checkpoints/. device: cpu or cuda; None: what the profile wants.
         budget: when to stop, checkpoints written; None: when all is done.
         pool: what computes; None: as many processes of this machine as `default_workers` says.
-    Raises:
-        ValueError: unknown names, or a device that is not here; BrokenRecord.
+    Raises: ValueError for unknown names and for a device that is not here; BrokenRecord.
     """
     output, device = Path(output).absolute(), device or default_device(profile)
     methods, seeds = (None if names is None else list(names) for names in (methods, seeds))
@@ -284,8 +262,8 @@ def ensure_runs(
     found = states(configs, output)
     for config in (c for c, state in found.items() if state == "stale"):
         folder = run_folder(config.profile, config.task, config.method, config.seed, output)
-        words = f"stale, not used: {folder} was made with another configuration; delete it to run it again"
-        print(words, file=sys.stderr)
+        why = "was made with another configuration; delete it to run it again"
+        print(f"stale, not used: {folder} {why}", file=sys.stderr)
     missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-run_cost(c), c.seed))
     if missing:
         needed = states(dict.fromkeys(needs(c) for c in missing if c.method == "scrapl"), output)
@@ -298,8 +276,7 @@ def ensure_runs(
             done = {c: state for c, state in found.items() if state == "done"}
             order = by_worth(done | dict.fromkeys(order, "missing"))
         (pool or Pool(output, device)).run(order, budget)
-    runs = []
-    for task in dict.fromkeys(config.task for config in configs):
-        expected = {(c.method, c.seed): config_hash(c.flat) for c in configs if c.task == task and found[c] != "stale"}
-        runs += load_runs(profile, task, expected, output)
-    return runs
+    there = [c for c, state in states(found, output).items() if state in ("done", "failed")]
+    tasks = list(dict.fromkeys(config.task for config in configs))
+    there.sort(key=lambda c: (tasks.index(c.task), c.method, c.seed))
+    return [read_run(run_folder(c.profile, c.task, c.method, c.seed, output)) for c in there]

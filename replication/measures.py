@@ -15,14 +15,13 @@ from scipy.signal import lfilter
 from scipy.signal.windows import flattop, hann
 from torch import Tensor, nn
 
-from scrapl_lib.checks import check_audio, check_pair, positive_int
+from scrapl_lib.checks import check_audio, check_name, check_pair, positive_int
 from scrapl_lib.losses import JTFSLoss
 
-from .baselines import MSSLoss, pretrained, resample
+from .baselines import MSS_NAMES, MSSLoss, pretrained, resample
 from .surroundings import own_surroundings
 
-PERMILLE = 1000.0
-AUDIO_DISTANCES = ("jtfs", "mss_linear", "mss_log_linear", "mss_revisited")
+AUDIO_DISTANCES = ("jtfs", *MSS_NAMES[:3])  # mss_random draws
 
 # drum features: one frame's length in seconds, and how many frames each part has, the decay at most
 FRAME_S = 2048 / 44100
@@ -42,14 +41,13 @@ def theta_l1(theta_hat: Tensor, theta: Tensor) -> Tensor:
     if theta_hat.shape != theta.shape or theta.ndim != 2 or theta.numel() == 0:
         got = f"{tuple(theta_hat.shape)} and {tuple(theta.shape)}"
         raise ValueError(f"theta_hat and theta must both have shape (n, n_params), got {got}")
-    return PERMILLE * (theta_hat.detach().double() - theta.double()).abs().mean(dim=0)
+    return 1000 * (theta_hat.detach().double() - theta.double()).abs().mean(dim=0)
 
 
 def total_variation(theta_l1_by_epoch: Sequence[float]) -> float:
-    """How restless a training was: the sum of the validation theta L1's changes from epoch to epoch / number of epochs.
+    """The sum of the validation theta L1's changes from epoch to epoch / number of epochs, as both in per mille.
 
-    theta_l1_by_epoch: one value per epoch, at least 2, in per mille (the validation before training is left out). The
-    result is in per mille too: the paper's "times 1000".
+    theta_l1_by_epoch: one value per epoch, at least 2 (the validation before training is left out).
     """
     if len(theta_l1_by_epoch) < 2:
         raise ValueError(f"total variation needs the values of at least 2 epochs, got {len(theta_l1_by_epoch)}")
@@ -59,9 +57,7 @@ def total_variation(theta_l1_by_epoch: Sequence[float]) -> float:
 
 def convergence_step(steps: Sequence[int], values: Sequence[float], threshold: float = 100.0) -> int | None:
     """The first of `steps` whose value is at most `threshold` (both in per mille), None if there is none."""
-    if len(steps) != len(values):
-        raise ValueError(f"steps and values must have one length, got {len(steps)} and {len(values)}")
-    return next((int(step) for step, value in zip(steps, values) if value <= threshold), None)
+    return next((int(step) for step, value in zip(steps, values, strict=True) if value <= threshold), None)
 
 
 @torch.no_grad()
@@ -69,29 +65,23 @@ def convergence_step(steps: Sequence[int], values: Sequence[float], threshold: f
 def audio_distances(
     x_hat: Tensor, x: Tensor, names: Iterable[str], *, jtfs: nn.Module | None = None, batch_size: int = 32
 ) -> dict[str, float]:
-    """Distances between reconstructions and references, mean over items.
+    """Distances between reconstructions and references, mean over items, unscaled (the paper prints them times 1000).
 
     Args:
         x_hat, x: (n, 1, samples).
         names: a list of any of jtfs, mss_linear, mss_log_linear, mss_revisited.
         jtfs: the JTFSLoss to measure "jtfs" with; by default the paper's granular configuration at the audio's length.
         batch_size: items computed at a time; does not change the result.
-    Returns:
-        {name: distance}, unscaled (the paper prints those of TR-808 times 1000).
     """
     check_pair(x_hat, x)
     if isinstance(names, str):
         raise TypeError(f"names must be a list of names, got the text {names!r}: write [{names!r}]")
     batch_size, distances = positive_int("batch_size", batch_size), {}
     for name in names:
-        if name not in AUDIO_DISTANCES:
-            raise ValueError(f"names must be among {', '.join(AUDIO_DISTANCES)}, got {name!r}")
-        loss = jtfs if name == "jtfs" else MSSLoss(name)
-        loss = JTFSLoss(x.shape[2]).to(x.device) if loss is None else loss
-        total = 0.0
-        for a, b in zip(x_hat.split(batch_size), x.split(batch_size)):
-            total += float(loss(a, b)) * len(a)
-        distances[name] = total / len(x)
+        check_name("audio distance", name, AUDIO_DISTANCES)
+        loss = MSSLoss(name) if name != "jtfs" else JTFSLoss(x.shape[2]).to(x.device) if jtfs is None else jtfs
+        parts = zip(x_hat.split(batch_size), x.split(batch_size))
+        distances[name] = sum(float(loss(a, b)) * len(a) for a, b in parts) / len(x)
     return distances
 
 
@@ -100,9 +90,9 @@ def audio_distances(
 def drum_features(x: Tensor, sample_rate_hz: float = 44100) -> dict[str, Tensor]:
     """Loudness, spectral centroid and spectral flatness of the beginning of a drum sound and of its decay.
 
-    Of frames of 2048 samples, 512 apart (at 44.1 kHz; at other rates of the power of two of samples that comes closest
-    to as many milliseconds, a quarter of it apart), the first 2 are the transient and the next 64, or as many as there
-    are, the decay. Clipping, windows and the 1e-8 of the flatness are what reproduces the authors' values.
+    Of frames of 2048 samples, 512 apart (at other rates than 44.1 kHz of the power of two closest to as many
+    milliseconds), the first 2 are the transient and the next 64, or as many as there are, the decay. Clipping, windows
+    and the 1e-8 of the flatness are what reproduces the authors' values.
     - Loudness, dB: -0.691 + 10 log10(mean square + 1e-8) of the frame, K-weighted from rest, with the output of either
       filter clipped to [-1, 1].
     - Spectral centroid: mean frequency f in Hz under log(1 + X), with X the magnitudes under a symmetric flat-top
@@ -112,7 +102,6 @@ def drum_features(x: Tensor, sample_rate_hz: float = 44100) -> dict[str, Tensor]
 
     Args:
         x: (batch, 1, samples) without the synthesizer's common delay; samples at least one and a half frames, 3072.
-        sample_rate_hz: sample rate.
     Returns:
         {name: (batch, frames) float64} for transient_ and decay_ each: loudness, spectral_centroid, spectral_flatness.
     """
@@ -138,20 +127,19 @@ def drum_features(x: Tensor, sample_rate_hz: float = 44100) -> dict[str, Tensor]
 
 
 def drum_feature_distances(x_hat: Tensor, x: Tensor, sample_rate_hz: float = 44100) -> dict[str, float]:
-    """Mean absolute difference over items and frames of each of `drum_features`.
+    """Mean absolute difference over items and frames of each of `drum_features`, unscaled (the paper prints loudness
+    times 100 and centroid times 10). Centroid and flatness of a frame are first multiplied by how far its own loudness
+    is above that of silence, in dB.
 
-    Centroid and flatness of a frame are first multiplied by how far its own loudness is above that of silence, in dB.
-
-    x_hat, x: (batch, 1, samples) as for `drum_features` -> {name: distance}, unscaled (the paper prints loudness times
-    100 and centroid times 10).
+    x_hat, x: (batch, 1, samples) as for `drum_features`.
     """
     check_pair(x_hat, x)
     a, b = drum_features(x_hat, sample_rate_hz), drum_features(x, sample_rate_hz)
     for features in (a, b):
         for part in ("transient", "decay"):
             above_silence = features[f"{part}_loudness"] - LOUDNESS_FLOOR_DB
-            for name in (f"{part}_spectral_centroid", f"{part}_spectral_flatness"):
-                features[name] = features[name] * above_silence
+            features[f"{part}_spectral_centroid"] *= above_silence
+            features[f"{part}_spectral_flatness"] *= above_silence
     return {name: float((a[name] - b[name]).abs().mean()) for name in a}
 
 
@@ -204,10 +192,9 @@ def log_mel_statistics(x: Tensor, sample_rate_hz: float) -> Tensor:
 
 @functools.cache
 def _encodec() -> nn.Module:
-    with pretrained("FAD", ENCODEC_SOURCE) as announce:
+    with pretrained("FAD", "encodec", ENCODEC_SOURCE):
         from encodec import EncodecModel
 
-        announce()
         return EncodecModel.encodec_model_24khz().encoder.eval()
 
 
@@ -220,9 +207,7 @@ def encodec_frames(x: Tensor, sample_rate_hz: int, encoder: nn.Module | None = N
         x: (batch, 1, samples), resampled to 24 kHz. encoder: in place of the 24 kHz model's, (batch, 1, samples) ->
             (batch, dims, frames).
     Returns:
-        (batch * frames, dims) float64; 128 dimensions.
-    Raises:
-        WeightsUnavailable: the package `encodec` or its weights cannot be had; says how to get them.
+        (batch * frames, dims) float64; 128 dimensions. Raises WeightsUnavailable, which says how to get them.
     """
     check_audio(x, "x")
     encoder = (_encodec() if encoder is None else encoder).to(x.device)
@@ -259,10 +244,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _frames(x: Tensor, sample_rate_hz: float, n_least: int) -> tuple[Tensor, int, Tensor]:
-    """Frames (batch, frames, size) float64, a quarter of their size apart; their size; the frequencies of their bins.
-
-    Raises ValueError for a rate out of range and for fewer frames than n_least.
-    """
+    """Frames (batch, frames, size) float64, a quarter of their size apart; their size; the frequencies of their bins."""
     check_audio(x, "x")
     if not isinstance(sample_rate_hz, (int, float)) or not 4000 <= sample_rate_hz < math.inf:
         raise ValueError(f"sample_rate_hz must be at least 4000 and finite, got {sample_rate_hz!r}")

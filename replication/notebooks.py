@@ -22,8 +22,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +31,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .data import recordings_folder
 from .files import locked, write_text_atomic
 from .records import ROOT, n_cores, utc_now
 from .tasks import PROFILES, check_name
@@ -42,12 +43,12 @@ IPC_PATH_LIMIT = 90  # bytes; the sockets' names add a few more and must stay be
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook that did not finish: `notebook`, `cell` (where it stopped), `log` (file), `exit_status` (1, or 128 +
-    the number of the signal that stopped it: then no further notebook should be started)."""
+    """A notebook that did not finish. `exit_status`: 1, or 128 + the number of the signal that stopped it: then no
+    further notebook should be started."""
 
-    def __init__(self, notebook: str, cell: str, reason: str, log: Path, exit_status: int):
-        self.notebook, self.cell, self.log, self.exit_status = notebook, cell, log, exit_status
-        super().__init__(f"notebook {notebook} failed at {cell}: {reason}\nlog and copy as far as it got: {log}")
+    def __init__(self, words: str, exit_status: int) -> None:
+        super().__init__(words)
+        self.exit_status = exit_status
 
 
 class _Stopped(KeyboardInterrupt):
@@ -83,18 +84,15 @@ def parameters_of(name_or_path: str | Path) -> dict[str, str | int | float | boo
         raise ValueError(f"{path} is not a notebook (nbformat 4): {type(error).__name__}: {error}") from error
     if len(sources) != 1:
         raise ValueError(f"{path} has {len(sources)} cells tagged 'parameters', expected exactly one")
-    for line in re.findall(r"^[ \t]*[^#\s].*", sources[0], re.MULTILINE):
+    for node in ast.parse(sources[0], path.name).body:
         try:
-            (node,) = ast.parse(line).body
             name, value = node.target.id, ast.literal_eval(node.value)
             if type(value) not in KINDS or type(value).__name__ != node.annotation.id or name in found:
-                raise ValueError(line)
-            if not re.search(rb"#\s*\S", line.encode()[node.end_col_offset :]):
-                raise ValueError(line)
+                raise ValueError(name)
             found[name] = value
-        except (SyntaxError, ValueError, AttributeError) as error:
-            form = "`name: type = value  # help`, with a new name, type str, int, float or bool and a value of it"
-            raise ValueError(f"{path}: the parameters cell's line {line!r} must read {form}") from error
+        except (ValueError, AttributeError) as error:
+            form = "`name: type = value`, with a new name, type str, int, float or bool and a value of it"
+            raise ValueError(f"{path}: {ast.unparse(node)!r} of the parameters cell must read {form}") from error
     return found
 
 
@@ -159,7 +157,7 @@ def run_notebook(
     Raises ValueError or TypeError for parameters the notebook does not take, before anything starts; NotebookFailed for
     a cell that raises or exits, a kernel that dies, Ctrl-C, SIGTERM or a disk that is full.
     """
-    path, output = notebook_path(name_or_path), Path(output).resolve()
+    path, output = notebook_path(name_or_path), _absolute(output)
     values = _values(path, parameters, profile, output)
     done = output / "executed" / profile / path.name
     request = hashlib.sha256(path.read_bytes() + json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -183,9 +181,9 @@ def run_notebooks(
     cores, at the end those that sum up (`LAST`). Raises ValueError or TypeError as `run_notebook` does; the first
     notebook to fail stops the others, says why on stderr and ends this by SystemExit with its exit status.
     """
-    paths = list(dict.fromkeys(map(notebook_path, names)))
+    paths, output = list(dict.fromkeys(map(notebook_path, names))), _absolute(output)
     for path in paths:  # before any of them starts
-        _values(path, parameters, profile, Path(output).resolve())
+        _values(path, parameters, profile, output)
     flags = ["--profile", profile, "--output", str(output)]
     flags += [text for name, value in (parameters or {}).items() for text in ("-p", f"{name}={value}")]
     for path in (path for path in paths if path.stem in ALONE):
@@ -193,41 +191,46 @@ def run_notebooks(
     _run_side_by_side([path for path in paths if path.stem not in ALONE + LAST], flags)
     for path in (path for path in paths if path.stem in LAST):
         run_notebook(path, parameters, profile, output)
-    return [Path(output).resolve() / "executed" / profile / path.name for path in paths]
+    return [output / "executed" / profile / path.name for path in paths]
+
+
+def _absolute(output: str | Path) -> Path:
+    """The output folder made absolute, and TR808_DIR, too: kernels and processes have another working folder."""
+    if os.environ.get("TR808_DIR"):
+        recordings_folder()
+    return Path(output).resolve()
 
 
 def _run_side_by_side(paths: Sequence[Path], flags: Sequence[str]) -> None:
     """Run `notebook PATH flags` for each in a process of its own; end by SystemExit as soon as one fails."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    running, ending = [], threading.Event()
-
-    def run(path: Path) -> tuple[str, int, str]:
-        if ending.is_set():
-            return path.stem, 0, ""
-        command = [sys.executable, "-m", "replication", "notebook", str(path), *flags]
-        said = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
-        running.append(process := subprocess.Popen(command, cwd=ROOT, env=environment, **said))
-        if ending.is_set():  # meanwhile
-            process.terminate()
-        words = process.communicate()[1]
-        if process.returncode:
-            ending.set()
-        return path.stem, process.returncode, words
-
-    with ThreadPoolExecutor(n_cores()) as pool, _stoppable():
+    waiting, running = list(paths), {}
+    with tqdm(total=len(paths), desc="notebooks", unit="notebook", disable=not paths) as bar, _stoppable():
         try:
-            ended = as_completed([pool.submit(run, path) for path in paths])
-            for future in tqdm(ended, "notebooks", len(paths), unit="notebook", disable=not paths):
-                name, status, words = future.result()
-                if status:
-                    print("\n" + words[words.rfind("\r") + 1 :].strip(), file=sys.stderr)
-                    why = f"its process ended with status {status}" + " (-9: out of memory?)" * (status < 0)
-                    print(f"error: notebook {name}: {why}; the others were stopped", file=sys.stderr)
-                    raise SystemExit(status if status > 0 else 128 - status)
+            while waiting or running:
+                while waiting and len(running) < n_cores():
+                    path, said = waiting.pop(0), tempfile.TemporaryFile()
+                    command = [sys.executable, "-m", "replication", "notebook", str(path), *flags]
+                    process = subprocess.Popen(
+                        command, stdout=subprocess.DEVNULL, stderr=said, cwd=ROOT, env=environment
+                    )
+                    running[process] = (path.stem, said)
+                time.sleep(0.1)
+                for process in [process for process in running if process.poll() is not None]:
+                    name, said = running.pop(process)
+                    bar.update()
+                    if status := process.returncode:
+                        said.seek(0)
+                        words = said.read().decode("utf-8", "replace")
+                        why = f"its process ended with status {status}" + " (-9: out of memory?)" * (status < 0)
+                        why = f"error: notebook {name}: {why}; the others were stopped"
+                        print("", words[words.rfind("\r") + 1 :].strip(), why, sep="\n", file=sys.stderr)
+                        raise SystemExit(status if status > 0 else 128 - status)
         finally:
-            ending.set()
             for process in running:
                 process.terminate()
+            for process in running:
+                process.wait()
 
 
 def _execute(path: Path, values: dict[str, Any], request: str, done: Path, failed: Path) -> None:
@@ -279,8 +282,9 @@ def _keep_failed(
 
     code = [cell for cell in started if cell.cell_type == "code"]
     own = [cell for cell in code if "injected-parameters" not in cell.metadata.tags]
-    where, text, status = "its start", code[-1].source.strip() if code else "", 1
+    where, text, status = "its start", "", 1
     if code:
+        text = code[-1].source.strip()
         where = f"code cell {len(own)} ({text.partition(chr(10))[0][:80]!r})"
         code[-1].metadata["papermill"] = {"status": "failed"}
     reason = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}".splitlines()[0]
@@ -292,13 +296,14 @@ def _keep_failed(
     banner = nbformat.v4.new_markdown_cell(f"**This run failed** at {where}: {reason}. What follows is not there.")
     log = failed / f"{path.stem}.log"
     lines = [f"{utc_now()} notebook {path} failed at {where}: {reason}", f"parameters: {values}", "", "cell:", text, ""]
-    lines += getattr(error, "traceback", [])
+    words = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join([*lines, *getattr(error, "traceback", [])]))
     try:
-        write_text_atomic(log, re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines)).rstrip() + "\n")
+        write_text_atomic(log, words.rstrip() + "\n")
         write_text_atomic(failed / path.name, nbformat.writes(nbformat.v4.new_notebook(cells=[banner, *started])))
     except OSError as unwritten:
         reason += f" (and no log or copy could be written: {unwritten})"
-    return NotebookFailed(path.stem, where, reason, log, status)
+    words = f"notebook {path.stem} failed at {where}: {reason}\nlog and copy as far as it got: {log}"
+    return NotebookFailed(words, status)
 
 
 @contextmanager

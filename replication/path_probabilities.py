@@ -43,22 +43,17 @@ def _record(config: RunConfig, output: Path) -> tuple[Path, str]:
     return folder, records.run_state(folder, records.config_hash(wanted.flat))
 
 
-def importance_folder(config: RunConfig, output: Path = records.ROOT) -> Path:
-    """The record of the probabilities that the `scrapl` run of `config` draws from. Raises as `importance_table`."""
-    folder, state = _record(config, output)
-    if state != "done":
-        remedy = f"{f'delete {folder}, then ' if state == 'stale' else ''}run {records.command_for(folder)}"
-        raise ValueError(f"{state} path probabilities of theta-importance sampling in {folder}: {remedy}")
-    return folder
-
-
 def importance_table(config: RunConfig, output: Path = records.ROOT) -> pd.DataFrame:
     """The recorded probabilities that the `scrapl` run of `config` draws its paths from, a row per path.
 
     Columns: path_idx, n2, n_fr, rate (cycles per sample), scale (cycles per octave), spin, curvature_<parameter>,
     probability. Raises: ValueError, with the command to give, if there are none for this configuration; BrokenRecord.
     """
-    return pd.read_csv(io.BytesIO(records.read_record(importance_folder(config, output))[1]["probabilities.csv"]))
+    folder, state = _record(config, output)
+    if state != "done":
+        remedy = f"{f'delete {folder}, then ' if state == 'stale' else ''}run {records.command_for(folder)}"
+        raise ValueError(f"{state} path probabilities of theta-importance sampling in {folder}: {remedy}")
+    return pd.read_csv(io.BytesIO(records.read_record(folder)[1]["probabilities.csv"]))
 
 
 def recorded_importance(task: str, profile: str, output: Path = records.ROOT) -> pd.DataFrame | str:
@@ -69,20 +64,18 @@ def recorded_importance(task: str, profile: str, output: Path = records.ROOT) ->
     return words[state] if state in words else importance_table(config, output)
 
 
-def path_probabilities(config: RunConfig, output: Path = records.ROOT) -> Tensor:
-    """The probabilities in `importance_table`: (P,) float64, which sum to 1."""
+def path_probabilities(config: RunConfig, output: Path = records.ROOT) -> tuple[Tensor, str]:
+    """The probabilities in `importance_table`, (P,) float64, which sum to 1, and the SHA-256 of its file."""
     probs = torch.tensor(importance_table(config, output)["probability"], dtype=torch.float64)
-    return probs / probs.sum()
+    info, _ = records.read_record(_record(config, output)[0])
+    return probs / probs.sum(), info["files"]["probabilities.csv"]["sha256"]
 
 
 # ---- computing it ---------------------------------------------------------------------------------------------------
 
 
-def importance_arguments(problem: Problem, n_batches: int) -> tuple:
-    """What `theta_importance` is asked for a problem in memory: (loss, encode, synthesize, inputs, params).
-
-    Its weights as they are; the batches and synthesizer seeds of its first steps.
-    """
+def _arguments(problem: Problem, n_batches: int) -> tuple:
+    """Weights as they are, batches and synthesizer seeds of the first steps, as arguments of `theta_importance`."""
     config, encoder, synth = problem.config, problem.encoder.eval(), problem.synth
     batches = problem.data.batches("train", config.batch_size, 0, config.seed)[:n_batches]
     draws = [synth.draw(meso_seeds(config.seed, step, config.batch_size)) for step in range(1, len(batches) + 1)]
@@ -92,8 +85,8 @@ def importance_arguments(problem: Problem, n_batches: int) -> tuple:
 
 
 def importance_of(problem: Problem, n_batches: int, **options: object) -> Importance:
-    """`theta_importance` of a problem in memory, see `importance_arguments`."""
-    return theta_importance(*importance_arguments(problem, n_batches), **options)
+    """`theta_importance` of a problem in memory: its weights as they are, the batches and seeds of its first steps."""
+    return theta_importance(*_arguments(problem, n_batches), **options)
 
 
 def compute_importance(
@@ -126,14 +119,14 @@ def compute_importance(
         folder, state = _record(config, output)
         if state == "stale":
             raise ValueError(
-                f"{folder} has the record of another configuration: delete that folder to compute it again"
+                f"{folder} holds a record of another configuration: delete that folder to compute it again"
             )
         there = saved_curvature(config, output)
         todo = [path for path in wanted if path not in there]
         if state == "missing" and todo:
-            problem = importance_arguments(Problem(config, place), config.importance_examples // config.batch_size)
+            arguments = _arguments(Problem(config, place), config.importance_examples // config.batch_size)
             report = _bars() if watch is None else lambda *_: watch()
-            for path, values in curvature_by_path(*problem, N_ITER, TOL, paths=todo, report=report):
+            for path, values in curvature_by_path(*arguments, N_ITER, TOL, paths=todo, report=report):
                 content = {"config_hash": owner, "curvature": values.tolist()}
                 records.write_text_atomic(parts / f"path_{path}.json", json.dumps(content) + "\n")
     with alone(parts):
@@ -166,16 +159,13 @@ def write_importance(folder: Path, config: RunConfig, curvature: Tensor, start_u
     for parameter, values in zip(config.synth().parameters, curvature.tolist(), strict=True):
         table[f"curvature_{parameter.name}"] = values
     table["probability"] = probabilities(curvature).tolist()
-    made = {"threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled()}
-    tables = {"probabilities.csv": table}
-    records.write_record(folder, tables, status="ok", config=config.flat, start_utc=start_utc, device=device, **made)
+    about = {"status": "ok", "config": config.flat, "start_utc": start_utc, "device": device}
+    records.write_record(folder, {"probabilities.csv": table}, **about)
 
 
 def saved_curvature(config: RunConfig, output: Path = records.ROOT) -> dict[int, list[float]]:
-    """The curvatures that are saved before the record is written: {path: [of each parameter]}.
-
-    Raises: ValueError for a broken file, and for one of another configuration.
-    """
+    """The curvatures saved before the record is written: {path: [of each parameter]}. Raises ValueError for a file that
+    is broken or of another configuration."""
     found = {}
     for file in checkpoint_folder(config, output).glob("path_*.json"):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -26,17 +27,12 @@ def default_device(profile: str) -> str:
 
 def check_device(device: str) -> torch.device:
     """Raise ValueError unless the device exists here."""
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ValueError(f"unknown device {device!r}: use cpu, cuda or cuda:<n>")
-    n = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found, n = torch.device(device), torch.cuda.device_count() if torch.cuda.is_available() else 0
     if found.type == "cuda" and (found.index or 0) >= n:
-        raise ValueError(
-            f"device {device!r} asked for, but this PyTorch sees {n} CUDA devices; use --device cpu, which is slow"
-        )
+        mend = f"but this PyTorch sees {n} CUDA devices; use --device cpu, which is slow"
+        raise ValueError(f"device {device!r} asked for, {mend}")
     return found
 
 
@@ -44,32 +40,29 @@ def default_workers(device: str) -> int:
     """Runs at once on a device that is here: one per core on a CPU.
 
     On a CUDA device, whose small kernels one run seldom fills, as many as find RUN_GIB GiB of its memory, at most
-    PER_GPU
-    and one per core: a guess, benchmarks/throughput.py measures.
+    PER_GPU and one per core: a guess, benchmarks/throughput.py measures.
     """
-    place = torch.device(device)
-    if place.type == "cpu":
+    if device == "cpu":
         return n_cores()
-    fit = torch.cuda.get_device_properties(place).total_memory // (RUN_GIB * 2**30)
+    fit = torch.cuda.get_device_properties(device).total_memory // (RUN_GIB * 2**30)
     return max(1, min(PER_GPU, n_cores(), fit))
 
 
 def make_deterministic(device: str) -> None:
     """Have this process compute the same bits again, on one type of device and with one version of PyTorch.
 
-    By deterministic algorithms, and in full float32 (TF32 is for some GPUs only). Call it before anything is computed;
-    it cannot be undone. On a CPU an operation without such an algorithm raises RuntimeError; on CUDA a warning names
-    it.
+    By deterministic algorithms, and in full float32 (TF32 is for some GPUs only). Call it before anything is computed.
+    On a CPU an operation without such an algorithm raises RuntimeError; on CUDA a warning names it.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=torch.device(device).type != "cpu")
     torch.backends.cudnn.benchmark = torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def make_loss(config: RunConfig, device: torch.device | str = "cpu") -> Callable:
-    """The loss of a config, on the device: between parameters for p_loss, between sounds for all others."""
-    loss = config.make_loss()
-    return loss.to(device) if isinstance(loss, torch.nn.Module) else loss
+@torch.no_grad()
+def in_chunks(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function` of the inputs, CHUNK items at a time, without a gradient."""
+    return torch.cat([function(*parts) for parts in zip(*(x.split(CHUNK) for x in inputs), strict=True)])
 
 
 class Problem:
@@ -77,34 +70,31 @@ class Problem:
 
     probs: path probabilities (P,) of a SCRAPL loss; None: uniform.
 
-    Attributes: config, device, encoder, synth, data, loss; theta (N, U), None for sounds whose parameters nobody knows;
-    x, the sounds (N, 1, samples); features, what the encoder sees of them. All sounds are rendered here, once.
+    Attributes: config, device, encoder, synth, data; loss, between sounds, or for p_loss between parameters; theta
+    (N, U), None for sounds whose parameters nobody knows; x, the sounds (N, 1, samples), rendered here, once; features,
+    what the encoder sees of them.
     """
 
     def __init__(self, config: RunConfig, device: torch.device | str = "cpu", probs: Tensor | None = None) -> None:
         self.config, self.device = config, torch.device(device)
         torch.manual_seed(config.seed)
         np.random.seed(config.seed)
-        self.encoder = config.encoder().to(device)
-        self.synth = config.synth()
-        self.data = config.data()
+        self.encoder, self.synth, self.data = config.encoder().to(device), config.synth(), config.data()
         self.theta = self.data.theta.to(device) if isinstance(self.data, ThetaGrid) else None
-        self.loss = make_loss(config, device)
+        loss = config.make_loss()
+        self.loss = loss.to(device) if isinstance(loss, torch.nn.Module) else loss
         if probs is not None:
             self.loss.probs = probs
-        with torch.no_grad():
-            if self.theta is None:
-                self.x = functional.pad(self.data.x.to(device), (config.common_delay, 0))
-            else:
-                pairs = zip(self.theta.split(CHUNK), self.data.seed.split(CHUNK), strict=True)
-                self.x = torch.cat([self.synth(theta, seeds) for theta, seeds in pairs])
-            self.features = torch.cat([self.encoder.features(part) for part in self.x.split(CHUNK)])
+        if self.theta is None:
+            self.x = functional.pad(self.data.x.to(device), (config.common_delay, 0))
+        else:
+            self.x = in_chunks(self.synth, self.theta, self.data.seed)
+        self.features = in_chunks(self.encoder.features, self.x)
 
-    @torch.no_grad()
     def estimate(self, items: Tensor) -> Tensor:
         """What the encoder, in evaluation mode, makes of the data set's `items`: theta (n, U)."""
         self.encoder.eval()
-        return torch.cat([self.encoder(self.features[part]) for part in items.split(CHUNK)])
+        return in_chunks(lambda part: self.encoder(self.features[part]), items)
 
     def theta_errors(self, theta_hat: Tensor, items: Tensor) -> dict[str, float]:
         """Mean absolute error of each parameter in per mille, by metric; theta_synth_l1 is the mean over parameters."""

@@ -39,9 +39,8 @@ class Published(NamedTuple):
 @cache
 def _table(name: str) -> pd.DataFrame:
     table = pd.read_csv(DATA / "published_tables.csv", dtype={"value": str}, encoding="utf-8")
-    table["method"] = table["method"].replace(NAMES["tables"])
-    table["metric"] = table["metric"].str.replace("test_", "")
-    return _only(table, "table", name)
+    table = table.replace({"method": NAMES["tables"]}).fillna({"value": "nan"})
+    return _only(table.assign(metric=table["metric"].str.replace("test_", "")), "table", name)
 
 
 def _only(table: pd.DataFrame, column: str, wanted: str) -> pd.DataFrame:
@@ -61,9 +60,20 @@ def published(table: str, method: str, metric: str, condition: str | None = None
         rows = _only(rows, "condition", condition)
     if len(rows) != 1:
         raise ValueError(f"{table} {method} {metric} is printed for {list(rows['condition'])}; give one as condition")
-    row = rows.iloc[0]
-    text = "nan" if pd.isna(row["value"]) else row["value"]
-    return Published(text if text.startswith("<") else float(text), float(row["ci95"]), int(row["n_seeds"]))
+    value, ci95, n = rows[["value", "ci95", "n_seeds"]].iloc[0]
+    return Published(value if value.startswith("<") else float(value), float(ci95), int(n))
+
+
+def find(table: str, method: str, metric: str, condition: str | None = None) -> Published:
+    """As `published`, but blanks where the table has none, as for a method, a measure or a task of one's own."""
+    wanted = {"method": method, "metric": metric} | ({} if condition is None else {"condition": condition})
+    there = (_table(table)[list(wanted)] == list(wanted.values())).all(axis=1).any()
+    return published(table, method, metric, condition) if there else Published(math.nan, math.nan, 0)
+
+
+def methods_in(table: str) -> list[str]:
+    """The methods that `table` prints, under this project's names."""
+    return list(_table(table)["method"].unique())
 
 
 def step_ms() -> dict[str, float]:
@@ -76,33 +86,15 @@ def step_ms() -> dict[str, float]:
     return {name: times[method.loss] for name, method in METHODS.items() if method.loss in times}
 
 
-def methods_in(table: str) -> list[str]:
-    """The methods that `table` prints, under this project's names."""
-    return list(_table(table)["method"].unique())
-
-
-def find(table: str, method: str, metric: str, condition: str | None = None) -> Published:
-    """As `published`, but blanks where the table has none, as for a method, a measure or a task of one's own."""
-    rows = _table(table)
-    there = (
-        (rows["method"] == method) & (rows["metric"] == metric) & (condition is None or rows["condition"] == condition)
-    )
-    return published(table, method, metric, condition) if there.any() else Published(math.nan, math.nan, 0)
-
-
 def authors_seeds() -> pd.DataFrame:
-    """The authors' granular values behind Tables 2 and 6: columns task, method, seed (0..19), metric, value, grid_size.
-
-    Units: per mille for theta_*_l1 (test) and val_total_variation, steps for val_convergence_steps. All 20 seeds of all
-    four variants reached the convergence threshold: no value is missing.
-    """
+    """The authors' granular values behind Tables 2 and 6: columns task, method, seed (0..19), metric, value (per mille;
+    steps for val_convergence_steps), grid_size. All reached the convergence threshold: no value is missing."""
     stored = json.loads((DATA / "published_granular_seeds.json").read_text(encoding="utf-8"))
     rows = [
-        {"task": "granular", "method": method, "seed": seed, "metric": metric, "value": value}
+        ("granular", method, seed, metric, value * (1 if metric.endswith("_steps") else 1000))
         for stored_method, method in NAMES["seed_methods"].items()
         for stored_metric, metric in NAMES["seed_metrics"].items()
         for seed, value in enumerate(stored[stored_method][stored_metric])
     ]
-    table = pd.DataFrame(rows).assign(grid_size=HYPERPARAMETERS["table_10"]["grid_size"])
-    table["value"] *= table["metric"].map(lambda metric: 1.0 if metric.endswith("_steps") else 1000.0)
-    return table
+    table = pd.DataFrame(rows, columns=["task", "method", "seed", "metric", "value"])
+    return table.assign(grid_size=HYPERPARAMETERS["table_10"]["grid_size"])

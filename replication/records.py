@@ -20,6 +20,7 @@ import resource
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -27,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from .files import csv_bytes, write_bytes_atomic, write_text_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = {"history.csv": ["step", "split", "metric", "value", "wall_s"], "test.csv": ["metric", "value", "unit"]}
+KINDS = {"step": "int64", "value": "float64", "wall_s": "float64", "split": "str", "metric": "str", "unit": "str"}
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "kymatio", "nnAudio", "auraloss")
-PLACE = ("profile", "task", "method", "seed")
 IMPORTANCE = "theta_importance"  # in a method's place: no run, but the path probabilities that runs draw from
 
 
@@ -84,7 +86,7 @@ class Run:
 
     @property
     def hours(self) -> float:
-        """Hours that the run took, see `hours_of`."""
+        """See `hours_of`."""
         return hours_of(self.info, self.history["wall_s"].max() if len(self.history) else 0.0)
 
 
@@ -109,33 +111,26 @@ def _json(data: Any, **layout: Any) -> str:
     try:
         return json.dumps(data, sort_keys=True, allow_nan=False, default=lambda x: x.item(), **layout)
     except (ValueError, AttributeError) as error:
-        raise ValueError(
-            f"a record's JSON holds str, bool, None, finite numbers and lists of them: {error}; {data}"
-        ) from error
+        raise ValueError(f"a record's JSON holds texts, finite numbers and lists of them: {error}; {data}") from error
 
 
 def config_hash(config: dict[str, Any]) -> str:
     """SHA-256 (hex) of a config as canonical JSON: key order and tuple or list do not matter; 1 and 1.0 differ.
 
-    Raises TypeError for keys that are not str, ValueError for values JSON cannot hold (NaN and infinities among them).
+    Raises ValueError for values that JSON cannot hold (NaN and infinities among them).
     """
-    if wrong := [key for key in config if not isinstance(key, str)]:
-        raise TypeError(f"config keys must be str, got {wrong}")
-    return hashlib.sha256(_json(config, separators=(",", ":")).encode()).hexdigest()
+    return _sha256(_json(config, separators=(",", ":")).encode())
 
 
 @functools.cache
 def _code_version() -> str:
-    def git(*args: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return "unknown"
-        dirty = git("status", "--porcelain", "--", str(ROOT / "scrapl_lib"), str(ROOT / "replication"))
-        return git("rev-parse", "--verify", "HEAD") + ("-dirty" if dirty else "")
+        return git("rev-parse", "HEAD") + "-dirty" * bool(git("status", "--porcelain", "scrapl_lib", "replication"))
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -155,19 +150,11 @@ def provenance(device: Any) -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    device, name = str(device), platform.machine()
-    if device.startswith("cuda"):
-        cuda = sys.modules["torch"].cuda
-        name, peak = cuda.get_device_name(device), cuda.max_memory_allocated(device) / 2**20
-    else:
-        peak = peak_memory_mb()
-    return {
-        "code_version": _code_version(),
-        "versions": versions,
-        "device": device,
-        "device_name": name,
-        "peak_memory_mb": round(peak, 1),
-    }
+    name, peak = platform.machine(), peak_memory_mb()
+    if str(device).startswith("cuda"):
+        name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device) / 2**20
+    about = {"code_version": _code_version(), "versions": versions, "device": str(device), "device_name": name}
+    return about | {"peak_memory_mb": round(peak, 1)}
 
 
 def run_folder(profile: str, task: str, method: str, seed: int, output: Path = ROOT) -> Path:
@@ -175,20 +162,9 @@ def run_folder(profile: str, task: str, method: str, seed: int, output: Path = R
     return Path(output).absolute() / "results" / profile / task / method / f"seed_{seed}"
 
 
-def _place(folder: Path) -> dict[str, Any]:
-    """Profile, task, method and seed as the folder's name says; a name that is no seed_<n> stays as it is."""
-    *names, seed = folder.parts[-4:]
-    digits = seed.removeprefix("seed_")
-    return dict(zip(PLACE, [*names, int(digits) if digits.isdecimal() and f"seed_{int(digits)}" == seed else seed]))
-
-
 def write_run(folder: Path, *, history: pd.DataFrame, test: pd.DataFrame, **about: Any) -> None:
-    """`write_record` of one run. history, test: exactly the columns of `COLUMNS`; they may be empty."""
-    tables = {"history.csv": history, "test.csv": test}
-    for name, table in tables.items():
-        if list(table.columns) != COLUMNS[name]:
-            raise ValueError(f"{name} needs the columns {COLUMNS[name]}, got {list(table.columns)}")
-    write_record(folder, tables, **about)
+    """`write_record` of one run. history, test: the columns of `COLUMNS`; they may be empty."""
+    write_record(folder, {"history.csv": history, "test.csv": test}, **about)
 
 
 def write_record(
@@ -199,28 +175,21 @@ def write_record(
     config: dict[str, Any],
     start_utc: str,
     device: Any,
-    threads: int,
     **more: Any,
 ) -> None:
     """Write a record, replacing the one there; run.json goes first and comes last, so that a run killed in between
     counts as missing. Two processes must not write one record at once: the caller holds the run's lock.
 
-    Args:
-        folder: from `run_folder`. tables: the CSV files by name. status: "ok" or "failed:<why>". start_utc: from
-        `utc_now`.
-        threads: of PyTorch. more: goes into run.json as it is, such as train_step_ms.
-    Raises: ValueError for another status or folder, a config that contradicts the folder, NaN in the JSON.
+    folder: from `run_folder`. tables: the CSV files by name. status: "ok" or "failed:<why>". start_utc: from `utc_now`.
+    more: goes into run.json as it is, such as train_step_ms. Raises ValueError for what JSON cannot hold.
     """
-    folder = Path(folder).absolute()
-    place = _place(folder)
-    if place != {**place, **{key: config[key] for key in PLACE if key in config}} or not isinstance(place["seed"], int):
-        raise ValueError(f"folder {folder} says {place}, which its config contradicts: {config}; use run_folder()")
-    if status != "ok" and not (status.startswith("failed:") and status.removeprefix("failed:").strip()):
-        raise ValueError(f"status must be 'ok' or 'failed:<why>', got {status!r}")
+    profile, task, method, seed = folder.parts[-4:]
     data = {name: csv_bytes(table) for name, table in tables.items()}
     files = {name: {"sha256": _sha256(data[name]), "rows": len(table)} for name, table in tables.items()}
-    info = {**place, "status": status, "config": config, "config_hash": config_hash(config), "files": files}
-    info |= {**provenance(device), "threads": threads, "start_utc": start_utc, "end_utc": utc_now(), **more}
+    info = {"profile": profile, "task": task, "method": method, "seed": int(seed.removeprefix("seed_"))}
+    info |= {"status": status, "config": config, "config_hash": config_hash(config), "files": files}
+    info |= {"threads": torch.get_num_threads(), "deterministic": torch.are_deterministic_algorithms_enabled()}
+    info |= {**provenance(device), "start_utc": start_utc, "end_utc": utc_now(), **more}
     info["record_sha256"] = config_hash(info)
     text = _json(info, indent=1) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,6 +203,17 @@ def write_record(
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+@contextlib.contextmanager
+def _readable(file: Path, expected: str) -> Iterator[None]:
+    """What cannot be read inside is no record that a run wrote."""
+    try:
+        yield
+    except BrokenRecord:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise BrokenRecord(file, expected, f"{type(error).__name__}: {error}") from error
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]] | None:
@@ -257,23 +237,17 @@ def _run_json(folder: Path) -> bytes | None:
 
 
 def _checked(folder: Path, text: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    path, data = folder / "run.json", {}
-    try:
+    path, place, data = folder / "run.json", "/".join(folder.parts[-4:]), {}
+    with _readable(path, "a JSON object with files, config, its hash, status, times and a record_sha256"):
         info = json.loads(text)
         claimed, actual = info.pop("record_sha256"), config_hash(info)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BrokenRecord(path, "a JSON object with a record_sha256", f"{type(error).__name__}: {error}") from error
-    if claimed != actual:
-        raise BrokenRecord(path, f"fields with SHA-256 {claimed}", f"SHA-256 {actual} (edited by hand?)")
-    if (there := {key: info.get(key) for key in PLACE}) != _place(folder):
-        raise BrokenRecord(path, f"the record of {_place(folder)}, as its folder says", f"that of {there}")
-    try:
+        if claimed != actual:
+            raise BrokenRecord(path, f"fields with SHA-256 {claimed}", f"SHA-256 {actual} (edited by hand?)")
+        if (written := f"{info['profile']}/{info['task']}/{info['method']}/seed_{info['seed']}") != place:
+            raise BrokenRecord(path, f"the record of {place}, as its folder says", f"that of {written}")
         wanted = {name: (file["rows"], file["sha256"]) for name, file in info["files"].items()}
         hours_of(info)
         dict(**info["config"]), info["status"] + info["config_hash"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise BrokenRecord(path, "files, config, its hash, status and times", found) from error
     for name, (rows, digest) in wanted.items():
         path, expected = folder / name, f"{rows} rows with SHA-256 {digest}"
         if not path.is_file():
@@ -295,20 +269,13 @@ def read_record(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def read_run(folder: Path) -> Run:
     """Read and verify one record. Raises `BrokenRecord` when anything in it is missing or not as it was written."""
-    info, data = read_record(folder)
-    kinds, frames = {"step": "int64", "value": "float64", "wall_s": "float64"}, {}
+    (info, data), frames = read_record(folder), []
     for name, columns in COLUMNS.items():
-        kind = {column: kinds.get(column, "str") for column in columns}
-        empty = {column: [""] for column in columns if kind[column] == "float64"}
-        try:
-            frames[name] = pd.read_csv(io.BytesIO(data[name]), dtype=kind, keep_default_na=False, na_values=empty)[
-                columns
-            ]
-        except (ValueError, KeyError, OverflowError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise BrokenRecord(Path(folder).absolute() / name, f"a table of {columns}", found) from error
-    keys = {key: info[key] for key in (*PLACE, "status", "config")}
-    return Run(**keys, history=frames["history.csv"], test=frames["test.csv"], info=info)
+        with _readable(Path(folder).absolute() / name, f"a table of {columns}"):
+            options = {"keep_default_na": False, "na_values": {"value": [""]}}  # "NA" may be a metric's name
+            frames.append(pd.read_csv(io.BytesIO(data[name]), dtype=KINDS, **options)[columns])
+    keys = {key: info[key] for key in ("profile", "task", "method", "seed", "status", "config")}
+    return Run(**keys, history=frames[0], test=frames[1], info=info)
 
 
 def run_state(folder: Path, config_hash: str) -> str:
@@ -318,10 +285,9 @@ def run_state(folder: Path, config_hash: str) -> str:
     """
     if (record := _read(Path(folder).absolute())) is None:
         return "missing"
-    info, _ = record
-    if info["config_hash"] != config_hash:
+    if record[0]["config_hash"] != config_hash:
         return "stale"
-    return "done" if info["status"] == "ok" else "failed"
+    return "done" if record[0]["status"] == "ok" else "failed"
 
 
 def load_runs(
@@ -332,16 +298,15 @@ def load_runs(
     expected: today's config hash by (method, seed). Only those runs are taken; one made with another config is stale:
     left out and named in a UserWarning. None takes all there are. Raises `BrokenRecord` for a broken one.
     """
+    hashes = {(method, f"seed_{seed}"): config for (method, seed), config in (expected or {}).items()}
     runs, stale = [], []
     for file in (Path(output).absolute() / "results" / profile / task).glob("*/*/run.json"):
-        key = (file.parts[-3], _place(file.parent)["seed"])
-        if (expected is None and key[0] != IMPORTANCE) or key in (expected or ()):
+        key = file.parts[-3:-1]
+        if (expected is None and key[0] != IMPORTANCE) or key in hashes:
             run = read_run(file.parent)
-            current = expected is None or run.info["config_hash"] == expected[key]
-            (runs if current else stale).append(run)
+            (runs if expected is None or run.info["config_hash"] == hashes[key] else stale).append(run)
     if stale:
         listed = ", ".join(sorted(f"{run.method} seed {run.seed}" for run in stale))
-        warnings.warn(
-            f"left out as stale, made with another config than today's: {task} {listed} ({profile})", stacklevel=2
-        )
+        words = f"left out as stale, made with another config than today's: {task} {listed} ({profile})"
+        warnings.warn(words, stacklevel=2)
     return sorted(runs, key=lambda run: (run.method, run.seed))

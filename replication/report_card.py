@@ -9,9 +9,9 @@ written.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,27 +20,23 @@ import pandas as pd
 from scipy import stats
 
 from . import published, tables
+from .baselines import MSS_NAMES
 from .records import Run
 from .stats import equivalence, holm, paired_comparison, share_ci95, standard_error
-from .tables import METRICS, NAN, STEP, Cell, Cells, measured, number
+from .tables import METRICS, NAN, STEP, Cell, Cells, joined, measured, number
 from .tasks import CHIRPLETS, METHODS, TASKS, TR808
 
 PARTS = {"granular": ["granular"], "chirplet": list(CHIRPLETS), "drum": list(TR808)}  # a report card each: its tasks
 _PRINTED = {*published.methods_in("table_1"), *published.methods_in("table_2")}
 GROUPS = {  # of methods, in the sides of a claim
-    "MSS": ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random"),
+    "MSS": MSS_NAMES,
     "VARIANTS": ("scrapl", "scrapl_no_theta_is", "scrapl_padam", "scrapl_plain"),
     "OTHERS": tuple(m for m in METHODS if m in _PRINTED and m != "p_loss"),
 }
-LEAST_SEEDS = 3
-ALPHA = 0.01
+LEAST_SEEDS, ALPHA = 3, 0.01
 VERDICTS = ("holds", "holds in part", "does not hold", "too few seeds", "not run")
-DRUM_LOUDNESS, NEAR_SILENCE = "transient_loudness_l1", 2000.0  # 20 dB, times 100 as printed
-STILL_FALLING = (
-    0.05  # a method whose error falls by more, from the third to the last quarter, has not finished learning
-)
-
-
+NEAR_SILENCE = 2000.0  # 20 dB, times 100 as printed
+STILL_FALLING = 0.05  # who falls by more from the third to the last quarter has not finished learning
 Groups = Sequence[Sequence[Cell]]
 
 
@@ -97,13 +93,8 @@ def at_chance(groups: Groups) -> tuple[str, str]:
 
 def _paired(groups: Groups) -> list[tuple[float, float, float]]:
     """`paired_comparison` of each method with the next over their common seeds; empty if a pair has too few."""
-    cells, results = [cell for group in groups for cell in group], []
-    for before, after in itertools.pairwise(cells):
-        seeds = before.seeds.index.intersection(after.seeds.index)
-        if len(seeds) < LEAST_SEEDS:
-            return []
-        results.append(paired_comparison(before.seeds[seeds], after.seeds[seeds]))
-    return results
+    pairs = [tables.pairs(before, after) for before, after in itertools.pairwise(itertools.chain(*groups))]
+    return [paired_comparison(a, b) for a, b in pairs] if all(len(a) >= LEAST_SEEDS for a, _ in pairs) else []
 
 
 def _changes(groups: Groups, sign: int) -> tuple[str, str]:
@@ -152,8 +143,7 @@ RULES = (lower, within_factor_2, within_a_quarter, grows, at_chance, falls_in_or
 
 
 class Claim(NamedTuple):
-    """A claim of the paper: where it stands, the sides it compares (task and method of each cell), in which metric, by
-    which rule."""
+    """A claim of the paper, where it stands, the task and method of each cell it compares, the metric, the rule."""
 
     text: str
     place: str
@@ -175,21 +165,16 @@ def _side(text: str, task: str) -> list[tuple[str, str]]:
 
 def _read_claims() -> dict[str, list[Claim]]:
     claims, rules = {part: [] for part in PARTS}, {rule.__name__: rule for rule in RULES}
-    with open(published.DATA / "claims.csv", encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            part = next(part for part, tasks in PARTS.items() if row["task"] in tasks)
-            sides = [_side(text, row["task"]) for text in row["sides"].split("|")]
-            claims[part].append(Claim(row["claim"], row["place"], sides, row["metric"], rules[row["rule"]]))
+    for row in pd.read_csv(published.DATA / "claims.csv", encoding="utf-8").itertuples():
+        sides = [_side(text, row.task) for text in row.sides.split("|")]
+        part = next(part for part, tasks in PARTS.items() if row.task in tasks)
+        claims[part].append(Claim(row.claim, row.place, sides, row.metric, rules[row.rule]))
     return claims
 
 
 CLAIMS = _read_claims()
 """What the paper claims, by report card; of Table 6, where it prints p < 0.01; of theta-IS on chirplets, where Tables 3
 and 7 print both values."""
-
-
-def _by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    return {task: [run for run in runs if run.task == task] for task in TASKS}
 
 
 def _suspected_cause(claim: Claim, used: Groups, runs: dict[str, list[Run]], ours: Cells) -> str:
@@ -211,7 +196,7 @@ def _suspected_cause(claim: Claim, used: Groups, runs: dict[str, list[Run]], our
     if learning:
         fell = "stopped while learning: the validation θ L1 fell from the third to the last quarter"
         causes.append(f"{fell}, {', '.join(learning)}")
-    for cell in filter(None, (ours.get((*key, DRUM_LOUDNESS)) for key in claim.sides[0])):
+    for cell in filter(None, (ours.get((*key, "transient_loudness_l1")) for key in claim.sides[0])):
         if cell.mean > NEAR_SILENCE:
             off = f"{cell.mean / 100:.0f} dB off in the loudness of the transient"
             causes.append(f"{cell.label} is next to silence: {off}")
@@ -228,7 +213,7 @@ def _left_out(claim: Claim, runs: dict[str, list[Run]], not_run: dict[str, str],
         else:
             n, tried = cell.n if cell else 0, sum(run.method == method for run in runs[task])
             few = f"seeds with a value: {n} of {tried}" if n < LEAST_SEEDS and tried else ""
-            reason = "; ".join(filter(None, (few, tables.row_note(runs[task], method, not_run))))
+            reason = joined(few, tables.row_note(runs[task], method, not_run))
         if reason:
             left.setdefault(reason, []).append(tables.label(task, method))
     return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left.items())
@@ -239,58 +224,43 @@ def report_card(
 ) -> pd.DataFrame:
     """The claims of one of `PARTS` judged by the runs of one profile; write it with `tables.write_table`.
 
-    runs: as `records.load_runs` gives them; those of other tasks are not looked at. not_run: method -> why not.
-    costs: milliseconds of a step, see `tables.step_costs`: claims on time are judged by these, not by the runs, whose
-    steps shared the machine with others.
-    Columns claim, place (in the paper), profile, unit, ours, seeds ("5" or "3 to 5"), paper, paper_verdict (the same
-    rule on the paper's numbers), verdict, p_value (of the paired test, uncorrected, where the rule has one),
-    suspected_cause (of claims that do not hold or only in part), left_out, rule.
-    The verdict is "holds", "holds in part" or "does not hold" by the rule; "too few seeds" when a side of the
-    comparison has no method with 3 seeds that have the value (failed ones and, for steps, those that never converged do
-    not), or a pair fewer than 3 in common; "not run" when a side has no run. left_out names the methods of the claim
-    left out of it for that, and failed seeds, with the reason.
+    runs: of any task. not_run: method -> why not. costs: see `tables.step_costs`: claims on time are judged by these,
+    not by the runs, whose steps shared the machine with others.
+    paper_verdict is that of the same rule on the paper's numbers, p_value that of the paired test, uncorrected, where
+    the rule has one. The verdict is "too few seeds" when a side of the comparison has no method with 3 seeds that have
+    the value (failed ones and, for steps, those that never converged do not), or a pair fewer than 3 in common; "not
+    run" when a side has no run. left_out names the methods left out for that, and failed seeds, with the reason.
     """
-    by_task, rows = _by_task(runs), []
+    by_task, rows = {task: [run for run in runs if run.task == task] for task in TASKS}, []
     ours = tables.cells_of(run for run in runs if run.task in PARTS[part])
     ours = {key: cell for key, cell in ours.items() if key[2] != STEP} | tables.cost_cells(costs or {})
     for claim in CLAIMS[part]:
-        timed = claim.metric == STEP
+        timed, text, p_value, cause = claim.metric == STEP, "", NAN, ""
         used = claim.groups(ours, 1 if timed else LEAST_SEEDS)
         if all(used):
             text, verdict = claim.judge(used)
+            if claim.judge in PAIRED and (pairs := _paired(used)):
+                p_value = pairs[0][2]
+            if verdict in VERDICTS[1:3]:
+                cause = _suspected_cause(claim, used, by_task, ours)
         else:
             any_run = all(any((run.task, run.method) in side for run in runs) for side in claim.sides)
-            text, verdict = "", "too few seeds" if any_run and not timed else "not run"
+            verdict = "too few seeds" if any_run and not timed else "not run"
         n = sorted({cell.n for group in used for cell in group})
-        pairs = _paired(used) if all(used) and claim.judge in PAIRED else []
-        paper, paper_verdict = claim.judge(claim.groups(tables.paper_cells()))
-        rows.append(
-            {
-                "claim": claim.text,
-                "place": claim.place,
-                "profile": profile,
-                "unit": METRICS[claim.metric].unit,
-                "ours": text,
-                "seeds": "" if timed else " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]]))),
-                "paper": paper,
-                "paper_verdict": paper_verdict,
-                "verdict": verdict,
-                "p_value": pairs[0][2] if pairs else NAN,
-                "suspected_cause": _suspected_cause(claim, used, by_task, ours) if verdict in VERDICTS[1:3] else "",
-                "left_out": _left_out(claim, by_task, not_run, ours),
-                "rule": " ".join((claim.judge.__doc__ or "").split()),
-            }
-        )
-    return pd.DataFrame(rows)
+        seeds = "" if timed else " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))  # "5" or "3 to 5"
+        place, theirs = (claim.text, claim.place, profile), claim.judge(claim.groups(tables.paper_cells()))
+        left_out, rule = _left_out(claim, by_task, not_run, ours), " ".join((claim.judge.__doc__ or "").split())
+        unit = METRICS[claim.metric].unit
+        rows.append((*place, unit, text, seeds, *theirs, verdict, p_value, cause, left_out, rule))
+    columns = "claim place profile unit ours seeds paper paper_verdict verdict p_value suspected_cause left_out rule"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def summary(card: pd.DataFrame) -> str:
     """A report card in words (Markdown): what held, what did not and the suspected causes, what could not be judged."""
     parts = []
-    for verdict in VERDICTS:
+    for verdict in (verdict for verdict in VERDICTS if verdict in set(card["verdict"])):
         group = card[card["verdict"] == verdict]
-        if group.empty:
-            continue
         parts.append(f"**{verdict.capitalize()}** ({len(group)} of {len(card)})\n")
         for row in group.itertuples():
             cause = f" *Suspected cause:* {row.suspected_cause}." if row.suspected_cause else ""
@@ -304,23 +274,10 @@ def summary(card: pd.DataFrame) -> str:
 # ---- every cell -----------------------------------------------------------------------------------------------------
 
 MARGIN, LEVEL = 0.2, 0.05
-RULE = (
-    f"Verdicts, by the first rule that applies. Not run: there is no run or measurement of ours. Reduced problem: of "
-    f"another profile than paper, not to be compared number by number. Other machine: a cost. Not printed: the paper's "
-    f"cell is blank. Too few seeds: ours are fewer than {LEAST_SEEDS}. Equivalent: two one-sided t-tests (Welch; "
-    f"against the printed value as it stands where the paper has no interval) put the difference within "
-    f"{100 * MARGIN:.0f} % of the paper's value, p < {LEVEL}. Intervals overlap: the two 95 % intervals do, which "
-    f"shows neither a difference nor equivalence. Different: they do not. Shares of seeds are judged by overlap alone, "
-    f"of their Wilson intervals. Table 6 compares differences."
-)
+_TEXTS = tomllib.loads((published.DATA / "captions.toml").read_text(encoding="utf-8"))
+RULE = _TEXTS["cells"].format(least_seeds=LEAST_SEEDS, margin=f"{100 * MARGIN:.0f}", level=LEVEL)
 """How `cells` judges; stated before there was a run of the profile paper."""
 
-CARDS = (
-    "The verdict on each claim, by the paper's own numbers and by the runs of each profile. p: the paired t-test of "
-    "ours, where the rule has one; p holm: the same corrected (Holm) over the claims tested of one table of the paper; "
-    "of Table 6, `cells` corrects over all its tests, claimed or not. The correction changes no verdict: the rules ask "
-    "for p < 0.01 uncorrected."
-)
 COSTS = {"median_time": "ms", "iqr": "iqr_ms", "max_memory": "mib"}  # metric as printed: column of table_5.csv
 COLUMNS = (
     "table task method metric unit n_seeds mean ci95 paper_mean paper_ci95 paper_n difference percent equivalence_p "
@@ -339,13 +296,11 @@ def _table_5(folder: Path) -> pd.DataFrame:
     rows = []
     for method, (metric, column) in itertools.product(published.methods_in("table_5"), COSTS.items()):
         row = stored.loc[method] if method in stored.index else {}
-        beside = dict(zip(("paper_mean", "paper_ci95", "paper_n"), published.published("table_5", method, metric)))
-        ours = {"n_seeds": row.get("n", 0), "mean": row.get(column, NAN), "ci95": NAN}
-        note = {"note": row.get("note", "not run: notebook 08_cost measures it")}
-        rows.append(
-            {"task": "cost", "method": method, "metric": metric, "unit": METRICS[metric].unit} | ours | beside | note
-        )
-    return pd.DataFrame(rows)
+        ours = (METRICS[metric].unit, row.get("n", 0), row.get(column, NAN), NAN)
+        printed = published.published("table_5", method, metric)
+        rows.append(("cost", method, metric, *ours, *printed, row.get("note", "not run: notebook 08_cost measures it")))
+    columns = "task method metric unit n_seeds mean ci95 paper_mean paper_ci95 paper_n note"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def _judged(cell: Any, profile: str) -> tuple[float, str]:
@@ -361,9 +316,8 @@ def _judged(cell: Any, profile: str) -> tuple[float, str]:
     if cell.n_seeds < LEAST_SEEDS:
         return NAN, "too few seeds"
     if cell.metric.endswith("_rate"):
-        (low, high), (paper_low, paper_high) = (
-            share_ci95(*share) for share in ((cell.mean, cell.n_seeds), (cell.paper_mean, cell.paper_n))
-        )
+        low, high = share_ci95(cell.mean, cell.n_seeds)
+        paper_low, paper_high = share_ci95(cell.paper_mean, cell.paper_n)
         return NAN, "intervals overlap" if low <= paper_high and paper_low <= high else "different"
     both = ((cell.ci95, cell.n_seeds), (cell.paper_ci95, cell.paper_n))
     sides = [(half_width, n) for half_width, n in both if not math.isnan(half_width)]
@@ -384,9 +338,8 @@ def cells(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Pa
     """Every cell that the paper's Tables 1 to 9 print, 258, beside ours; judged by `RULE`.
 
     runs: of all tasks and one profile. not_run: method -> why it has no runs. folder: with table_5.csv of 08_cost.
-    Columns `COLUMNS`: mean and ci95 as each table has them; difference (ours minus the paper's), also in
-    percent of the paper's value; of Table 6 p-values of the paired tests, corrected (Holm) over the table, paper_p as
-    printed, paper_p_holm from the authors' seeds; records: the folders (below `output`) that the cell is made of.
+    difference: ours minus the paper's, also in percent of it. Of Table 6 p-values are corrected (Holm) over the table;
+    paper_p_holm comes from the authors' seeds. records: the folders that the cell is made of.
     """
     sixth = tables.table_6(tables.cells_of(runs), not_run)
     theirs = tables.table_6(tables.seed_cells(published.authors_seeds()), {})
@@ -404,40 +357,28 @@ def cells(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Pa
     return table[COLUMNS]
 
 
-def cards(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Path) -> pd.DataFrame:
-    """The verdicts of all report cards of one profile: columns part, claim, place, paper_verdict ("" of costs),
-    verdict, p_value, p_holm (over the claims of a place). Arguments as in `cells`; costs are those that notebook
-    08_cost judged."""
+def _cards(runs: Sequence[Run], not_run: dict[str, str], profile: str, folder: Path) -> pd.DataFrame:
+    """The verdicts of all report cards of a profile, costs as notebook 08_cost judged them; p_holm: corrected over the
+    claims of a place."""
     every = {part: report_card(part, runs, not_run, profile, tables.step_costs(folder)) for part in PARTS}
     costs = tables.read_table(folder / "cost_card.csv", ["claim", "verdict"])
     every["cost"] = costs.assign(place="Table 5", paper_verdict="", p_value=NAN)
     card = pd.concat(every, names=["part"]).reset_index("part")
     card["p_holm"] = card.groupby(["part", "place"])["p_value"].transform(holm)
-    return card[["part", "claim", "place", "paper_verdict", "verdict", "p_value", "p_holm"]]
-
-
-def claims(by_profile: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """`cards` of several profiles side by side: columns part, claim, place, paper_verdict (by the paper's own numbers),
-    and of each profile profile_<name>_verdict ("not run" for a claim it does not have), profile_<name>_p and
-    profile_<name>_p_holm."""
-    sides = []
-    for profile, card in by_profile.items():
-        side = card.set_index(["part", "claim", "place", "paper_verdict"]).set_axis(["verdict", "p", "p_holm"], axis=1)
-        sides.append(side.add_prefix(f"profile_{profile}_"))
-    table = pd.concat(sides, axis=1)
-    return table.fillna({name: "not run" for name in table if name.endswith("verdict")}).reset_index()
+    card = card.set_index(["part", "claim", "place", "paper_verdict"])[["verdict", "p_value", "p_holm"]]
+    return card.set_axis([f"profile_{profile}_{name}" for name in ("verdict", "p", "p_holm")], axis=1)
 
 
 def comparison(
     runs: dict[str, Sequence[Run]], not_run: dict[str, str], profile: str, output: Path
 ) -> dict[str, tuple[pd.DataFrame, str]]:
-    """The tables "cells" (of `profile`) and "claims" (of all) with their captions. runs: by profile, of `compared`."""
+    """Two tables with their captions: "cells" of `profile`, and "claims", the verdicts of all profiles side by side,
+    "not run" for a claim that one does not have. runs: by profile, of `compared`."""
     folders = {name: Path(output) / "results" / name / "tables" for name in runs}
     table = cells(runs[profile], not_run, profile, folders[profile])
     counts = ", ".join(f"{verdict} {n}" for verdict, n in table["verdict"].value_counts().items())
+    claims = pd.concat([_cards(runs[name], not_run, name, folders[name]) for name in runs], axis=1)
+    claims = claims.fillna({name: "not run" for name in claims if name.endswith("verdict")}).reset_index()
     others = [tables.profile_note(name) for name in runs if name != profile]
-    by_profile = {name: cards(runs[name], not_run, name, folders[name]) for name in runs}
-    return {
-        "cells": (table, f"{RULE} Here: {counts}."),
-        "claims": (claims(by_profile), " ".join(filter(None, [CARDS, *others]))),
-    }
+    caption = " ".join(filter(None, [_TEXTS["claims"], *others]))
+    return {"cells": (table, f"{RULE} Here: {counts}."), "claims": (claims, caption)}

@@ -32,10 +32,10 @@ def mean_ci95(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_comparison(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of b - a, its 95 % half-width (t interval, sample std, n - 1 degrees of freedom), two-sided paired t-test p.
+    """Mean of b - a, its 95 % half-width (t interval, n - 1 degrees of freedom), two-sided paired t-test p. (Table 6)
 
     a, b: (n,) values of the same seeds in the same order, n >= 2. Differences that are all equal have half-width 0 and
-    p = 1 when they are zero, else 0. Raises ValueError for other lengths or non-finite values. (Table 6)
+    p = 1 when they are zero, else 0. Raises ValueError for other lengths or non-finite values.
     """
     a, b = _finite(a, "a", 2), _finite(b, "b", 2)
     if len(a) != len(b):
@@ -55,11 +55,10 @@ def standard_error(half_width: float, n: int, paired: bool = False) -> float:
 
 
 def equivalence(difference: float, sides: Sequence[tuple[float, int]], margin: float) -> float:
-    """p-value of two one-sided t-tests (TOST, Schuirmann 1987): small when a difference of means lies between -margin
-    and margin.
+    """The larger p-value of two one-sided t-tests (TOST, Schuirmann 1987): small when a difference of means lies between
+    -margin and margin. Without any spread it is 0 or 1.
 
-    sides: (standard error, n) of the two means (Welch's test), or of the one that is compared with a fixed number. The
-    p-value is the larger of the two. Without any spread it is 0 or 1.
+    sides: (standard error, n) of the two means (Welch's test), or of the one that is compared with a fixed number.
     """
     variances, freedoms = np.array([(error**2, n - 1) for error, n in sides]).T
     if not variances.any():

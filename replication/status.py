@@ -14,32 +14,23 @@ import pandas as pd
 
 from scrapl_lib.losses import SCRAPLLoss
 
+from . import records
 from .checkpoints import checkpoint_folder
 from .path_probabilities import saved_curvature
-from .records import (
-    IMPORTANCE,
-    ROOT,
-    Run,
-    config_hash,
-    hours_of,
-    load_runs,
-    read_record,
-    read_run,
-    run_folder,
-    run_state,
-)
+from .records import IMPORTANCE, ROOT, Run, config_hash, run_folder
 from .tasks import METHODS, NOT_RUN, TASKS, RunConfig, grid, importance_config, methods_of, step_cost
 
 
 def states(configs: Iterable[RunConfig], output: Path = ROOT) -> dict[RunConfig, str]:
     """What is on disk of each run: done, failed, stale or missing. Raises BrokenRecord."""
-    return {c: run_state(run_folder(c.profile, c.task, c.method, c.seed, output), config_hash(c.flat)) for c in configs}
+    folders = {c: run_folder(c.profile, c.task, c.method, c.seed, output) for c in configs}
+    return {config: records.run_state(folder, config_hash(config.flat)) for config, folder in folders.items()}
 
 
 def runs_on_disk(task: str, profile: str = "quick", output: Path = ROOT) -> list[Run]:
     """The finished and failed runs of a task's grid; stale ones are left out with a warning. Raises BrokenRecord."""
     expected = {(c.method, c.seed): config_hash(c.flat) for c in grid(task, profile)}
-    return load_runs(profile, task, expected, output)
+    return records.load_runs(profile, task, expected, output)
 
 
 @functools.cache
@@ -48,15 +39,10 @@ def n_paths(config: RunConfig) -> int:
     return SCRAPLLoss(**config.transform()).n_paths
 
 
-def _n_paths_done(config: RunConfig, output: Path) -> int:
-    return len(saved_curvature(config, output))
-
-
 def kept_of(config: RunConfig, output: Path = ROOT) -> str:
-    """How much there is of a run under way, or of path probabilities, for the next call to go on from; "" for
-    nothing."""
+    """What there is of a run, or of path probabilities, for the next call to go on from; "" for nothing."""
     if config.method == IMPORTANCE:
-        n_done = _n_paths_done(config, output)
+        n_done = len(saved_curvature(config, output))
         return f"{n_done} paths" if n_done else ""
     steps = [int(path.stem.removeprefix("step_")) for path in checkpoint_folder(config, output).glob("step_*.pt")]
     return f"step {max(steps)}" if steps else ""
@@ -66,7 +52,7 @@ def progress_of(config: RunConfig, output: Path) -> tuple[float, str]:
     """How much of a run under way is done, from 0 to 1, and what its worker says of it."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         if config.method == IMPORTANCE:
-            return _n_paths_done(config, output) / n_paths(config), ""
+            return len(saved_curvature(config, output)) / n_paths(config), ""
         progress = json.loads((checkpoint_folder(config, output) / "progress.json").read_text(encoding="utf-8"))
         return progress["done"], f"{config.method} {config.seed}: {progress['words']}"
     return 0.0, ""
@@ -90,7 +76,8 @@ def _tally(task: str, profile: str, output: Path) -> pd.DataFrame:
         row[state] += 1
         if state in ("done", "failed"):
             folder = run_folder(profile, task, config.method, config.seed, output)
-            hours = hours_of(read_record(folder)[0]) if config.method == IMPORTANCE else read_run(folder).hours
+            importance = config.method == IMPORTANCE
+            hours = records.hours_of(records.read_record(folder)[0]) if importance else records.read_run(folder).hours
             row["spent"] += hours
             if state == "done":
                 known.setdefault(config.method, []).append(hours)

@@ -1,4 +1,4 @@
-"""What a caller may have set and no number depends on: torch's default dtype and device, autocast, NumPy's errors."""
+"""What a caller may have set and no number depends on: torch's default dtype and device, its precision, NumPy's errors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import torch
 
+from scrapl_lib.precision import full_precision
+
 
 @contextmanager
 def own_surroundings() -> Iterator[None]:
-    """Makes tensors without a dtype or device float32 on the CPU, turns autocast off and lets NumPy's errors pass.
+    """Makes tensors without a dtype or device float32 on the CPU, computes in full precision, lets NumPy's errors pass.
 
     A context manager and a decorator. The default dtype is torch's own, of all threads, and is set only if it differs.
     """
@@ -19,7 +21,8 @@ def own_surroundings() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(np.errstate(all="ignore"))
         stack.enter_context(torch.device("cpu"))
-        for kind in ("cpu", "cuda", "mps", "xpu"):
+        stack.enter_context(full_precision("cpu"))
+        for kind in ("cuda", "mps", "xpu"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if before != torch.float32:

@@ -6,8 +6,9 @@ into the wide, rounded text that people read, which is also the Markdown file be
 
 from __future__ import annotations
 
-import csv
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -22,41 +23,32 @@ from .records import ROOT, Run
 from .stats import mean_ci95, paired_comparison
 from .tasks import CHIRPLETS, METHODS, TASKS, TR808, methods_in
 
-NAN = math.nan
-STEP = "train_step_ms"
+NAN, STEP = math.nan, "train_step_ms"
 
 
 class Metric(NamedTuple):
-    """What a value is called, its unit, and what the paper multiplies it by in its tables of drum sounds."""
+    """What a value is called, its unit, what the paper multiplies it by for drum sounds, the tables that print it."""
 
     label: str
     unit: str
     drum_scale: int
+    tables: str
 
     def __str__(self) -> str:
         return self.label if self.unit in self.label else f"{self.label} ({self.unit})"
 
 
-def _read_metrics() -> dict[str, Metric]:
-    with open(Path(__file__).parent / "data_tasks" / "metrics.csv", encoding="utf-8", newline="") as file:
-        return {
-            row["metric"]: Metric(row["label"], row["unit"], int(row["drum_scale"])) for row in csv.DictReader(file)
-        }
-
-
-METRICS = _read_metrics()
+_STORED = pd.read_csv(
+    Path(__file__).parent / "data_tasks" / "metrics.csv", dtype=str, na_filter=False, encoding="utf-8"
+)
+METRICS = {name: Metric(label, unit, int(scale), of) for name, label, unit, scale, of in _STORED.to_numpy().tolist()}
 DRUM_SCALES = (
     "MSS and JTFS distances times 1000, loudness times 100, centroid times 10, as printed; centroid and flatness are "
     "weighted by the decibels above silence."
 )
 TABLES = {  # number: metrics
-    1: ("theta_synth_l1", "theta_density_l1", "theta_slope_l1"),
-    2: ("theta_synth_l1", "val_total_variation", "val_convergence_steps"),
-    3: ("theta_am_l1", "theta_fm_l1"),
-    4: ("mss_log_linear_distance", "jtfs_distance", "fad_encodec", "frechet_log_mel"),
-    7: tuple(metric for metric in METRICS if metric.startswith(("theta_am_conv", "theta_fm_conv"))),
-    8: tuple(metric for metric in METRICS if metric.startswith("transient_")),
-    9: tuple(metric for metric in METRICS if metric.startswith("decay_")),
+    number: tuple(name for name, metric in METRICS.items() if str(number) in metric.tables)
+    for number in (1, 2, 3, 4, 7, 8, 9)
 }
 STEPS = {  # Table 6: technique: label, before, after
     "plus_padam": ("+ P-Adam", "scrapl_plain", "scrapl_padam"),
@@ -75,23 +67,22 @@ def chance_permille(grid_size: int) -> float:
 
 
 class Cell(NamedTuple):
-    """One method in one metric: mean, 95 % half-width (0 where none is known), number of seeds, values by seed if
-    known, and what guessing costs on its grid."""
+    """One method in one metric; ci95: half-width, NaN where none is known; chance: what guessing costs."""
 
     label: str
     mean: float
-    half_width: float
+    ci95: float
     n: int
     seeds: pd.Series | None = None
     chance: float = chance_permille(32)
 
     @property
-    def ci95(self) -> float:
-        """The half-width, NaN where none is known."""
-        return self.half_width if self.half_width or (self.seeds is not None and self.n > 1) else NAN
+    def half_width(self) -> float:
+        """The half-width, 0 where none is known."""
+        return 0.0 if math.isnan(self.ci95) else self.ci95
 
     def __str__(self) -> str:
-        return f"{self.label} {measured(self.mean, self.half_width or NAN)}"
+        return f"{self.label} {measured(self.mean, self.ci95 or NAN)}"
 
 
 Cells = dict[tuple[str, str, str], Cell]  # by task, method and metric
@@ -102,27 +93,24 @@ def label(task: str, method: str) -> str:
     return METHODS[method].label + (f", {TASKS[task].label}" if task in TR808 else "")
 
 
-def _cell(task: str, method: str, mean: float, ci95: float, *more: Any) -> Cell:
-    return Cell(label(task, method), mean, 0.0 if math.isnan(ci95) else ci95, *more)
-
-
 def seed_cells(values: pd.DataFrame) -> Cells:
     """Cells of a table with columns task, method, seed, metric, value, grid_size, as `published.authors_seeds` has."""
     cells = {}
     for key, group in values.dropna(subset="value").groupby(["task", "method", "metric"], sort=False):
         seeds = group.set_index("seed")["value"].sort_index()
-        cells[key] = _cell(*key[:2], *mean_ci95(seeds), len(seeds), seeds, chance_permille(group["grid_size"].iloc[0]))
+        chance = chance_permille(group["grid_size"].iloc[0])
+        cells[key] = Cell(label(*key[:2]), *mean_ci95(seeds), len(seeds), seeds, chance)
     return cells
 
 
 def cells_of(runs: Iterable[Run]) -> Cells:
-    """The test values of the finished runs, those of the TR-808 tasks scaled as the paper prints them, and
-    train_step_ms, the median over a run's training steps. What no run has is absent."""
+    """The test values of the finished runs, drum sounds' scaled as the paper prints them, and the median train_step_ms
+    of each. What no run has is absent."""
     rows = []
     for run in (run for run in runs if run.ok):
         scales = {name: metric.drum_scale for name, metric in METRICS.items() if run.task in TR808}
         values = {row.metric: scales.get(row.metric, 1) * row.value for row in run.test.itertuples()}
-        values[STEP] = (run.info["train_step_ms"] or {}).get("median")
+        values[STEP] = (run.info[STEP] or {}).get("median")
         grid_size = run.config.get("grid_size", 32)  # drum sounds have none, and no claim on guessing
         rows += [(run.task, run.method, run.seed, name, value, grid_size) for name, value in values.items()]
     columns = ["task", "method", "seed", "metric", "value", "grid_size"]
@@ -131,55 +119,47 @@ def cells_of(runs: Iterable[Run]) -> Cells:
 
 def cost_cells(ms: dict[str, float]) -> Cells:
     """Milliseconds of a training step by method, see `step_costs`, as cells."""
-    return {("granular", method, STEP): _cell("granular", method, cost, NAN, 1) for method, cost in ms.items()}
+    return {("granular", method, STEP): Cell(label("granular", method), cost, NAN, 1) for method, cost in ms.items()}
 
 
 @cache
 def paper_cells() -> Cells:
-    """The paper's numbers: from the authors' seeds where they are known, else as printed (Tables 1, 3, 4, 7 to 9,
-    Figure 3; costs of Figure 1). What never converged is left out."""
+    """The paper's numbers, from the authors' seeds where known, else as printed. What never converged is left out."""
     places = [(f"table_{n}", task, m) for task in TASKS.values() for n in task.tables if n != 2 for m in TABLES[n]]
     cells = cost_cells(published.step_ms())
     for table, task, metric in [*places, ("figure_3", TASKS["granular"], "jtfs_distance")]:
         for method in published.methods_in(table):
             printed = published.find(table, method, metric, task.condition)
             if not math.isnan(printed.value):
-                cells[task.name, method, metric] = _cell(task.name, method, *printed)
+                cells[task.name, method, metric] = Cell(label(task.name, method), *printed)
     return cells | seed_cells(published.authors_seeds())
 
 
 def step_costs(folder: Path) -> dict[str, float]:
-    """Milliseconds of a training step by method: Table 5's loss plus encoder and synthesizer; see `published.step_ms`.
-
-    folder: holds table_5.csv, written by notebook 08_cost. Without it {}: nothing was measured.
-    """
+    """Milliseconds of a training step by method, as `published.step_ms`, from the table_5.csv of notebook 08_cost in
+    `folder`. Without it {}: nothing was measured."""
     ms = read_table(folder / "table_5.csv", ["method", "ms"]).set_index("method")["ms"].dropna()
     return {name: float(ms[method.loss] + ms["model"]) for name, method in METHODS.items() if method.loss in ms.index}
 
 
-def curve_values(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_synth_l1") -> pd.DataFrame:
-    """Validation values of finished runs at the steps all seeds of a method share: columns method, step, value."""
-    parts, runs = [pd.DataFrame(columns=["method", "step", "value"])], list(runs)
+def curves(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_synth_l1") -> pd.DataFrame:
+    """Mean and interval (NaN for one seed) of the validation values of finished runs, at the steps that all seeds of a
+    method have."""
+    rows, runs = [], list(runs)
     for method in methods:
         histories = [run.history for run in runs if run.method == method and run.ok]
-        if histories:
-            every = pd.concat(h[(h["split"] == "val") & (h["metric"] == metric)] for h in histories)
-            shared = every[every.groupby("step")["value"].transform("size") == len(histories)]
-            parts.append(shared[["step", "value"]].assign(method=method))
-    return pd.concat(parts[1:] or parts)
-
-
-def curves(runs: Iterable[Run], methods: Iterable[str], metric: str = "theta_synth_l1") -> pd.DataFrame:
-    """Mean and interval over seeds of `curve_values`: columns method, step, n_seeds, mean, ci95 (NaN for one seed)."""
-    groups = curve_values(runs, methods, metric).groupby(["method", "step"], sort=False)["value"]
-    rows = [(method, step, len(values), *mean_ci95(values)) for (method, step), values in groups]
+        parts = [h.loc[(h["split"] == "val") & (h["metric"] == metric), ["step", "value"]] for h in histories]
+        for step, values in pd.concat(parts).groupby("step")["value"] if parts else ():
+            if len(values) == len(histories):
+                rows.append((method, step, len(values), *mean_ci95(values)))
     return pd.DataFrame(rows, columns=["method", "step", "n_seeds", "mean", "ci95"])
 
 
 def seeds_note(runs: Sequence[Run], methods: Iterable[str], not_run: dict[str, str]) -> str:
     """ "Seeds: 5 (JTFS 3). Failed: none. Not run: MS-CLAP (weights unavailable)." for a caption."""
     methods = list(methods)
-    counts = {m: n for m in methods if (n := sum(run.ok for run in runs if run.method == m))}
+    counts = Counter(run.method for run in runs if run.ok)
+    counts = {method: counts[method] for method in methods if counts[method]}
     usual = max(set(counts.values()), key=list(counts.values()).count, default=0)
     others = ", ".join(f"{METHODS[m].label} {n}" for m, n in counts.items() if n != usual)
     failed = [f"{METHODS[run.method].label} seed {run.seed}" for run in runs if run.method in methods and not run.ok]
@@ -195,12 +175,12 @@ def seeds_note(runs: Sequence[Run], methods: Iterable[str], not_run: dict[str, s
 def row_note(runs: Sequence[Run], method: str, not_run: dict[str, str]) -> str:
     """Why a row is empty, or which of its seeds failed and how."""
     mine = [run for run in runs if run.method == method]
-    if not mine:
-        return f"not run: {not_run.get(method, 'no record yet')}"
-    return "; ".join(f"seed {run.seed} {run.status}" for run in mine if not run.ok)
+    failed = [f"seed {run.seed} {run.status}" for run in mine if not run.ok]
+    return "; ".join(failed) if mine else f"not run: {not_run.get(method, 'no record yet')}"
 
 
-def _joined(*notes: str) -> str:
+def joined(*notes: str) -> str:
+    """The notes that say something."""
     return "; ".join(filter(None, notes))
 
 
@@ -210,22 +190,17 @@ def _joined(*notes: str) -> str:
 def paper_table(number: int, runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
     """Table 1, 2, 3, 4, 7, 8 or 9 of the paper, ours beside what it prints.
 
-    1  granular accuracy: test L1 of theta, density and slope in per mille
-    2  the ablation: test L1 of theta, total variation (both per mille), steps to a validation L1 of 100 per mille
-    3  chirplet accuracy: test L1 of AM and FM in per mille with uniform and with theta-importance sampling
-    7  chirplet convergence: share of seeds in percent that reach a validation L1 of 100 per mille, and their steps
-    4, 8, 9  reconstructions of drum sounds: audio distances; L1 of loudness, spectral centroid and flatness of the
-       transient; of the decay. The Fréchet distance of log-mel statistics stands beside FAD, which takes EnCodec's
-       weights; it is ours
+    1  granular accuracy; 2  the ablation; 3  chirplet accuracy; 7  chirplet convergence: share of seeds that reach a
+    validation L1 of 100 per mille, and their steps; 4, 8, 9  drum sounds: audio distances (the Fréchet distance of
+    log-mel statistics, ours, stands beside FAD, which takes EnCodec's weights), transient, decay
 
-    runs: of one profile; those of other tasks are not looked at. not_run: method -> why it has no runs.
-    Columns task (not in Tables 1 and 2), method, metric, unit, n_seeds, n_failed, mean, ci95 (1.96 population std /
-    sqrt(n); NaN for one seed), paper_mean, paper_ci95, paper_n, note. Steps are averaged over the seeds that converged;
-    the note counts others.
+    runs: of one profile, any task. not_run: method -> why it has no runs.
+    ci95 is 1.96 population std / sqrt(n), NaN for one seed. Steps are averaged over the seeds that converged; the note
+    counts others.
     """
     methods = {1: methods_in(1), 2: ABLATION, 3: SAMPLERS, 7: SAMPLERS}.get(number, DRUM_METHODS)
     rows, tasks = [], [task for task in TASKS.values() if number in task.tables]
-    for task, method in ((task, method) for task in tasks for method in methods):
+    for task, method in itertools.product(tasks, methods):
         mine = [run for run in runs if (run.task, run.method) == (task.name, method)]
         ours, finished, why = cells_of(mine), sum(run.ok for run in mine), row_note(mine, method, not_run)
         for metric in TABLES[number]:
@@ -239,79 +214,70 @@ def paper_table(number: int, runs: Sequence[Run], not_run: dict[str, str]) -> pd
                 lack = f"{finished - n} of {finished} seeds without {METRICS[metric].label}"
             printed = published.find(f"table_{number}", method, metric, task.condition)
             counts = (METRICS[metric].unit, n, len(mine) - finished)
-            rows.append((task.name, method, metric, *counts, mean, ci95, *printed, _joined(why, lack)))
+            rows.append((task.name, method, metric, *counts, mean, ci95, *printed, joined(why, lack)))
     columns = "task method metric unit n_seeds n_failed mean ci95 paper_mean paper_ci95 paper_n note"
     return pd.DataFrame(rows, columns=columns.split()).drop(columns="task" if number <= 2 else [])
 
 
-def pairs(cells: Cells, task: str, before: str, after: str, metric: str) -> tuple[pd.Series, pd.Series]:
-    """The values by seed of two methods at the seeds that both have."""
-    a, b = (cells.get((task, m, metric), Cell("", NAN, 0, 0, pd.Series(dtype=float))).seeds for m in (before, after))
+def pairs(before: Cell | None, after: Cell | None) -> tuple[pd.Series, pd.Series]:
+    """The values by seed of two cells at the seeds that both have."""
+    a, b = (pd.Series(dtype=float) if cell is None else cell.seeds for cell in (before, after))
     seeds = a.index.intersection(b.index)
     return a[seeds], b[seeds]
+
+
+def _change(before: Cell | None, after: Cell | None, metric: str, possible: int) -> tuple[list, str]:
+    """Unit, n, mean, 95 % half-width and p-value of the paired differences; a note where n is less than possible."""
+    a, b = pairs(before, after)
+    note = f"{len(a)} of {possible} pairs have {METRICS[metric].label}" if len(a) < possible else ""
+    return [METRICS[metric].unit, len(a), *(paired_comparison(a, b) if len(a) >= 2 else (NAN,) * 3)], note
 
 
 def table_6(cells: Cells, not_run: dict[str, str]) -> pd.DataFrame:
     """Table 6, what each technique changes: paired differences over seeds, 95 % t interval, paired t-test.
 
-    cells: `cells_of(runs)`, or `seed_cells(published.authors_seeds())` to recompute the printed table. Pairs are the
-    seeds in which both variants have the value; a seed without one (failed, or never converged) is left out and n_seeds
-    says how many remain. Columns as in `paper_table`, with p_value and paper_p ("<0.01" where so printed) and without
-    n_failed.
+    cells: `cells_of(runs)`, or `seed_cells(published.authors_seeds())` to recompute the printed table. A seed in which
+    a variant lacks the value (it failed, or never converged) is left out. paper_p is "<0.01" where so printed.
     """
     rows = []
-    for step, (_, before, after) in STEPS.items():
-        absent = [m for m in (before, after) if ("granular", m, "theta_synth_l1") not in cells]
-        possible = len(pairs(cells, "granular", before, after, "theta_synth_l1")[0])
-        for metric in TABLES[2]:
-            a, b = pairs(cells, "granular", before, after, metric)
-            ours = paired_comparison(a, b) if len(a) >= 2 else (NAN,) * 3
-            note = "; ".join(f"{METHODS[m].label} not run: {not_run.get(m, 'no record yet')}" for m in absent)
-            if not absent and possible < 2:
-                note = f"seeds in common: {possible}, a comparison takes 2"
-            elif len(a) < possible:
-                note = f"{len(a)} of {possible} pairs have {METRICS[metric].label}"
+    for step, (_, *methods) in STEPS.items():
+        of = {metric: [cells.get(("granular", method, metric)) for method in methods] for metric in TABLES[2]}
+        absent = [method for method, cell in zip(methods, of["theta_synth_l1"]) if cell is None]
+        why = "; ".join(f"{METHODS[m].label} not run: {not_run.get(m, 'no record yet')}" for m in absent)
+        possible = len(pairs(*of["theta_synth_l1"])[0])
+        if not absent and possible < 2:
+            why = f"seeds in common: {possible}, a comparison takes 2"
+        for metric, both in of.items():
+            ours, note = _change(*both, metric, possible)
             printed = published.published("table_6", step, f"delta_{metric}")
             paper_p = published.published("table_6", step, f"delta_{metric}_p_value").value
-            rows.append((step, metric, METRICS[metric].unit, len(a), *ours, *printed, paper_p, note))
+            rows.append((step, metric, *ours, *printed, paper_p, why or note))
     columns = "method metric unit n_seeds mean ci95 p_value paper_mean paper_ci95 paper_n paper_p note"
     return pd.DataFrame(rows, columns=columns.split())
 
 
 def theta_is_effect(runs: Sequence[Run], not_run: dict[str, str]) -> pd.DataFrame:
-    """What theta-importance sampling changes on the chirplet tasks: paired differences over seeds (with minus without),
-    95 % t interval, paired t-test, and the improvement of the mean in percent, beside the one in the paper's Tables 3
-    and 7.
-
-    The improvement takes the same pairs; steps are compared where both seeds converged, and the note says how many did.
-    Arguments as in `paper_table`. Columns task, method, metric, unit, n_seeds, mean, ci95, p_value, improvement,
-    paper_improvement (both in percent, positive is better), note.
-    """
+    """What theta-importance sampling changes on the chirplet tasks (with minus without), as in `table_6`, and the
+    improvement of the mean in percent, of the same pairs, beside that of the paper's Tables 3 and 7."""
     rows, cells, theirs = [], cells_of(runs), paper_cells()
     for task in CHIRPLETS:
         mine = [run for run in runs if run.task == task]
         finished = min(sum(run.method == method and run.ok for run in mine) for method in SAMPLERS)
         reasons = [f"{METHODS[m].label}: {note}" for m in SAMPLERS if (note := row_note(mine, m, not_run))]
         for metric in (*TABLES[3], *TABLES[7][1::2]):
-            a, b = pairs(cells, task, *SAMPLERS, metric)
-            ours = paired_comparison(a, b) if len(a) >= 2 else (NAN,) * 3
-            before, after = (getattr(theirs.get((task, method, metric)), "mean", NAN) for method in SAMPLERS)
+            both, printed = ([side.get((task, m, metric)) for m in SAMPLERS] for side in (cells, theirs))
+            (a, b), (ours, note) = pairs(*both), _change(*both, metric, finished)
+            before, after = (getattr(cell, "mean", NAN) for cell in printed)
             better = (100 * (1 - b.mean() / a.mean()) if a.any() else NAN, 100 * (1 - after / before))
-            note = f"{len(a)} of {finished} pairs have {METRICS[metric].label}" if len(a) < finished else ""
-            row = (task, "plus_theta_is", metric, METRICS[metric].unit, len(a), *ours, *better, _joined(*reasons, note))
-            rows.append(row)
+            rows.append((task, "plus_theta_is", metric, *ours, *better, joined(*reasons, note)))
     columns = "task method metric unit n_seeds mean ci95 p_value improvement paper_improvement note"
     return pd.DataFrame(rows, columns=columns.split())
 
 
 def modulation_of_paths(probabilities: pd.DataFrame, config: dict[str, Any]) -> pd.DataFrame:
-    """Where the paths of a chirplet task lie: `probabilities` (columns path_idx, rate, scale, spin, probability, ...)
-    with am_hz = rate, fm_oct_per_s = rate / scale (infinite for the low-pass paths), over_uniform = probability times
-    the number of
-    paths, and inside: whether the path's centre lies in the synthesizer's range, or within 1 % of its border.
-
-    config: of a run, with sample_rate_hz, am_hz and fm_oct_per_s.
-    """
+    """`probabilities` (columns path_idx, rate, scale, spin, probability, ...) with am_hz = rate, fm_oct_per_s = rate /
+    scale (infinite for the low-pass paths), over_uniform = probability times the number of paths, and inside: whether
+    the path's centre lies in the ranges of config's am_hz and fm_oct_per_s, or within 1 % of their borders."""
     am_hz = probabilities["rate"] * config["sample_rate_hz"]
     fm_oct_per_s = am_hz / probabilities["scale"].where(probabilities["spin"] != 0, 0)
     inside = True
@@ -322,11 +288,10 @@ def modulation_of_paths(probabilities: pd.DataFrame, config: dict[str, Any]) -> 
 
 
 def mass_in_range(paths: dict[str, pd.DataFrame], not_run: dict[str, str]) -> pd.DataFrame:
-    """How much of the probability theta-importance sampling gives to the paths inside each synthesizer's range of AM
-    and FM.
+    """The probability (mass) that theta-importance sampling gives to the paths inside each synthesizer's range of AM
+    and FM, and their share of all paths (uniform).
 
-    paths: task -> `modulation_of_paths`. not_run: task -> why it has none. Columns task, n_paths, n_inside, mass (sum
-    of the probabilities of the paths inside), uniform (their share of all paths), ratio, note.
+    paths: task -> `modulation_of_paths`. not_run: task -> why it has none.
     """
     rows = []
     for task in CHIRPLETS:
@@ -341,11 +306,8 @@ def mass_in_range(paths: dict[str, pd.DataFrame], not_run: dict[str, str]) -> pd
 
 
 def table_10(configs: dict[str, dict[str, Any]], task: str = "granular") -> pd.DataFrame:
-    """Table 10, the hyperparameters of the granular task, or by another `task` Table 11 or 12.
-
-    Columns name, one per config of the code that runs, paper (as printed), and note, which marks the rows where the
-    last config differs from the paper. What a side does not have is blank.
-    """
+    """Table 10, the hyperparameters of the granular task, or by another `task` Table 11 or 12: a column for each of
+    `configs` and the paper's; the note marks where the last config differs from it."""
 
     def text(value: Any) -> str:
         return f"{value:g}" if isinstance(value, float) else str(value).replace("(", "[").replace(")", "]")
@@ -387,75 +349,68 @@ def show(table: pd.DataFrame) -> pd.DataFrame:
     if "verdict" in table and "equivalence_p" not in table:
         return table.drop(columns=["profile", "paper_verdict", "p_value", "rule"], errors="ignore")
     if "task" in table:
-        labels = {name: task.label for name, task in TASKS.items()}
-        table = table.assign(task=[labels.get(task, task) for task in table["task"]])  # "cost" is no task
+        table = table.assign(task=[TASKS[task].label if task in TASKS else task for task in table["task"]])
     if "metric" not in table:
         floats = table.select_dtypes("float")
-        numbers = {name: floats[name].map(_p_text if name.endswith(("_p", "_p_holm")) else number) for name in floats}
-        return table.assign(**numbers)
+        texts = {name: _p_text if name.endswith(("_p", "_p_holm")) else number for name in floats}
+        return table.assign(**{name: floats[name].map(text) for name, text in texts.items()})
     labels = {m.name: m.label for m in METHODS.values()} | {step: label for step, (label, *_) in STEPS.items()}
     table = table.assign(method=table["method"].map(labels))
     return _show_cells(table) if "verdict" in table else _show_wide(table)
 
 
 def _show_cells(table: pd.DataFrame) -> pd.DataFrame:
-    rows = []
-    for cell in table.itertuples():
-        row = {"table": cell.table.removeprefix("table_"), "task": cell.task, "method": cell.method}
-        row |= {"metric": str(METRICS[cell.metric]), "seeds": cell.n_seeds}
-        row |= {"ours": measured(cell.mean, cell.ci95, cell.p_value), "Holm": _p_text(cell.p_holm)}
-        row["paper"] = measured(cell.paper_mean, cell.paper_ci95, cell.paper_p)
-        row |= {"paper: Holm": _p_text(cell.paper_p_holm), "difference": number(cell.difference)}
-        row |= {"in %": number(cell.percent, 2), "verdict": cell.verdict, "note": cell.note, "records": cell.records}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    columns = "table task method metric seeds ours Holm paper paper:_Holm difference in_% verdict note records"
+    rows = [
+        (cell.table.removeprefix("table_"), cell.task, cell.method, str(METRICS[cell.metric]), cell.n_seeds)
+        + (measured(cell.mean, cell.ci95, cell.p_value), _p_text(cell.p_holm))
+        + (measured(cell.paper_mean, cell.paper_ci95, cell.paper_p), _p_text(cell.paper_p_holm))
+        + (number(cell.difference), number(cell.percent, 2), cell.verdict, cell.note, cell.records)
+        for cell in table.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=[name.replace("_", " ") for name in columns.split()])
 
 
 def _show_wide(table: pd.DataFrame) -> pd.DataFrame:
     rows, place = [], [name for name in ("task", "method") if name in table]
     for names, group in table.groupby(place, sort=False):
         failed = group["n_failed"].max() if "n_failed" in group else 0
-        row = dict(zip(place, names)) | {
-            "seeds": f"{group['n_seeds'].max()}" + (f" ({failed} failed)" if failed else "")
-        }
+        row = dict(zip(place, names)) | {"seeds": f"{group['n_seeds'].max()}{f' ({failed} failed)' if failed else ''}"}
         for cell in group.itertuples():
-            metric, p_value = METRICS[cell.metric], getattr(cell, "p_value", NAN)
-            row[str(metric)] = measured(cell.mean, cell.ci95, p_value) or (
-                "not run" if "not run" in cell.note else "none"
-            )
+            metric, absent = METRICS[cell.metric], "not run" if "not run" in cell.note else "none"
+            row[str(metric)] = measured(cell.mean, cell.ci95, getattr(cell, "p_value", NAN)) or absent
             if "improvement" in group:
                 row[f"{metric.label} better by (%)"] = number(cell.improvement, 2)
                 row[f"paper: {metric.label}"] = number(cell.paper_improvement, 2)
             else:
                 row[f"paper: {metric}"] = measured(cell.paper_mean, cell.paper_ci95, getattr(cell, "paper_p", NAN))
-        rows.append(row | {"note": _joined(*dict.fromkeys(group["note"]))})
+        rows.append(row | {"note": joined(*dict.fromkeys(group["note"]))})
     return pd.DataFrame(rows)
 
 
 def styled(table: pd.DataFrame, caption: str = "") -> Styler:
     """`show` for a notebook: nothing cut off, texts to the left, verdicts coloured, the caption above."""
-    green, yellow, red, grey = "#c8e6c9", "#fff3c4", "#ffcdd2", "#eeeeee"
+    green, yellow, red = "#c8e6c9", "#fff3c4", "#ffcdd2"
     colours = {"holds": green, "holds in part": yellow, "does not hold": red}
     colours |= {"equivalent": green, "intervals overlap": yellow, "different": red}
     shown, left = show(table), {"text-align": "left", "vertical-align": "top"}
     style = shown.style.hide(axis="index").format(escape="html").set_properties(**left).set_caption(caption)
     style.set_table_styles([{"selector": "th, caption", "props": "text-align: left"}])
     verdicts = [name for name in shown if name.endswith("verdict")]
-    return style.map(lambda verdict: f"background-color: {colours.get(verdict, grey)}; color: black", subset=verdicts)
+    look = "background-color: {}; color: black"
+    return style.map(lambda verdict: look.format(colours.get(verdict, "#eeeeee")), subset=verdicts)
 
 
 def write_table(table: pd.DataFrame, name: str, profile: str, output: Path = ROOT, caption: str = "") -> list[Path]:
-    """Write results/<profile>/tables/<name>.csv (numbers, with a profile column) and .md (`show`, the caption above it,
-    the profile's name in it unless it is "paper"). Returns the two paths."""
-    base = Path(output) / "results" / profile / "tables"
-    paths = [base / f"{name}.csv", base / f"{name}.md"]
+    """Write results/<profile>/tables/<name>.csv (numbers, with a profile column) and .md (`as_markdown`); the paths."""
+    paths = [Path(output) / "results" / profile / "tables" / f"{name}.{kind}" for kind in ("csv", "md")]
     write_csv(paths[0], table.assign(profile=profile))
     write_text_atomic(paths[1], as_markdown(table, name, profile, caption))
     return paths
 
 
 def as_markdown(table: pd.DataFrame, name: str, profile: str, caption: str = "") -> str:
-    """What `write_table` writes for people to read."""
+    """`show` under its caption, which names the profile unless it is "paper"."""
     shown = show(table).astype(str).apply(lambda column: column.str.replace("|", "\\|"))
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     title = name.replace("_", " ").capitalize().replace("Theta is", "Theta-IS")
@@ -464,9 +419,7 @@ def as_markdown(table: pd.DataFrame, name: str, profile: str, caption: str = "")
 
 
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Columns of a table that `write_table` wrote before; no row when it is not there.
-
-    Raises ValueError for a file without them."""
+    """Columns of a table that `write_table` wrote; no row when it is not there, ValueError for a file without them."""
     if not path.is_file():
         return pd.DataFrame(columns=columns)
     try:

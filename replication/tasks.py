@@ -27,13 +27,12 @@ from scrapl_lib.synths import ChirpletSynth, GranularSynth, SnareSynth
 
 from . import circuit_808
 from .baselines import EmbeddingLoss, MSSLoss, WeightsUnavailable
-from .data import COUNTS, OneShots, ThetaGrid, audio_files
+from .data import COUNTS, OneShots, ThetaGrid, audio_files, recordings_folder
 from .encoder import Encoder
 from .records import IMPORTANCE, ROOT
 
 PROFILES = ("smoke", "quick", "paper")
 CIRCUIT = f"circuit-model corpus, version {circuit_808.VERSION}"
-RECORDINGS_HZ = 44100  # of the files in TR808_DIR, whatever the profile's own rate
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "padam": PAdam, "psaga": PSAGA}
 # what the path probabilities of theta-importance sampling do not depend on
 _TRAINING = "optimizer epochs accumulate lr lr_end beta1 beta2 eps weight_decay gradient_scale n_audio_test".split()
@@ -110,18 +109,16 @@ class RunConfig:
                 raise ValueError(f"{field.name} must be at least {least}, got {value}")
         check_name("loss", self.loss, dict.fromkeys(method.loss for method in METHODS.values()))
         check_name("optimizer", self.optimizer, OPTIMIZERS)
-        if (self.importance_examples or 0) % self.batch_size:
-            found = self.importance_examples
-            raise ValueError(f"importance_examples must be a multiple of batch_size = {self.batch_size}, got {found}")
+        if (n := self.importance_examples or 0) % self.batch_size:
+            raise ValueError(f"importance_examples must be a multiple of batch_size = {self.batch_size}, got {n}")
         if self.accumulate > 1 and self.optimizer != "adamw":
-            raise ValueError(
-                f"accumulate must be 1 with {self.optimizer}: every part of a step would draw a path of its own"
-            )
+            why = "every part of a step would draw a path of its own"
+            raise ValueError(f"accumulate must be 1 with {self.optimizer}: {why}")
 
     @property
     def flat(self) -> dict[str, object]:
-        """The config as the record keeps it; fields that are None do not apply to the run and are left out, so that a
-        new kind of run may bring fields of its own without making older records stale."""
+        """The config as the record keeps it, without fields that are None: they do not apply, and a new kind of run may
+        bring fields of its own without making older records stale."""
         unused = _TRAINING if self.method == IMPORTANCE else ()
         return {name: value for name, value in asdict(self).items() if value is not None and name not in unused}
 
@@ -130,8 +127,8 @@ class RunConfig:
         return TASKS[self.task].make_synth(self)
 
     def data(self) -> ThetaGrid | OneShots:
-        """The task's parameters, synthesizer seeds and folds; or its sounds, which start without the common delay, and
-        their split, which is the seed's own."""
+        """The task's parameters and synthesizer seeds; or its sounds, which start without the common delay and are
+        split by the run's seed."""
         return TASKS[self.task].make_data(self)
 
     def encoder(self) -> Encoder:
@@ -150,11 +147,9 @@ class RunConfig:
 
     def transform(self) -> dict[str, int | bool]:
         """Arguments of SCRAPLLoss and JTFSLoss; those that are theirs by default are left out."""
-        arguments = {"shape": self.n_samples} | {
-            name: getattr(self, name) for name in ("J", "Q1", "Q2", "J_fr", "Q_fr")
-        }
-        arguments |= {name: getattr(self, name) for name in ("T", "F") if getattr(self, name) is not None}
-        return arguments | ({"log1p": True} if self.rho == "log1p" else {})
+        names = ("J", "Q1", "Q2", "J_fr", "Q_fr", "T", "F")
+        sizes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {"shape": self.n_samples} | sizes | ({"log1p": True} if self.rho == "log1p" else {})
 
     def derived(self) -> dict[str, int]:
         """What follows from the config and is worth knowing: sizes of the transform, of the encoder, of the run."""
@@ -178,10 +173,9 @@ class Method:
     """A way to train the encoder, and how tables and figures show it.
 
     style: colour (Okabe & Ito, Tol), marker and line in every figure.
-    make_loss: takes a `RunConfig` and returns the loss. loss: the loss's name in it, by default the method's own;
-        methods that differ in optimizer or path probabilities only share a loss.
-    tables: the paper's tables it stands in; it is run on the tasks that have them. A method of your own stands in Table
-        1, with blank cells where the paper's would be.
+    make_loss: takes a `RunConfig` and returns the loss. loss: its name, by default the method's own; methods that
+        differ in optimizer or path probabilities only share a loss.
+    tables: the paper's tables it stands in; it is run on the tasks that have them.
     optimizer: of `OPTIMIZERS`. gradient_scale: multiplies a loss whose gradient is below Adam's eps; not with log1p.
     step_cost: of a step relative to a SCRAPL step, roughly, to order runs and tell the time left.
     not_run: why it is not run unless asked for by name.
@@ -239,8 +233,8 @@ class Task:
     label: what tables call it. kind: "granular", "chirplet" or "tr808". condition: what published_tables.csv calls it.
     tables: the paper's tables of its results, by which `methods_of` finds its methods. hyperparameters: theirs.
     make_synth, make_data: take a `RunConfig` and return its synthesizer and its data.
-    sizes: of a profile the fields of `RunConfig` that differ from its defaults, `seeds`, their number, and `only`, a
-        dict from a method to such fields of its own.
+    sizes: by profile, the fields of `RunConfig` that differ from its defaults, `seeds`, their number, and `only`, such
+        fields of single methods.
     """
 
     name: str
@@ -275,7 +269,7 @@ def _circuit_counts(c: RunConfig) -> dict[str, int]:
 def _one_shots(c: RunConfig) -> OneShots:
     n_samples = c.n_samples - c.common_delay
     if c.sounds != CIRCUIT:
-        return OneShots.from_folder(None, c.sample_rate_hz, n_samples, c.seed, file_rate_hz=RECORDINGS_HZ)
+        return OneShots.from_folder(None, c.sample_rate_hz, n_samples, c.seed)
     return OneShots.from_circuit(_circuit_counts(c), c.sample_rate_hz, n_samples, c.seed, cache=ROOT / "cache")
 
 
@@ -318,10 +312,10 @@ TR808 = {name: task for name, task in TASKS.items() if task.kind == "tr808"}
 
 
 @functools.cache
-def _recordings(folder: str) -> str:
+def _recordings(folder: Path) -> str:
     """What a config says of a folder of recordings: a hash of the names and contents that are read, not its place."""
     digest = hashlib.sha256()
-    for name, path in audio_files(Path(folder).expanduser().resolve())[0].items():
+    for name, path in audio_files(folder)[0].items():
         digest.update(name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return f"recordings {digest.hexdigest()[:16]}"
 
@@ -341,16 +335,16 @@ def make_config(task: str, method: str, seed: int, profile: str, **changes: obje
     size, chosen = TASKS[task].fields(method, profile), METHODS[method]
     del size["seeds"]
     if "n_sounds" in size:
-        folder = os.environ.get("TR808_DIR")
-        size |= {"sounds": _recordings(folder), "n_sounds": None} if folder else {"sounds": CIRCUIT}
+        recorded = bool(os.environ.get("TR808_DIR"))
+        size |= {"sounds": _recordings(recordings_folder()), "n_sounds": None} if recorded else {"sounds": CIRCUIT}
     if size.get("rho") is None:
         size["gradient_scale"] = chosen.gradient_scale
     return replace(RunConfig(profile, task, method, seed, chosen.loss, chosen.optimizer, **size), **changes)
 
 
 def importance_config(task: str, profile: str, **changes: object) -> RunConfig:
-    """The path probabilities that the `scrapl` runs of all seeds draw from, as a config: what decides them, and their
-    place among the runs. They come from the initial weights of seed 0; `changes` as in `make_config`."""
+    """The path probabilities that the `scrapl` runs of all seeds draw from, as a config: they come from the initial
+    weights of seed 0. `changes` as in `make_config`."""
     return replace(make_config(task, "scrapl", 0, profile, **changes), method=IMPORTANCE)
 
 
@@ -379,9 +373,8 @@ def grid(
 
     Raises: ValueError for unknown names, and for a method whose model cannot be loaded, with the reason and what to do.
     """
-    suited = methods_of(task)
+    suited, configs = methods_of(task), []
     check_name("profile", profile, PROFILES)
-    configs = []
     seeds = None if seeds is None else list(seeds)
     for method in [name for name in suited if name not in NOT_RUN] if methods is None else methods:
         check_name("method", method, METHODS)
@@ -411,8 +404,8 @@ def step_cost(method: str) -> float:
 
 def run_cost(config: RunConfig) -> float:
     """Rough cost of a run: samples heard times `step_cost`. Recordings count as many as the paper's."""
-    known = config.grid_size and config.grid_size**2 * config.n_synth_seeds
-    n_items = known or config.n_sounds or sum(COUNTS.values())
+    grid_items = config.grid_size and config.grid_size**2 * config.n_synth_seeds
+    n_items = grid_items or config.n_sounds or sum(COUNTS.values())
     return config.epochs * n_items * config.n_samples * step_cost(config.method)
 
 
@@ -420,8 +413,8 @@ def by_worth(found: dict[RunConfig, str]) -> list[RunConfig]:
     """The missing ones of `found` (run -> its state on disk), in the order in which a limited time is best spent.
 
     One seed of every task and method, then a second one of each, and so on; within such a round the cheap before the
-    dear, by `run_cost`, which counts path probabilities that are missing too. These come right before the first run
-    that needs them.
+    dear, by `run_cost`. Path probabilities that are missing count too, and come right before the first run that needs
+    them.
     """
 
     def missing(*configs: RunConfig | None) -> list[RunConfig]:

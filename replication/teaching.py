@@ -28,10 +28,9 @@ from torch import Tensor
 from scrapl_lib.importance import probabilities
 from scrapl_lib.jtfs import JTFS
 from scrapl_lib.losses import SCRAPLLoss
-from scrapl_lib.optim import PSAGA, PAdam
 
 from .problem import Problem
-from .tasks import PROFILES, RunConfig, check_name, make_config
+from .tasks import OPTIMIZERS, PROFILES, RunConfig, check_name, make_config
 from .trainer import Training
 
 LEAST_PLAYED_HZ = 8000  # browsers refuse sounds of some lower rates
@@ -48,18 +47,14 @@ def demo_config(profile: str, method: str, seed: int, **changes: object) -> RunC
 
     `changes` replace single fields. Raises ValueError for an unknown profile, method or field.
     """
-    check_name("profile", profile, PROFILES)
-    if profile == "smoke":
-        return make_config("granular", method, seed, "smoke", **changes)
-    return make_config("granular", method, seed, "quick", **(_DEMO | changes))
+    if check_name("profile", profile, PROFILES) != "smoke":
+        profile, changes = "quick", _DEMO | changes
+    return make_config("granular", method, seed, profile, **changes)
 
 
 def interact(function: Callable, **controls: object) -> None:
-    """`ipywidgets.interact` where a person can move the sliders; nothing where the project's runner executes it.
-
-    Nobody can move a slider in an executed copy, and the messages that widgets exchange with papermill's client while a
-    cell runs were seen to leave both sides waiting for ever.
-    """
+    """`ipywidgets.interact` where a person can move the sliders; nothing where the project's runner executes it: the
+    messages that widgets exchange with papermill's client were seen to leave both sides waiting for ever."""
     if "SCRAPL_STATIC" not in os.environ:
         ipywidgets.interact(function, **controls)
 
@@ -87,23 +82,24 @@ def check(answer: object, expected: object, *arguments: object, tol: float = 1e-
     def said(values: Tensor) -> str:
         return f"numbers of shape {tuple(values.shape)}" if values.ndim else "one number"
 
+    expected = torch.as_tensor(expected, dtype=torch.float64).detach()
+    got = f"expected {said(expected)}, got "
     try:
         given = answer(*arguments) if callable(answer) else answer
+        if given is ...:
+            return Markdown(NOT_YET)
     except (Exception, SystemExit) as error:  # a reader's code may do anything
         return Markdown(f"**Not yet**: your function raised {type(error).__name__}: {error}. {hint}")
-    if given is ...:
-        return Markdown(NOT_YET)
-    expected = torch.as_tensor(expected, dtype=torch.float64).detach()
     try:
         numbers = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
     except Exception:  # no numbers, too large ones, none at all (device meta)
-        return Markdown(f"**Not yet**: expected {said(expected)}, got {reprlib.repr(given)}. {hint}")
+        return Markdown(f"**Not yet**: {got}{reprlib.repr(given)}. {hint}")
     if numbers.shape != expected.shape:
-        return Markdown(f"**Not yet**: expected {said(expected)}, got {said(numbers)}. {hint}")
+        return Markdown(f"**Not yet**: {got}{said(numbers)}. {hint}")
     if (numbers - expected).abs().max() <= tol * expected.abs().max():
         return Markdown("**Right.**")
-    got = "the shape is right, the numbers are not" if numbers.ndim else f"got {numbers.item():.4g}"
-    return Markdown(f"**Not yet**: {got}. {hint}")
+    wrong = "the shape is right, the numbers are not" if numbers.ndim else f"got {numbers.item():.4g}"
+    return Markdown(f"**Not yet**: {wrong}. {hint}")
 
 
 # ---- losses and gradients, path by path -----------------------------------------------------------------------------
@@ -117,18 +113,16 @@ def path_losses(loss: SCRAPLLoss, x_hat: Tensor, x: Tensor) -> Tensor:
     """
     jtfs = loss.jtfs
     with torch.no_grad():
-        _, bands = jtfs.first_order_and_bands(x)
-    _, bands_hat = jtfs.first_order_and_bands(x_hat)
+        bands = jtfs.first_order_and_bands(x)[1]
     rows = []
-    for n2, Y2 in bands.items():
-        paths = jtfs.paths_of(n2)
-        pairs = zip(jtfs.coefficients(bands_hat[n2], paths), jtfs.coefficients(Y2, paths))
-        rows += [torch.linalg.vector_norm((S_hat - S).flatten(1), dim=1) for S_hat, S in pairs]
+    for n2, band_hat in jtfs.first_order_and_bands(x_hat)[1].items():
+        both = (jtfs.coefficients(Y2, jtfs.paths_of(n2)) for Y2 in (band_hat, bands[n2]))
+        rows += [torch.linalg.vector_norm((S_hat - S).flatten(1), dim=1) for S_hat, S in zip(*both)]
     return torch.stack(rows)
 
 
 def reconstruct(problem: Problem, items: Tensor, seeds: Tensor) -> Tensor:
-    """What encoder and synthesizer make of the data set's `items`, with synthesizer seeds `seeds`: (batch, 1, samples)."""
+    """What encoder and synthesizer make of the data set's `items`, with synthesizer `seeds`: (batch, 1, samples)."""
     return problem.synth(problem.encoder(problem.features[items]), seeds)
 
 
@@ -138,7 +132,7 @@ def path_slopes(
     """Derivative of every path's loss of every pair in the pair's own parameters: (P, batch, U), in float64.
 
     Central differences along the derivatives of the audio: 2 U times all paths' losses, no backward pass per path.
-    synthesize: theta (batch, U) -> audio, items by themselves. x: the references.
+    synthesize: theta (batch, U) -> audio, each item by itself. x: the references.
     """
     theta, x, slopes = theta.detach().double(), x.double(), []
     with torch.no_grad():
@@ -175,7 +169,7 @@ def updates_at_rest(optimizer: str, gradients: Tensor, n_steps: int, seed: int) 
     that gradient, wherever it went before.
 
     Args:
-        optimizer: "adamw", "padam" or "psaga". gradients: (batches, P, W), scaled (see `RunConfig.gradient_scale`).
+        optimizer: of `OPTIMIZERS`. gradients: (batches, P, W), scaled (see `RunConfig.gradient_scale`).
     Returns:
         updates (n_steps, W), to be subtracted from the weights; the paths drawn (n_steps,).
     """
@@ -184,15 +178,11 @@ def updates_at_rest(optimizer: str, gradients: Tensor, n_steps: int, seed: int) 
     paths, batches = rng.integers(n_paths, size=n_steps), rng.integers(n_batches, size=n_steps)
     drawn = SimpleNamespace(n_paths=n_paths, path_idx=None)
     w = torch.zeros(n_weights, dtype=torch.float64, requires_grad=True)
-    if optimizer == "adamw":
-        rule = torch.optim.AdamW([w], lr=1.0, weight_decay=0.0)
-    else:
-        rule = {"padam": PAdam, "psaga": PSAGA}[optimizer]([w], drawn, lr=1.0, weight_decay=0.0)
+    rule = OPTIMIZERS[optimizer]([w], *([] if optimizer == "adamw" else [drawn]), lr=1.0, weight_decay=0.0)
     updates = torch.empty(n_steps, n_weights)
     for step, (path, batch) in enumerate(zip(paths.tolist(), batches.tolist())):
-        drawn.path_idx = path
+        drawn.path_idx, before = path, w.detach().clone()
         w.grad = gradients[batch, path].double()
-        before = w.detach().clone()
         rule.step()
         updates[step] = before - w.detach()
     return updates, torch.from_numpy(paths)
@@ -237,7 +227,7 @@ def _rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-# ---- theta-importance sampling ------------------------------------------------------------------------------------------
+# ---- theta-importance sampling --------------------------------------------------------------------------------------
 
 
 class AdaptiveProbs:
@@ -251,8 +241,8 @@ class AdaptiveProbs:
         theta_hat = encoder(x); theta_hat.retain_grad()
         loss(synth(theta_hat), x).backward(); optimizer.step(); adaptive.update(theta_hat.grad)
 
-    n_params: U. decay: of the running mean at each draw of a path; its first 1 / (1 - decay) draws count alike. floor: see
-    `probabilities`; above 0, so that every path keeps a chance and an unbiased weight is at most 1 / floor.
+    n_params: U. decay: of the running mean at each draw of a path; its first 1 / (1 - decay) draws count alike.
+    floor: see `probabilities`; above 0, so that every path keeps a chance and an unbiased weight is at most 1 / floor.
     """
 
     def __init__(self, loss: SCRAPLLoss, n_params: int, decay: float = 0.9, floor: float = 0.1) -> None:
@@ -299,9 +289,8 @@ def show_sound(x: Tensor, jtfs: JTFS, sample_rate_hz: float, title: str = "", wi
     energy = jtfs(x.detach().view(1, 1, -1))[0, jtfs.first_order_paths :].square().sum(dim=(1, 2)).numpy()
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.3), layout="constrained")
     draw_spectrogram(axes[0], x, sample_rate_hz, window)
-    dots = draw_paths(
-        axes[1], jtfs, 10 * np.log10(energy / energy.max() + 1e-12), sample_rate_hz, vmin=-40, vmax=0, s=50
-    )
+    energy_db = 10 * np.log10(energy / energy.max() + 1e-12)
+    dots = draw_paths(axes[1], jtfs, energy_db, sample_rate_hz, vmin=-40, vmax=0, s=50)
     figure.colorbar(dots, label="energy of the path (dB)")
     figure.suptitle(title, fontsize=10)
     plt.show()

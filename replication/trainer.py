@@ -19,25 +19,13 @@ import torch
 from torch import Tensor
 
 from scrapl_lib.losses import p_loss
-from scrapl_lib.optim import PSAGA, PAdam
 
 from .checkpoints import alone, checkpoint_folder, load_checkpoint, save_checkpoint
 from .data import meso_seeds
 from .evaluate import evaluate
-from .path_probabilities import importance_folder, path_probabilities
+from .path_probabilities import path_probabilities
 from .problem import CHUNK, Problem, check_device
-from .records import (
-    COLUMNS,
-    ROOT,
-    Run,
-    config_hash,
-    read_record,
-    read_run,
-    run_folder,
-    run_state,
-    utc_now,
-    write_run,
-)
+from .records import COLUMNS, ROOT, Run, config_hash, read_run, run_folder, run_state, utc_now, write_run
 from .tasks import RunConfig
 
 CHECKPOINT_EVERY_S = 120.0
@@ -58,13 +46,7 @@ class Training(Problem):
 
     def __init__(self, config: RunConfig, device: torch.device | str = "cpu", probs: Tensor | None = None) -> None:
         super().__init__(config, device, probs)
-        options = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
-        options["weight_decay"] = config.weight_decay
-        if config.optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(self.encoder.parameters(), **options)
-        else:  # they ask the loss which path was drawn
-            kind = {"padam": PAdam, "psaga": PSAGA}[config.optimizer]
-            self.optimizer = kind(self.encoder.parameters(), self.loss, **options)
+        self.optimizer = config.make_optimizer(self.encoder.parameters(), self.loss)
         self.steps_per_epoch = len(self.data.batches("train", config.batch_size * config.accumulate))
         self.n_steps = config.epochs * self.steps_per_epoch
         self.look_every = LOOK_EVERY[self.device.type]
@@ -146,9 +128,8 @@ class Training(Problem):
 
     def check_finite(self, loss: Tensor, n_steps: int) -> None:
         """Raise RunFailed unless loss and gradients are finite; n_steps: since the last look."""
-        largest = torch.nn.utils.get_total_norm(
-            [w.grad for w in self.encoder.parameters() if w.grad is not None], math.inf
-        )
+        gradients = [w.grad for w in self.encoder.parameters() if w.grad is not None]
+        largest = torch.nn.utils.get_total_norm(gradients, math.inf)
         if not (torch.isfinite(loss) and torch.isfinite(largest)):
             path = getattr(self.loss, "path_idx", None)
             where = f"step {self.step}" + ("" if path is None else f", path {path}")
@@ -159,9 +140,8 @@ class Training(Problem):
     def validate(self) -> None:
         """Log parameter errors and loss on the validation fold, and keep the weights of the lowest loss.
 
-        Always with the same synthesizer seeds, the same paths (one per batch, drawn from the sampling probabilities)
-        and
-        the same random resolutions: epochs differ by the weights alone.
+        Always with the same synthesizer seeds, paths (one per batch, drawn from the sampling probabilities) and random
+        resolutions: epochs differ by the weights alone.
         """
         c, items_of_fold = self.config, self.data.val
         if self.theta is not None:
@@ -173,7 +153,7 @@ class Training(Problem):
             if c.loss == "scrapl":
                 generator = torch.Generator().manual_seed(c.seed)
                 paths = torch.multinomial(self.loss.probs, len(batches), replacement=True, generator=generator).tolist()
-                references = [self.loss.jtfs.path(self.x[items], path) for path, items in zip(paths, batches)]
+                references = [self.loss.coefficients(self.x[items], path) for path, items in zip(paths, batches)]
                 self._validation = [{"path_idx": path, "S": S} for path, S in zip(paths, references)]
         self.encoder.eval()
         numpy_state = np.random.get_state()
@@ -191,7 +171,6 @@ class Training(Problem):
         self.history.append((self.step, split, metric, value, sum(self.step_s)))
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the encoder's weights."""
         return {name: value.detach().clone() for name, value in self.encoder.state_dict().items()}
 
     def history_table(self) -> pd.DataFrame:
@@ -215,10 +194,7 @@ def fit(config: RunConfig, device: torch.device | str = "cpu") -> Training:
 
 
 def train(config: RunConfig, output: Path = ROOT, device: str = "cpu") -> Run:
-    """Train one run to its end, from its newest checkpoint if there is one, and write its record.
-
-    A finished or failed run is returned as it is. Errors as in `train_steps`.
-    """
+    """`train_steps` to the end of the run; a finished or failed one is returned as it is."""
     for _ in train_steps(config, output, device):
         pass
     return read_run(run_folder(config.profile, config.task, config.method, config.seed, output))
@@ -227,15 +203,13 @@ def train(config: RunConfig, output: Path = ROOT, device: str = "cpu") -> Run:
 def train_steps(
     config: RunConfig, output: Path = ROOT, device: str = "cpu", checkpoint_every_s: float | None = None
 ) -> Iterator[Training]:
-    """`train`, step by step: yields the training after every step, and takes a checkpoint, if one is due, when asked to
-    go on.
+    """Train one run, from its newest checkpoint if there is one, and write its record. Yields the training after every
+    step, and takes a checkpoint, if one is due, when asked to go on.
 
-    checkpoint_every_s: None is CHECKPOINT_EVERY_S. Whoever sets `stopping` of it gets a checkpoint as soon as one can
-    be taken, and no more steps and no record. The run's lock is held until the last step is asked for, or this is
-    closed.
+    checkpoint_every_s: None is CHECKPOINT_EVERY_S. Whoever sets `stopping` of the training gets a checkpoint as soon as
+    one can be taken, and no more steps and no record. The run's lock is held until this ends or is closed.
 
-    Raises: ValueError for a missing device, a stale record in the way or missing path probabilities; BrokenRecord for a
-    broken record.
+    Raises: ValueError for a missing device, a stale record in the way or missing path probabilities; BrokenRecord.
     """
     place = check_device(device)
     folder = run_folder(config.profile, config.task, config.method, config.seed, output)
@@ -247,10 +221,10 @@ def train_steps(
         if state == "missing":
             start_utc, status, saved_s = utc_now(), "ok", time.monotonic()
             every_s = CHECKPOINT_EVERY_S if checkpoint_every_s is None else checkpoint_every_s
-            probs, more, training, test = None, {}, None, pd.DataFrame([], columns=COLUMNS["test.csv"])
+            history, test = (pd.DataFrame([], columns=columns) for columns in COLUMNS.values())
+            probs, more, training = None, {}, None
             if config.method == "scrapl":
-                probs, (record, _) = path_probabilities(config, output), read_record(importance_folder(config, output))
-                more["probabilities_sha256"] = record["files"]["probabilities.csv"]["sha256"]
+                probs, more["probabilities_sha256"] = path_probabilities(config, output)
             try:
                 training = Training(config, place, probs)
                 load_checkpoint(training, checkpoints)
@@ -269,17 +243,9 @@ def train_steps(
                 status = f"failed:{error}"
             except (torch.OutOfMemoryError, MemoryError) as error:
                 status = f"failed:out of memory: {(str(error).splitlines() or [type(error).__name__])[0]}"
-            write_run(
-                folder,
-                status=status,
-                config=config.flat,
-                history=training.history_table() if training else pd.DataFrame([], columns=COLUMNS["history.csv"]),
-                test=test,
-                start_utc=start_utc,
-                device=place,
-                threads=torch.get_num_threads(),
-                train_step_ms=training.step_ms() if training else None,
-                deterministic=torch.are_deterministic_algorithms_enabled(),
-                **more,
-            )
+            if training:
+                history = training.history_table()
+            about = {"status": status, "config": config.flat, "start_utc": start_utc, "device": place}
+            about["train_step_ms"] = training.step_ms() if training else None
+            write_run(folder, history=history, test=test, **about, **more)
         shutil.rmtree(checkpoints, ignore_errors=True)

@@ -17,7 +17,6 @@ The sums over m and k' are FFTs of length M, which stay in a core's cache; those
 of the q that hold a band. Modulus and average do not depend on the order of the samples.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from .precision import in_full_precision
 
 CHUNK = 2**18  # complex numbers held at once by the innermost loops on a CPU: what fits in a core's cache
 DEVICE_CHUNK = 2**27  # the same elsewhere, where it only bounds the memory
@@ -43,20 +44,6 @@ def constant(values: np.ndarray, like: Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(device=like.device, dtype=dtype)
 
 
-def without_autocast(function: Callable) -> Callable:
-    """The function without torch.autocast on the device of its last tensor: results keep the precision of the audio."""
-
-    @functools.wraps(function)
-    def computed(*args: Any) -> Any:
-        kind = next(arg.device.type for arg in reversed(args) if isinstance(arg, Tensor))
-        if not torch.amp.is_autocast_available(kind):
-            return function(*args)
-        with torch.autocast(kind, enabled=False):
-            return function(*args)
-
-    return computed
-
-
 # ---- linear maps ----------------------------------------------------------------------------------------------------
 
 
@@ -67,13 +54,13 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    @without_autocast
+    @in_full_precision
     def forward(ctx: Any, apply: Callable, adjoint: Callable, *x: Tensor) -> Tensor | tuple[Tensor, ...]:
         ctx.maps = apply, adjoint
         return apply(*x)
 
     @staticmethod
-    @without_autocast
+    @in_full_precision
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         grad = linear(*reversed(ctx.maps), *grads)
         return None, None, *(grad if isinstance(grad, tuple) else (grad,))
@@ -154,7 +141,7 @@ class BlockFFT:
         """Bins 0 .. Q M - 1, complex (..., Q M), the others being 0 -> complex signals in rows (..., R, M)."""
         Z = bands.unflatten(-1, (-1, self.M))
         if self.R > 1:
-            Z = (self._rows(*range(Z.shape[-2])) @ Z) * self._turn
+            Z = times(self._rows(*range(Z.shape[-2])), Z) * self._turn
         return torch.fft.ifft(Z, norm="forward")
 
     def analysis(self, u: Tensor, n_bins: int) -> Tensor:
@@ -221,7 +208,7 @@ class _AveragedModulus(torch.autograd.Function):
     """
 
     @staticmethod
-    @without_autocast
+    @in_full_precision
     def forward(ctx: Any, Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
         ctx.save_for_backward(Y, psi, phi)
         lanes = _Lanes(Y, psi, phi)
@@ -232,12 +219,12 @@ class _AveragedModulus(torch.autograd.Function):
         return S.unflatten(0, (-1, lanes.n)).sum(dim=1)
 
     @staticmethod
-    @without_autocast
+    @in_full_precision
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         Y, psi, phi = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated itself: by the plain formula
             Y = Y if Y.requires_grad else Y.detach().requires_grad_()
-            S = times(phi.mT, modulus(psi @ Y).mT).mT
+            S = times(phi.mT, modulus(times(psi, Y)).mT).mT
             return *torch.autograd.grad(S, Y, grad, create_graph=True), None, None
         lanes = _Lanes(Y, psi, phi)
         rows = lanes.rows(Y)

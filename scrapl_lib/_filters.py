@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from kymatio.scattering1d.filter_bank import compute_params_filterbank, gauss_1d, morlet_1d
 
-__all__ = ["Wavelet", "circulant", "fold", "gauss_1d", "morlet_1d", "once", "reach", "wavelets"]
+__all__ = ["Wavelet", "circulant", "fold", "gauss_1d", "morlet_1d", "once", "reach", "support", "wavelets"]
 
 SIGMA0 = 0.1  # bandwidth of the low-pass filter of scale 1, cycles per sample
 ALPHA = 5.0  # a filter is subsampled as far as xi + ALPHA sigma stays below Nyquist
@@ -26,6 +26,16 @@ class Wavelet(NamedTuple):
 def wavelets(J: int, Q: int) -> list[Wavelet]:
     """Q wavelets per octave over J octaves, from high to low."""
     return [Wavelet(*w) for w in zip(*compute_params_filterbank(SIGMA0 / 2**J, Q, ALPHA, R_PSI), strict=True)]
+
+
+def support(wavelet: Wavelet, N: int, longest: int, floor: float) -> tuple[int, np.ndarray]:
+    """First bin (it may be negative) and values of the wavelet's spectrum on N bins where they are above `floor` of the
+    peak, at most `longest` of them."""
+    middle = round(wavelet.xi * N) - N // 2
+    psi = np.roll(morlet_1d(N, wavelet.xi, wavelet.sigma), -middle)
+    inside = np.flatnonzero(np.abs(psi) > floor * psi.max())
+    first, end = max(inside[0], (N - longest) // 2), min(inside[-1] + 1, (N + longest) // 2)
+    return int(first) + middle, psi[first:end]
 
 
 def reach(h_hat: np.ndarray) -> int:

@@ -1,8 +1,4 @@
-"""The parts of theta-importance sampling: slopes, curvatures, products with M, largest eigenvalues.
-
-`importance` explains the mathematics and its letters. `audio_jets` are the derivatives of the audio, `Encoder` has
-those of theta and the products with M, and `arnoldi` finds the largest eigenvalue from the products alone.
-"""
+"""Slopes, curvatures, products with M and largest eigenvalues: see `importance` for mathematics and letters."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import SINGLE_OR_DOUBLE
 from .jets import Jets
 
 Encode = Callable[[Tensor], Tensor]
@@ -39,8 +36,7 @@ def _check_same(name: str, first: Tensor, second: Tensor, advice: str) -> None:
 def audio_jets(x: Tensor, theta: Tensor, synthesize: Synthesize) -> Tensor:
     """The audio of theta (n, U) with its derivatives in theta, in float64: jets (n, K, samples), see `Jets`.
 
-    x: the reference audio (n, 1, samples). Raises: ValueError for audio of another shape, without a graph, or not the
-    same in two calls.
+    x: the reference (n, 1, samples). Raises: ValueError for other shapes, no graph, or two calls that differ.
     """
     theta = theta.detach().double().clone().requires_grad_()
     audio = synthesize(theta)
@@ -54,12 +50,11 @@ def audio_jets(x: Tensor, theta: Tensor, synthesize: Synthesize) -> Tensor:
     # A backward pass is linear in the y that it starts from: its derivative in y is the tangent of the audio.
     U, y = theta.shape[1], torch.zeros_like(audio, requires_grad=True)
     (back,) = torch.autograd.grad(audio, theta, y, create_graph=True)
-    firsts = [_grad(back[:, u], [y], retain_graph=True)[0] for u in range(U)]
-    seconds = {}
+    jet = [audio.detach(), *(_grad(back[:, u], [y], retain_graph=True)[0] for u in range(U))]
     for u in range(U):
         (bent,) = _grad(back[:, u], [theta], create_graph=True)
-        seconds |= {(u, v): _grad(bent[:, v], [y], retain_graph=True)[0] for v in range(u, U)}
-    return Jets(U).stack(audio.detach(), firsts, seconds).squeeze(2).double()
+        jet += [_grad(bent[:, v], [y], retain_graph=True)[0] for v in range(u, U)]
+    return torch.cat(jet, dim=1).double()
 
 
 def slopes_and_curvatures(
@@ -67,8 +62,7 @@ def slopes_and_curvatures(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield each path with its s (N, U) and H (N, U, U). batches: jets of audio, and reference audio; N: all items.
 
-    A loss that has `derivatives` shares the first order among all paths: those of all paths are computed before the
-    first is yielded. Other losses are differentiated path by path.
+    A loss with `derivatives` gives those of all paths before the first is yielded; others go path by path.
     """
     at_once, done, total = hasattr(loss, "derivatives"), 0, len(paths) * sum(len(x) for _, x in batches)
     of_loss = loss.derivatives if at_once else functools.partial(_derivatives_backwards, loss)
@@ -109,11 +103,9 @@ def _derivatives_backwards(
         for u in range(jets.U):
             (curved,) = _grad(g[:, 0] * tangents[:, u], [x_hat], retain_graph=True)
             H[:, u] = torch.einsum("bvn,bn->bv", tangents, curved[:, 0])
+        bent = (g.detach() * seconds).sum(dim=2)
         for i, (u, v) in enumerate(jets.pairs):
-            bent = (g[:, 0].detach() * seconds[:, i]).sum(dim=1)
-            H[:, u, v] += bent
-            if u != v:
-                H[:, v, u] += bent
+            H[:, [u, v], [v, u]] += bent[:, i, None]  # once where u = v
         yield p, s, H
 
 
@@ -123,13 +115,13 @@ def _derivatives_backwards(
 class Encoder:
     """The encoder's estimates and their Jacobians at the present weights.
 
-    thetas: of each batch, (n, U). J: d theta_{n,u} / dw, (N, U, W), in the weights' dtype. gram: all products of two of
+    thetas: of each batch, (n, U). J: d theta_{n,u} / dw, (N, U, W), in the weights' dtype. gram: products of any two of
     its rows, (N, U, N, U), float64.
     """
 
     def __init__(self, encode: Encode, inputs: Sequence[Tensor], params: Sequence[Tensor]) -> None:
-        good = all(isinstance(w, Tensor) and w.requires_grad for w in params)
-        if not params or not good or any(w.dtype not in (torch.float32, torch.float64) for w in params):
+        good = [isinstance(w, Tensor) and w.requires_grad and w.dtype in SINGLE_OR_DOUBLE for w in params]
+        if not good or not all(good):
             raise ValueError("params must be the encoder's weights, float32 or float64 tensors that require gradients")
         self.encode, self.params = encode, params
         if all(w.dtype == torch.float32 for w in params):
@@ -191,8 +183,7 @@ class Encoder:
     def product(self, s: Tensor, H: Tensor, u: int) -> Callable[[Tensor], Tensor]:
         """v -> sum_n J_nu sum_u' H_nu' (J_nu' . v) + d/dw (v . grad_w sum_n s_n theta_nu) for s (N,), H (N, U).
 
-        The second term is a backward pass through the graph of grad_w sum_n s_n theta_nu, built once for all products
-        if there are at most ENCODER_CHUNK items; otherwise chunk by chunk for each.
+        The graph of grad_w sum_n s_n theta_nu is built once if there are at most ENCODER_CHUNK items, else each time.
         """
 
         def gradient(part: Tensor, s: Tensor) -> tuple[Tensor, ...]:
@@ -222,9 +213,9 @@ def arnoldi(product: Callable[[Tensor], Tensor], start: Tensor, n_iter: int, tol
 
     The rows of Q are an orthonormal basis of start, M start, M^2 start, ...; the eigenvalues of T = Q M Q^T approach
     the outer ones of M. Converged: with the last product the largest changed by at most `tol` of itself; and its
-    residual |M y - value y|, and that of any other value which its residual may lift above it, is at most the root of
-    `tol` of it (where M is nearly symmetric, errors go with the squares of residuals). Or M maps the basis into itself.
-    As with power iteration, an eigenvalue whose vector `start` hardly has may be missed. NaN: a product is not finite.
+    residual |M y - value y|, and that of any value which its own may lift above it, is at most the root of `tol` of it
+    (where M is nearly symmetric, errors go with the squares of residuals). Or M maps the basis into itself. As with
+    power iteration, an eigenvalue whose vector `start` hardly has may be missed. NaN: a product is not finite.
     """
     Q, T = start.new_empty(n_iter + 1, len(start)), np.zeros((n_iter + 1, n_iter))
     Q[0], last = start / start.norm(), np.nan

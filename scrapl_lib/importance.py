@@ -16,12 +16,12 @@ theta_n alone, so with H_n = d2L_p / dtheta_n2 (U x U)
 s and H need no encoder: first and second derivatives of the audio are carried forward through the transform, whose
 first order all paths share (`SCRAPLLoss.derivatives`). The J are shared by all paths. The first (Gauss-Newton) term has
 at most rank N; the second takes one Hessian-vector product of the encoder. M_u is not symmetric: its eigenvalues may be
-negative or complex, and C is the magnitude. In place of power iteration, each path and parameter has an Arnoldi
-iteration, which converges for complex pairs and nearly opposite eigenvalues, too, and both are common here.
+negative or complex, and C is the magnitude. Arnoldi iteration, in place of power iteration, converges for complex pairs
+and nearly opposite eigenvalues, too, and both are common here.
 
-Precision: s and H are computed in float64, because H is the small difference of two numbers up to 400 times as large
-(the audio's phases turn by thousands of radians with theta). J and the products with M have the weights' dtype. Several
-batches: L is the mean over each batch, M the sum over batches, and C an eigenvalue of that sum.
+s and H are float64, because H is the small difference of two numbers up to 400 times as large (the audio's phases turn
+by thousands of radians with theta); J and the products with M have the weights' dtype. Several batches: L is the mean
+over each, M the sum over batches, and C an eigenvalue of that sum.
 """
 
 import warnings
@@ -40,8 +40,7 @@ def probabilities(curvature: Tensor, floor: float = 0.0) -> Tensor:
     """Equation 10: curvature (U, P) -> probabilities (P,), float64.
 
     A parameter whose curvature is 0 for every path has no preference and is left out of the mean over parameters.
-    `floor` mixes the uniform distribution in: pi <- (1 - floor) pi + floor / P, so that no pi_p is below floor / P.
-
+    `floor` mixes the uniform distribution in: pi <- (1 - floor) pi + floor / P.
     Raises: ValueError for curvature that is negative, not finite, or 0 everywhere, and for a floor outside [0, 1].
     """
     if not 0 <= floor <= 1:
@@ -49,7 +48,7 @@ def probabilities(curvature: Tensor, floor: float = 0.0) -> Tensor:
     C = torch.as_tensor(curvature, dtype=torch.float64, device="cpu")
     if C.ndim != 2 or C.numel() == 0 or not torch.isfinite(C).all() or (C < 0).any():
         raise ValueError(
-            f"curvature must be finite and not negative, of shape (U, P), got {C}: paths that were not computed are NaN"
+            f"curvature must be (U, P), finite, at least 0 (paths that were not computed are NaN), got {C}"
         )
     total = C.sum(dim=1, keepdim=True)
     if not (total > 0).any():
@@ -85,9 +84,9 @@ def theta_importance(
 ) -> Importance:
     """Compute the curvature of every path in every parameter, and the sampling probabilities that follow.
 
-    `encode` and `synthesize` must be deterministic (eval mode, synthesizer seeds fixed) and treat items independently;
-    they are called with parts of a batch, too. Gradients that `params` hold, and the path that the loss drew last, are
-    left alone. `curvature_by_path` yields the same path by path, to be saved on the way.
+    `encode` and `synthesize` must be deterministic (eval mode, seeds fixed) and treat items independently; `encode` is
+    called with parts of a batch, too. Gradients that `params` hold, and the path that the loss drew last, are left
+    alone. `curvature_by_path` yields the same path by path, to be saved on the way.
 
     Args:
         loss: SCRAPLLoss, or anything with `n_paths` and loss(x_hat, x, path_idx=p) -> mean over the batch, twice
@@ -97,8 +96,8 @@ def theta_importance(
             operations; one per batch if there are several.
         inputs: reference audio (batch, 1, samples), one batch or several.
         params: the weights of `encode`, float32 or float64.
-        n_iter, tol: see `arnoldi`: largest number of products with M for each path and parameter, and the fraction of
-            itself by which the last product may have changed the eigenvalue. A warning names paths not yet there.
+        n_iter, tol: see `arnoldi`: most products with M for each path and parameter, and the fraction of itself by
+            which the last may have changed the eigenvalue. A warning names paths not yet there.
         floor: least probability of a path as a fraction of the uniform one.
         gauss_newton: leave out the second term of M: no iteration, but other values wherever the slope s matters.
         paths: only these; default all.
@@ -129,15 +128,14 @@ def curvature_by_path(
     """Yield (path, its curvature in each parameter, float64 (U,) on the CPU): `theta_importance` as it goes along.
 
     With SCRAPLLoss the derivatives of all paths are computed first, all at once; a path's own products come after.
-    Arguments, errors and the warning, which comes at the end, as in `theta_importance`. report: called on
-    the way with the phase ("derivatives" or "curvature"), how much of it is done, and how much there is; may raise to
-    stop.
+    Arguments, errors and the warning, which comes at the end, as in `theta_importance`. report: called with the phase
+    ("derivatives" or "curvature"), how much of it is done, and how much there is; may raise to stop.
     """
     inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    synthesize = [synthesize] * len(inputs) if callable(synthesize) and len(inputs) == 1 else synthesize
-    if callable(synthesize) or len(synthesize) != len(inputs) or not inputs:
-        got = "one function" if callable(synthesize) else f"{len(synthesize)} functions"
-        raise ValueError(f"expected a synthesize function for each of the {len(inputs)} batches, got {got}")
+    synthesize = [synthesize] if callable(synthesize) else list(synthesize)
+    if len(synthesize) != len(inputs) or not inputs:
+        n = len(inputs)
+        raise ValueError(f"expected a synthesize function for each of the {n} batches, got {len(synthesize)} functions")
     for x in inputs:
         check_audio(x, "inputs")
     n_iter = positive_int("n_iter", n_iter)
@@ -158,15 +156,10 @@ def curvature_by_path(
             found = [encoder.largest_eigenvalue(s, H, u, n_iter, tol, gauss_newton) for u in range(U)]
         values, converged = zip(*found, strict=True)
         if not np.isfinite(values).all():
-            raise FloatingPointError(
-                f"path {p}: curvature {values} is not finite: look at that path's loss and derivatives"
-            )
+            raise FloatingPointError(f"path {p}: curvature {values} is not finite: look at its loss and derivatives")
         slow += [] if all(converged) else [p]
         report("curvature", done + 1, len(paths))
         yield p, torch.tensor(values, dtype=torch.float64, device="cpu")
     if slow:
-        warnings.warn(
-            f"the largest eigenvalues of paths {slow} have not converged to {tol} after n_iter = {n_iter} products: "
-            "raise n_iter",
-            stacklevel=2,
-        )
+        said = f"the largest eigenvalues of paths {slow} have not converged to {tol} after n_iter = {n_iter} products"
+        warnings.warn(f"{said}: raise n_iter", stacklevel=2)

@@ -5,12 +5,11 @@ K = 1 + U + U (U + 1) / 2 in all. A linear map acts on each of them alike; `modu
 `distance` ends in numbers. For few parameters and many outputs this is far cheaper than two backward passes.
 """
 
-from collections.abc import Iterator, Sequence
-
 import torch
 from torch import Tensor
 
 from . import _fast
+from .precision import in_full_precision
 
 
 class Jets:
@@ -23,10 +22,8 @@ class Jets:
         self.U = n_params
         self.pairs = [(u, v) for u in range(n_params) for v in range(u, n_params)]
         self.K = 1 + n_params + len(self.pairs)
-
-    def stack(self, value: Tensor, firsts: Sequence[Tensor], seconds: dict[tuple[int, int], Tensor]) -> Tensor:
-        """f (B, ...), f_u, {(u, v): f_uv} -> (B, K, ...)."""
-        return torch.stack([value, *firsts, *(seconds[pair] for pair in self.pairs)], dim=1)
+        starts = [self.pairs.index((u, u)) for u in range(n_params)]
+        self.rows = [(u, slice(start, start + n_params - u)) for u, start in enumerate(starts)]  # of (u, v), v >= u
 
     def modulus(self, z: Tensor) -> Tensor:
         """|z| of complex jets (B K, ...); where it underflows, 1 / |z| counts as 1, as in `_fast.modulus`."""
@@ -37,13 +34,13 @@ class Jets:
         out[:, 0] = r
         r_u, r_uv = out[:, 1 : 1 + self.U], out[:, 1 + self.U :]
         torch.mul(_real_product(value[:, None], tangents), inverse[:, None], out=r_u)
-        for u, row in self._rows():
+        for u, row in self.rows:
             curved = _real_product(tangents[:, u, None], tangents[:, u:])
             curved += _real_product(value[:, None], seconds[:, row])
             torch.mul(curved - r_u[:, u, None] * r_u[:, u:], inverse[:, None], out=r_uv[:, row])
         return out.flatten(0, 1)
 
-    @_fast.without_autocast
+    @in_full_precision
     def averaged_modulus(self, Y: Tensor, psi: Tensor, phi: Tensor) -> Tensor:
         """|psi Y| phi in pieces of time: jets Y (B K, n1, W), psi (M, n1), phi (W, frames) -> (B K, M, frames)."""
         u = phi.new_zeros(len(Y), len(psi), phi.shape[1])
@@ -58,10 +55,10 @@ class Jets:
         value, tangents, seconds = self._split(s)
         inverse = 1 / (floor + value)
         first = tangents * inverse[:, None]
-        second = [seconds[:, row] * inverse[:, None] - first[:, u, None] * first[:, u:] for u, row in self._rows()]
+        second = [seconds[:, row] * inverse[:, None] - first[:, u, None] * first[:, u:] for u, row in self.rows]
         return torch.cat([torch.log1p(value / floor)[:, None], first, *second], dim=1)
 
-    @_fast.without_autocast
+    @in_full_precision
     def distance(self, difference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """L2 norm of real jets (B, K, ...): value (B,), gradient (B, U), Hessian (B, U, U); 0 where the value is 0."""
         value, tangents, seconds = self._split(difference.flatten(2))
@@ -75,13 +72,6 @@ class Jets:
             hessian[:, v, u] = hessian[:, u, v]
         hessian = (hessian - gradient[:, :, None] * gradient[:, None]) * inverse[:, None, None]
         return norm, gradient, hessian
-
-    def _rows(self) -> Iterator[tuple[int, slice]]:
-        """u and where the pairs (u, v), v = u ... U - 1, are among all."""
-        end = 0
-        for u in range(self.U):
-            start, end = end, end + self.U - u
-            yield u, slice(start, end)
 
     def _split(self, jet: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return jet[:, 0], jet[:, 1 : 1 + self.U], jet[:, 1 + self.U :]

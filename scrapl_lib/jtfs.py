@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from ._fast import BlockFFT, averaged_modulus, chunk, constant, cut, modulus, times
-from ._filters import SIGMA0, Wavelet, circulant, fold, gauss_1d, morlet_1d, once, reach, wavelets
+from ._filters import SIGMA0, Wavelet, circulant, fold, gauss_1d, morlet_1d, once, reach, support, wavelets
 from .checks import check_audio, check_index, positive_int
 from .jets import Jets
 
+Span = int | str | None  # of an average: a number of samples or bins, "global", or the default
 MATRIX_LIMIT = 2**22  # largest time-averaging matrix; beyond it an FFT is faster
 
 
@@ -77,15 +78,7 @@ class JTFS(nn.Module):
     """
 
     def __init__(
-        self,
-        shape: int,
-        J: int,
-        Q1: int,
-        Q2: int,
-        J_fr: int,
-        Q_fr: int,
-        T: int | str | None = None,
-        F: int | str | None = None,
+        self, shape: int, J: int, Q1: int, Q2: int, J_fr: int, Q_fr: int, T: Span = None, F: Span = None
     ) -> None:
         super().__init__()
         self.shape = positive_int("shape", shape)
@@ -93,8 +86,7 @@ class JTFS(nn.Module):
         self.J_fr, self.Q_fr, self.T, self.F = positive_int("J_fr", J_fr), positive_int("Q_fr", Q_fr), T, F
         self._cache: dict = {}  # see `once`
         if self.J >= self.shape.bit_length():
-            at_least = 2**self.J if self.J < 64 else f"2^{self.J}"
-            raise ValueError(f"J = {J} needs signals of at least 2^J = {at_least} samples, shape is {shape}; lower J")
+            raise ValueError(f"J = {J} needs signals of at least 2^{J} samples, shape is {shape}; lower J")
         self._build_time()
         self._build_frequency()
         self._build_paths()
@@ -156,6 +148,11 @@ class JTFS(nn.Module):
         """The paths that share the temporal wavelet n2, in order."""
         return [path for path in self.paths if path.n2 == n2]
 
+    @property
+    def groups(self) -> dict[str, list[tuple[int, ...]]]:
+        """Numbers of the paths that share most of their work: "rate", those of each n2, from fast to slow."""
+        return {"rate": [tuple(path.index for path in self.paths_of(n2)) for n2 in sorted({p.n2 for p in self.paths})]}
+
     def checked_path(self, index: int) -> Path:
         """The path of that index. Raises: TypeError, IndexError."""
         return self.paths[check_index("path_idx", index, self.n_paths, "this transform has paths")]
@@ -173,11 +170,8 @@ class JTFS(nn.Module):
 
         What lies outside is below a hundredth of the dtype's rounding error, or beyond the stride's Nyquist frequency.
         """
-        middle, longest = round(wavelet.xi * self.N) - self.N // 2, self._width(wavelet.j)
-        psi = np.roll(morlet_1d(self.N, wavelet.xi, wavelet.sigma), -middle)
-        inside = np.flatnonzero(np.abs(psi) > torch.finfo(like.dtype).eps / 100 * psi.max())
-        first, end = max(inside[0], (self.N - longest) // 2), min(inside[-1] + 1, (self.N + longest) // 2)
-        return int(first) + middle, constant(psi[first:end] + 0j, like)
+        first, psi = support(wavelet, self.N, self._width(wavelet.j), torch.finfo(like.dtype).eps / 100)
+        return first, constant(psi + 0j, like)
 
     @once
     def _scale_filters(self, n_fr: int, n1: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,7 +267,7 @@ class JTFS(nn.Module):
             u = average(Y2, psi, self._phi_matrix(width, like))
         else:
             fft, absolute = self._fft(width, like), jets.modulus if jets else modulus
-            rows = absolute(psi @ Y2).unflatten(-1, (fft.R, fft.M))
+            rows = absolute(times(psi, Y2)).unflatten(-1, (fft.R, fft.M))
             u = self._average(fft.analysis(rows, min(width // 2, self.n_frames) + 1), width)
         return [times(phi, part) for phi, part in zip(phi_fr, u.split([*map(len, psi_fr)], dim=1), strict=True)]
 
@@ -289,20 +283,26 @@ class JTFS(nn.Module):
         """Coefficients of one path: (batch, 1, shape) -> (batch, log-frequency, time), all padded frames kept.
 
         The paper's runs keep the frames of the reflected padding in SCRAPL's paths (`unpad` drops them).
-
         Raises: ValueError, TypeError for wrong audio; IndexError for a path outside 0 .. n_paths - 1.
         """
+        return self.path_group(x, [index])[:, 0]
+
+    def path_group(self, x: Tensor, indices: Sequence[int]) -> Tensor:
+        """Coefficients of several paths as `path` gives them: (batch, paths, log-frequency, time); errors likewise.
+
+        All paths of one rate (`groups`) cost little more than one of them.
+        """
         check_audio(x, "x", self.shape)
-        return next(self._by_n2(x, [self.checked_path(index)]))[1]
+        paths = [self.checked_path(index) for index in indices]
+        found = dict(self._by_n2(x, paths))
+        return torch.stack([found[path] for path in paths], dim=1)
 
     @torch.no_grad()
     def path_jets(self, x: Tensor, jets: Jets, indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """Coefficients of several paths with their derivatives in parameters that the signal depends on.
 
         x: jets of the signal (batch, K, shape). Yields, by n2, (path, jets of its coefficients (batch, K,
-        log-frequency, time)). The first order is shared by all paths.
-
-        Raises: ValueError, TypeError for a wrong shape or values that are not finite; IndexError as in `path`.
+        log-frequency, time)). The first order is shared by all paths. Raises: as `path`.
         """
         paths = [self.checked_path(index) for index in indices]
         if x.ndim != 3 or x.shape[1] != jets.K:
@@ -317,8 +317,9 @@ class JTFS(nn.Module):
         spectra = self._first_order(x, n2s, max((self._psi2[n2].j for n2 in n2s), default=0), jets)
         for n2 in n2s:
             (Y2,) = self._bands(spectra, [n2])
-            for path in (path for path in paths if path.n2 == n2):
-                yield path, self.coefficients(Y2, [path], jets)[0]
+            wanted = [path for path in paths if path.n2 == n2]
+            for part in [[path] for path in wanted] if jets else [wanted]:  # jets of one path are large
+                yield from zip(part, self.coefficients(Y2, part, jets), strict=True)
 
     def first_order_and_bands(self, x: Tensor) -> tuple[list[Tensor], dict[int, Tensor]]:
         """What all paths share: (batch, 1, shape) -> first-order paths, {n2: Y2[n2]}.
@@ -331,14 +332,13 @@ class JTFS(nn.Module):
         spectra = self._first_order(x, n2s, self.J + 1)
         S1 = torch.cat([self._average(U, self._width(j)) for (j, _), U in zip(self._groups, spectra)], dim=1)
         filters = [self._scale_filters(n_fr, S1.shape[1], S1) for n_fr in range(self.first_order_paths)]
-        first = [times(phi, modulus(psi @ S1.to(psi.dtype))) for psi, phi in filters]
+        first = [times(phi, modulus(times(psi, S1.to(psi.dtype)))) for psi, phi in filters]
         return first, dict(zip(n2s, self._bands(spectra, n2s), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """All coefficients: (batch, 1, shape) -> (batch, first-order paths + P, log-frequency, time), padding dropped.
 
         First-order paths come first, then the second order in the order of `paths`.
-
         Raises: ValueError, TypeError for wrong audio.
         """
         first, bands = self.first_order_and_bands(x)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .checks import check_pair, check_seed
+from .checks import check_bool, check_index, check_name, check_pair, check_probs, check_seed
 from .jets import Jets
-from .jtfs import JTFS
+from .jtfs import JTFS, Span
+from .precision import full_precision
 
 
 def p_loss(theta_hat: Tensor, theta: Tensor) -> Tensor:
@@ -30,8 +31,8 @@ def p_loss(theta_hat: Tensor, theta: Tensor) -> Tensor:
 LOG_FLOOR = 1e-3  # rho(S) = log(1 + S / LOG_FLOOR)
 
 
-def _in_full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Check the two sounds, then call `method` without autocast, and outside of torch.compile's graph.
+def _of_checked_sounds(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Check the two sounds, then call `method` in full precision, and outside of torch.compile's graph.
 
     A graph would hold one path only: a draw, on the host, decides which filters are used.
     """
@@ -41,16 +42,10 @@ def _in_full_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if torch.compiler.is_compiling():  # not at import: what `disable` needs takes seconds to load
             return torch.compiler.disable(computed)(self, x_hat, x, *args, **options)
         check_pair(x_hat, x, self.jtfs.shape)
-        with torch.autocast(x_hat.device.type, enabled=False):
+        with full_precision(x_hat.device.type):
             return method(self, x_hat, x, *args, **options)
 
     return computed
-
-
-def _check_bool(name: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
 
 
 class _ScatteringLoss(nn.Module):
@@ -64,12 +59,12 @@ class _ScatteringLoss(nn.Module):
         Q2: int = 2,
         J_fr: int = 3,
         Q_fr: int = 2,
-        T: int | str | None = None,
-        F: int | str | None = None,
+        T: Span = None,
+        F: Span = None,
         log1p: bool = False,
     ) -> None:
         super().__init__()
-        self.log1p = _check_bool("log1p", log1p)
+        self.log1p = check_bool("log1p", log1p)
         self.jtfs = JTFS(shape, J, Q1, Q2, J_fr, Q_fr, T, F)
 
     @property
@@ -119,10 +114,11 @@ class SCRAPLLoss(_ScatteringLoss):
     of unit norm. Adam's eps = 1e-8 would swallow them: multiply the loss by 1e8 before `backward()` (not with log1p).
 
     Evaluation: in `loss.eval()` and under `torch.no_grad()` draws come from a generator of their own, and neither
-    `path_idx`, `weight` nor the draws of training change.
+    `path_idx`, `weight` nor the draws of training change. A gradient taken there counts as one of a step, as it may
+    have reached the weights: take it before the step's `zero_grad()`.
 
     Accumulation: a step's gradients must be of one path: `loss(x_hat, x, path_idx=loss.path_idx)` for all parts but the
-    first (if unbiased, times the first's `weight`). Activation checkpointing: `path = loss.draw()` outside,
+    first (if unbiased, times `weight`). Activation checkpointing: `path = loss.draw()` outside,
     `loss(x_hat, x, path_idx=path)` inside. More: docs/training_loops.md.
 
     Args:
@@ -131,12 +127,18 @@ class SCRAPLLoss(_ScatteringLoss):
         seed: of the draws, 0 to 2^64 - 1. They are made on the CPU by the loss's own generators.
         unbiased: multiply a drawn path's distance by 1 / (P probs[path]). Value and gradient then estimate those of the
             mean over all paths whatever `probs` is, as long as none is 0; without it (the paper) they estimate those of
-            the mean weighted by `probs`. A path asked for by `path_idx` is never weighted.
+            the mean weighted by `probs`. A path asked for by `path_idx` is not weighted: see `weight`.
+        draw: what one draw takes. "path": a single path. "rate": all paths of a second-order wavelet, which cost little
+            more than one of them (beyond the paper). Or a list of groups of path numbers: one of them is drawn, and
+            with a single group the same subset is taken every time. The value is the mean over the paths taken.
+            P, `n_paths`, `path_idx` and `probs` count draws: P-Adam, P-SAGA and theta-IS work with any kind.
 
     Attributes:
-        n_paths: number of paths P. probs: float64 (P,).
+        n_paths: number of draws P, with draw="path" that of paths. probs: float64 (P,).
+        draws: the numbers of the paths that each draw takes.
         path_idx: the path of the last training call or draw, None before the first.
-        weight: what the last training call multiplied the distance by, 1 unless unbiased.
+        weight: 1 / (P probs[path_idx]) if unbiased, else 1: the factor of a drawn distance, by which those asked for by
+            `path_idx` (accumulation, activation checkpointing) are to be multiplied.
         backward_passes: by which `PAdam` and `PSAGA` see that a gradient is of `path_idx`.
 
     `state_dict()` holds `probs`, `path_idx` and the state of the draws.
@@ -154,20 +156,39 @@ class SCRAPLLoss(_ScatteringLoss):
         Q2: int = 2,
         J_fr: int = 3,
         Q_fr: int = 2,
-        T: int | str | None = None,
-        F: int | str | None = None,
+        T: Span = None,
+        F: Span = None,
         log1p: bool = False,
         seed: int = 0,
         unbiased: bool = False,
+        draw: str | Sequence[Sequence[int]] = "path",
     ) -> None:
         super().__init__(shape, J, Q1, Q2, J_fr, Q_fr, T, F, log1p)
-        seed, self.unbiased = check_seed(seed), _check_bool("unbiased", unbiased)
+        self.draws = self._checked_draws(draw)
+        seed, self.unbiased = check_seed(seed), check_bool("unbiased", unbiased)
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.evaluation_generator = torch.Generator("cpu").manual_seed(seed ^ 0x9E3779B9)
         self.path_idx: int | None = None
-        self.weight = 1.0
         self.backward_passes = BackwardPasses()
         self._probs = torch.full((self.n_paths,), 1 / self.n_paths, dtype=torch.float64, device="cpu")
+
+    @property
+    def n_paths(self) -> int:
+        """Number P of draws; with draw="path", of second-order paths."""
+        return len(self.draws)
+
+    def _checked_draws(self, draw: str | Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+        groups = self.jtfs.groups
+        if isinstance(draw, str):
+            check_name("draw", draw, ["path", *groups])
+            return tuple((p,) for p in range(self.jtfs.n_paths)) if draw == "path" else tuple(groups[draw])
+        try:
+            draws = tuple(tuple(self.jtfs.checked_path(path).index for path in group) for group in draw)
+        except TypeError as error:
+            raise TypeError(f"draw must be 'path', 'rate' or a list of groups of path numbers: {error}") from error
+        if not draws or not all(draws) or any(len(set(group)) < len(group) for group in draws):
+            raise ValueError(f"draw must hold groups of different path numbers, none of them empty, got {draw!r:.200}")
+        return draws
 
     @property
     def probs(self) -> Tensor:
@@ -176,25 +197,16 @@ class SCRAPLLoss(_ScatteringLoss):
 
     @probs.setter
     def probs(self, value: Tensor) -> None:
-        probs = self._checked_probs(value)
+        probs = check_probs(value, self.n_paths)
         self._probs = probs / probs.sum()
 
-    def _checked_probs(self, value: object) -> Tensor:
-        try:
-            probs = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"probs must be an array of {self.n_paths} numbers, got {value!r}") from error
-        if probs.shape != (self.n_paths,):
-            raise ValueError(
-                f"probs must have one entry per path, shape ({self.n_paths},), got {tuple(probs.shape)}: "
-                "were they computed for another transform?"
-            )
-        if not torch.isfinite(probs).all() or (probs < 0).any():
-            wrong = torch.nonzero(~torch.isfinite(probs) | (probs < 0)).flatten().tolist()
-            raise ValueError(f"probs must be finite and not negative, got {probs[wrong[0]].item()} for path {wrong[0]}")
-        if abs(probs.sum().item() - 1) > 1e-6:
-            raise ValueError(f"probs must sum to 1 within 1e-6, got {probs.sum().item():.9g}: divide them by their sum")
-        return probs
+    @property
+    def weight(self) -> float:
+        """1 / (P probs[path_idx]) if unbiased and a path was drawn, else 1."""
+        return 1.0 if self.path_idx is None else self._weight(self.path_idx)
+
+    def _weight(self, path: int) -> float:
+        return 1 / (self.n_paths * float(self._probs[path])) if self.unbiased else 1.0
 
     def _in_training(self) -> bool:
         return self.training and torch.is_grad_enabled()
@@ -215,25 +227,31 @@ class SCRAPLLoss(_ScatteringLoss):
             self.path_idx = path
         return path
 
-    @_in_full_precision
+    def coefficients(self, x: Tensor, path_idx: int) -> Tensor:
+        """What a draw compares: `jtfs.path` if it takes a single path, else `jtfs.path_group`."""
+        paths = self.draws[path_idx]
+        return self.jtfs.path(x, *paths) if len(paths) == 1 else self.jtfs.path_group(x, paths)
+
+    @_of_checked_sounds
     def forward(self, x_hat: Tensor, x: Tensor, path_idx: int | None = None, S: Tensor | None = None) -> Tensor:
         """x_hat, x (batch, 1, shape) -> scalar. `path_idx` computes that path instead of a drawn one.
 
-        S: `jtfs.path(x, path_idx)`, where it is known already (a reference that comes again).
+        S: `coefficients(x, path_idx)`, where it is known already (a reference that comes again).
         """
         weight = 1.0
         if path_idx is not None:
-            path = self.jtfs.checked_path(path_idx).index
+            path = check_index("path_idx", path_idx, self.n_paths, "this loss has paths")
         elif S is not None:
-            raise ValueError("S must be jtfs.path(x, path_idx) for a given path_idx, got path_idx None: give both")
+            raise ValueError(
+                "S must be loss.coefficients(x, path_idx) for a given path_idx, got path_idx None: give both"
+            )
         else:
             path = self.draw()
-            if self.unbiased:
-                weight = 1 / (self.n_paths * float(self._probs[path]))
+            weight = self._weight(path)
         if self._in_training():
-            self.path_idx, self.weight = path, weight
-        transform = functools.partial(self.jtfs.path, index=path)
-        value = weight * self._distances(transform, x_hat, x, S, "jtfs.path(x, path_idx)").mean()
+            self.path_idx = path
+        transform = functools.partial(self.coefficients, path_idx=path)
+        value = weight * self._distances(transform, x_hat, x, S, "loss.coefficients(x, path_idx)").mean()
         if value.requires_grad:
             value.register_hook(functools.partial(self._count_backward, path))
         return value
@@ -245,27 +263,36 @@ class SCRAPLLoss(_ScatteringLoss):
     def derivatives(
         self, x_hat: Tensor, x: Tensor, jets: Jets, paths: Sequence[int]
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """First and second derivatives of paths' distances in U parameters that x_hat depends on, without a graph.
+        """First and second derivatives of the distances of `paths` (draws, see `n_paths`) in U parameters that x_hat
+        depends on, without a graph.
 
         x_hat: jets of the reconstructions (batch, K, shape), see `Jets`. x: (batch, 1, shape). Yields (path, gradient
         (batch, U), Hessian (batch, U, U)) of each item's own distance. Much cheaper than differentiating `forward`
         twice for each path. Errors as in `JTFS.path_jets`.
         """
-        still = Jets(0)
+        still, found = Jets(0), {}
         check_pair(x_hat[:, :1], x, self.jtfs.shape)
-        ours, theirs = self.jtfs.path_jets(x_hat, jets, paths), self.jtfs.path_jets(x, still, paths)
+        single = list(dict.fromkeys(p for path in paths for p in self.draws[path]))
+        ours, theirs = self.jtfs.path_jets(x_hat, jets, single), self.jtfs.path_jets(x, still, single)
         for (path, S_hat), (_, S) in zip(ours, theirs, strict=True):
             if self.log1p:
                 S_hat, S = jets.log1p(S_hat, LOG_FLOOR), still.log1p(S, LOG_FLOOR)
             S_hat[:, 0] -= S[:, 0]
-            yield path, *jets.distance(S_hat)[1:]
+            found[path] = jets.distance(S_hat)[1:]
+        for path in paths:
+            gradients, hessians = zip(*(found[p] for p in self.draws[path]), strict=True)
+            yield path, torch.stack(gradients).mean(dim=0), torch.stack(hessians).mean(dim=0)
 
-    def _settings(self) -> dict[str, int | str | bool]:
+    def _settings(self) -> dict[str, object]:
         """All that decides what path number i measures."""
         jtfs = self.jtfs
         sizes = {name: getattr(jtfs, name) for name in ("shape", "J", "Q1", "Q2", "J_fr", "Q_fr")}
         spans = {"T": 2**jtfs.J if jtfs.T is None else jtfs.T, "F": 2**jtfs.J_fr if jtfs.F is None else jtfs.F}
-        return sizes | {k: v if isinstance(v, str) else int(v) for k, v in spans.items()} | {"log1p": self.log1p}
+        spans = {k: v if isinstance(v, str) else int(v) for k, v in spans.items()} | {"log1p": self.log1p}
+        later = {"unbiased": True} if self.unbiased else {}  # earlier states have none of these
+        if self.draws != self._checked_draws("path"):
+            later["draws"] = [list(draw) for draw in self.draws]
+        return sizes | spans | later
 
     def get_extra_state(self) -> dict:
         """The state of the draws: no tensors, as `torch.load(map_location=...)` would move them to a device."""
@@ -277,21 +304,20 @@ class SCRAPLLoss(_ScatteringLoss):
         """Go on from what `get_extra_state()` returned; ValueError, and nothing changes, if it is another loss's."""
         if not isinstance(state, dict) or not {"generator", "path_idx", "probs"} <= set(state):
             raise ValueError(f"expected what get_extra_state() of a SCRAPLLoss returned, got {state!r:.80}")
-        probs, path, own = self._checked_probs(state["probs"]), state["path_idx"], self._settings()
-        theirs, generators = (
-            state.get("settings", own),
-            {},
-        )  # earlier states have no settings, and generators as tensors
-        if other := [
-            f"{name} = {theirs.get(name)} (here {own[name]})" for name in own if theirs.get(name) != own[name]
-        ]:
-            raise ValueError(
-                f"the state is of a loss with {', '.join(other)}: load it into a loss of the same settings"
-            )
+        probs, path, own = check_probs(state["probs"], self.n_paths), state["path_idx"], self._settings()
+        # earlier states have no settings, and generators as tensors
+        theirs, generators = state.get("settings") or own, {}
+        other = [name for name in {**own, **theirs} if theirs.get(name) != own.get(name)]
+        if other:
+            named = [f"{name} = {theirs.get(name)!s:.40} (here {own.get(name)!s:.40})" for name in other]
+            raise ValueError(f"the state is of a loss with {', '.join(named)}: load it into one of the same settings")
         for name in {"generator", "evaluation_generator"} & set(state):
-            values = state[name].tolist() if isinstance(state[name], Tensor) else list(state[name])
-            generators[name] = torch.Generator("cpu").set_state(torch.tensor(values, dtype=torch.uint8, device="cpu"))
-        self.path_idx = None if path is None else self.jtfs.checked_path(path).index
+            try:
+                values = torch.tensor(list(state[name]), dtype=torch.uint8, device="cpu")
+                generators[name] = torch.Generator("cpu").set_state(values)
+            except (TypeError, RuntimeError) as error:
+                raise ValueError(f"{name} is no state of a generator ({error}): {state[name]!r:.80}") from error
+        self.path_idx = None if path is None else check_index("path_idx", path, self.n_paths, "this loss has paths")
         self._probs = probs
         for name, generator in generators.items():
             setattr(self, name, generator)
@@ -309,7 +335,7 @@ class JTFSLoss(_ScatteringLoss):
         """x_hat, x (batch, 1, shape) -> scalar, the batch mean of `per_item`."""
         return self.per_item(x_hat, x, S).mean()
 
-    @_in_full_precision
+    @_of_checked_sounds
     def per_item(self, x_hat: Tensor, x: Tensor, S: Tensor | None = None) -> Tensor:
         """x_hat, x (batch, 1, shape) -> distance of each item (batch,).
 

@@ -15,25 +15,27 @@ g_cur the path's P-Adam update; ghat_p the update it gave at its last draw, zero
 Scale of the gradient: those of JTFS losses are about 1e-9, below eps, and some of their squares underflow float32.
 Multiply the loss by its `gradient_scale` (1e8; 1 with log1p) before `backward()`, or these steps are far too small.
 
-Memory: a path owns tables from its first draw on; once all P paths are drawn P-Adam holds 2 P and P-SAGA 3 P numbers
-per weight (P-SAGA one more for the sum), in the weights' dtype: P = 315, 604,106 float32 weights make 1.5 and 2.3 GB.
+Memory: a path owns tables from its first draw on; once all P are drawn P-Adam holds 2 P and P-SAGA 3 P + 1 numbers
+per weight, in the weights' dtype: P = 315, 604,106 float32 weights make 1.5 and 2.3 GB.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from .checks import check_index, positive_int
+
 
 class Paths(Protocol):
     """What the optimizers ask of a loss: the number of paths P and the path drawn last (None before any draw).
 
-    A loss that also has `backward_passes`, as SCRAPLLoss does, is held to it: see `step`. Without, nothing is checked.
+    One that also has `backward_passes`, as SCRAPLLoss does, is held to it: see `step`.
     """
 
     @property
@@ -72,10 +74,7 @@ def _check_options(options: dict[str, Any]) -> None:
 
 def _check_weight(w: Tensor, name: str) -> None:
     if w.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"{name} must be float32 or float64, got {w.dtype}, where second moments underflow: keep the weights in "
-            "float32 and compute under torch.autocast"
-        )
+        raise TypeError(f"{name} must be float32 or float64, got {w.dtype}: compute under torch.autocast instead")
 
 
 def _named(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -83,30 +82,25 @@ def _named(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     return ((f"weight {name!r} {tuple(w.shape)}", w) for name, w in zip(names, group["params"], strict=True))
 
 
-def _check_ranks(path: int) -> None:
-    """Raise on all ranks of the torch.distributed process group, if there is one, unless they drew the same path."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        drawn: list = [None] * dist.get_world_size()
-        dist.all_gather_object(drawn, path)
-        if len(set(drawn)) > 1:
-            raise RuntimeError(
-                f"the ranks drew different paths, {drawn}, and would book an averaged gradient under each: give the "
-                "losses of all ranks one seed and equal `probs`, and let none draw alone (in evaluation it may)"
-            )
+class PAdam(torch.optim.Optimizer):
+    """Adam with moments of their own for every path (P-Adam, eq. 6 to 8) and decoupled weight decay.
 
-
-class _PathOptimizer(torch.optim.Optimizer):
-    """Keeps k, tau and the tables of every weight tensor and hands them, with its gradient, to the update rule.
+    params: weights, or dicts of parameter groups; `lr`, `betas`, `eps`, `weight_decay` may differ by group.
+    paths: anything with `n_paths` and `path_idx`, such as the SCRAPLLoss. The module's text has the equations, the
+    memory needed and the scale to bring gradients to. With one path this is AdamW.
+    Raises TypeError if `paths` lacks one of the two or an option is no plain number, ValueError for one out of range.
 
     state[w] of a weight tensor w: "k", the steps it took part in; "tau", {path: k of its last draw}, whose keys are
     Gamma; "table", {path: (m_p, v_p) or (m_p, v_p, ghat_p)}, each like w; P-SAGA's "ghat_sum", like w.
     A weight tensor without a gradient (frozen, unused) is skipped whole and its k stands still, so that it, like one
     that joins later by `add_param_group`, follows the equations over the steps it takes part in.
 
-    A subclass has `_descend`, which moves the weights by lr, and `n_rows`, how many tensors a path owns.
+    process_group: the ranks that train together and must draw the same path; None, the default, is all of them.
     """
 
-    n_rows: int
+    n_rows = 2  # tensors that a path owns
+    process_group: Any = None
+    _booked: list[Tensor] = []  # gradients of the last step, until `zero_grad()`
 
     def __init__(
         self,
@@ -122,29 +116,21 @@ class _PathOptimizer(torch.optim.Optimizer):
                 f"paths, the second argument, must have `n_paths` and `path_idx`, as SCRAPLLoss has; got {paths!r}. "
                 f"Write {type(self).__name__}(model.parameters(), loss, lr=...)."
             )
-        if not isinstance(paths.n_paths, Integral) or paths.n_paths < 1:
-            raise ValueError(f"paths.n_paths must be an integer of at least 1, got {paths.n_paths!r}")
         self.paths = paths
         self._done = self._n_backward()  # backward passes whose gradients were booked or dropped
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, options | self._mark())
+        mark = {"optimizer": type(self).__name__, "n_paths": positive_int("paths.n_paths", paths.n_paths)}
+        super().__init__(params, options | mark)  # a state and the optimizer that loads it have the mark in common
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"paths": self.paths, "_done": self._done}
-
-    def _mark(self) -> dict[str, Any]:
-        """What a state and the optimizer that loads it have in common; a part of every group."""
-        return {"optimizer": type(self).__name__, "n_paths": int(self.paths.n_paths)}
 
     def _n_backward(self) -> int:
         return getattr(getattr(self.paths, "backward_passes", None), "n", 0)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As in torch; a group may have its own lr, betas, eps, weight_decay.
-
-        Raises TypeError for an option that is no plain number and for weights that are not float32 or float64,
-        ValueError for an option out of range.
-        """
+        """As in torch; a group may have its own lr, betas, eps, weight_decay. Raises TypeError for an option that is no
+        plain number and weights that are not float32 or float64, ValueError for an option out of range."""
         _check_options(self.defaults | param_group)
         super().add_param_group(param_group)
         group = self.param_groups.pop()
@@ -161,55 +147,77 @@ class _PathOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch; gradients not stepped with (torch.amp.GradScaler leaves out steps) no longer count."""
         super().zero_grad(set_to_none)
-        self._done = self._n_backward()
+        self._done, self._booked = self._n_backward(), []
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of the weights from `p.grad`, which stays as it is; returns what `closure()` returned, if given.
 
         Books the gradient under `paths.path_idx`. Several backward passes may add up to it (accumulation) if all are of
-        that path. A refused step changes nothing. Nothing here waits for a CUDA device, so gradients there are not
+        that path. A refused step changes nothing; tables are made before anything moves. Nothing here waits for a CUDA device, so gradients there are not
         looked at and non-finite ones enter the tables for good: check the loss and stop before the step.
 
         Raises:
             RuntimeError: no path was drawn yet; with a SCRAPLLoss: since the last step or `zero_grad()` no gradient was
-                computed, or one of another path; the ranks of a torch.distributed process group drew different paths.
-            TypeError, IndexError: the path is no integer in [0, P).
-            TypeError: a sparse gradient; a weight that changed its dtype or device. FloatingPointError: a gradient on
-                the CPU that is not finite.
+                computed, or one of another path, or those of the last step are still there; ranks drew different paths.
+            TypeError, IndexError: the path is no integer in [0, P); a sparse gradient; a weight that changed its dtype
+                or device. FloatingPointError: a gradient on the CPU that is not finite.
         """
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(type(self).step)(self, closure)
         result = None
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        path, moves = self._path_to_book(), []
+        path, moves = self._path_of_all_ranks(), []
         for group in self.param_groups:
             _check_options(group)
             moves += [(w, self._gradient(w, name), group) for name, w in _named(group) if w.grad is not None]
+        for w, _, _ in moves:
+            self._make_tables(w, self.state[w], path)
+        self._done, self._booked = self._n_backward(), [w.grad for w, _, _ in moves]
         for w, g, group in moves:
             state = self.state[w]
-            k, tau, table = state["k"] + 1, state["tau"], state["table"]
-            if path not in table:
-                table[path] = tuple(torch.zeros_like(w) for _ in range(self.n_rows))
-            m, v, *ghat = table[path]
+            k, tau = state["k"] + 1, state["tau"]
+            m, v, *ghat = state["table"][path]
             g_cur = p_adam_(g, m, v, k, tau.get(path, 0), self.paths.n_paths, group["betas"], group["eps"])
             w.sub_(w, alpha=group["lr"] * group["weight_decay"])
             self._descend(w, group["lr"], k, state, g_cur, *ghat)
             state["k"] = tau[path] = k
-        self._done = self._n_backward()
         return result
 
+    def _make_tables(self, w: Tensor, state: dict[str, Any], path: int) -> None:
+        if path not in state["table"]:
+            state["table"][path] = tuple(torch.zeros_like(w) for _ in range(self.n_rows))
+
+    def _path_of_all_ranks(self) -> int:
+        """The path to book, if every rank has one, and the same; else all ranks raise."""
+        found: int | Exception
+        try:
+            found = self._path_to_book()
+        except (RuntimeError, TypeError, IndexError) as error:
+            found = error
+        ranks = dist.get_world_size(self.process_group) if dist.is_available() and dist.is_initialized() else 1
+        drawn: list = [None] * ranks
+        if ranks > 1:
+            dist.all_gather_object(drawn, found if isinstance(found, int) else str(found), group=self.process_group)
+        if isinstance(found, Exception):
+            raise found
+        if ranks > 1 and len(set(drawn)) > 1:
+            raise RuntimeError(
+                f"the ranks drew different paths, {drawn}: give the losses of all ranks one seed and equal `probs`, and "
+                "let none draw alone (in evaluation it may)"
+            )
+        return found
+
     def _path_to_book(self) -> int:
-        path, n_paths, name = self.paths.path_idx, self.paths.n_paths, f"{type(self).__name__}.step()"
+        path, name = self.paths.path_idx, f"{type(self).__name__}.step()"
         if path is None:
             raise RuntimeError(
-                f"{name} was called before any path was drawn for training (path_idx is None). Call loss(x_hat, x) in "
-                "training mode and backward() on its value first, with the loss that this optimizer was made with."
+                f"{name}: this optimizer's loss has drawn no path for training yet (path_idx is None). Call "
+                "loss(x_hat, x) in training mode and backward() on its value first."
             )
-        if not isinstance(path, Integral):
-            raise TypeError(f"path_idx must be an integer or None, got {path!r} of type {type(path).__name__}")
-        if not 0 <= path < n_paths:
-            raise IndexError(f"path_idx must lie in [0, {n_paths}), the range of the loss's paths; got {path}")
+        path = check_index("path_idx", path, self.paths.n_paths, "the loss has paths")
         passes = getattr(self.paths, "backward_passes", None)
         if passes is not None and passes.n <= self._done:
             raise RuntimeError(
@@ -219,11 +227,16 @@ class _PathOptimizer(torch.optim.Optimizer):
         if passes is not None and (passes.path != path or passes.since > self._done + 1):
             raise RuntimeError(
                 f"{name} would book under path {path} gradients that are not all of it. In one step call the loss "
-                "again as loss(x_hat, x, path_idx=loss.path_idx) only, evaluate in loss.eval() or under "
-                "torch.no_grad(), and drop gradients by zero_grad() of the optimizer."
+                "again as loss(x_hat, x, path_idx=loss.path_idx) only, evaluate in loss.eval() or torch.no_grad(), and "
+                "drop gradients by zero_grad() of the optimizer."
             )
-        _check_ranks(int(path))
-        return int(path)
+        grads = {id(w.grad) for group in self.param_groups for w in group["params"] if w.grad is not None}
+        if passes is not None and any(id(grad) in grads for grad in self._booked):
+            raise RuntimeError(
+                f"{name} would book under path {path} gradients that the last step has booked already: call zero_grad() "
+                "of the optimizer before every step's backward()"
+            )
+        return path
 
     def _gradient(self, w: Tensor, name: str) -> Tensor:
         _check_weight(w, name)
@@ -240,72 +253,65 @@ class _PathOptimizer(torch.optim.Optimizer):
                 )
         return w.grad.to(w.dtype)
 
+    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor, *ghat: Tensor) -> None:
+        """Move the weights by lr; P-SAGA has the path's ghat_p, too."""
+        w.sub_(g_cur, alpha=lr)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on bit for bit from a copy of what `state_dict()` returned; `torch.load(weights_only=True)` reads it.
 
         Raises ValueError if it is no such state, another optimizer's, of another P or of weights of other shapes.
         """
-        own = self._mark()
+        name, n_paths = own = tuple(self.defaults[key] for key in ("optimizer", "n_paths"))
         if not isinstance(state_dict, dict) or not state_dict.get("param_groups"):
-            raise ValueError(f"expected what state_dict() of a {own['optimizer']} returned, got {state_dict!r:.80}")
+            raise ValueError(f"expected what state_dict() of a {name} returned, got {state_dict!r:.80}")
         groups = state_dict["param_groups"]
-        for group in groups:
-            found = {key: state_dict.get(key, group.get(key)) for key in own}  # earlier states have them at the top
+        for found in ((group.get("optimizer"), group.get("n_paths")) for group in groups):
             if found != own:
                 raise ValueError(
-                    f"the state is of {found['optimizer'] or 'an optimizer without paths'} with {found['n_paths']} "
-                    f"paths, this is {own['optimizer']} with {own['n_paths']}: load it into the optimizer, and the "
-                    "settings of the loss (J, Q1, Q2, J_fr, Q_fr), that it was saved with, or start afresh"
+                    f"the state is of {found[0] or 'an optimizer without paths'} with {found[1]} paths, this is {name} "
+                    f"with {n_paths}: take the optimizer and the loss (J, Q1, Q2, J_fr, Q_fr) that it was saved with"
                 )
         saved, weights = ([w for group in some for w in group["params"]] for some in (groups, self.param_groups))
         for place, (key, w) in enumerate(zip(saved, weights)):
             shapes = {rows[0].shape for rows in state_dict["state"].get(key, {}).get("table", {}).values()}
+            state = state_dict["state"].get(key, {})
+            if state.get("k") and not (state["tau"] and set(state["tau"]) <= set(state["table"])):
+                raise ValueError(
+                    f"weight {place} has taken {state['k']} steps in the state, which lacks its tables: "
+                    "torch.distributed.checkpoint.load fills only those that are there; torch.save keeps them all"
+                )
             if shapes - {w.shape}:
                 raise ValueError(
-                    f"weight {place} has shape {tuple(shapes.pop())} in the state, {tuple(w.shape)} here: give the "
-                    "optimizer the weights that the state was saved with, in their order, or start afresh"
+                    f"weight {place} has shape {tuple(shapes.pop())} in the state, {tuple(w.shape)} here: make the "
+                    "optimizer with the weights that the state was saved with, in their order"
                 )
         super().load_state_dict(copy.deepcopy(state_dict))
-        for group in self.param_groups:
-            group.update(own)
         self._fill_state()
 
 
-class PAdam(_PathOptimizer):
-    """Adam with moments of their own for every path (P-Adam, eq. 6 to 8) and decoupled weight decay.
-
-    params: weights, or dicts of parameter groups; `lr`, `betas`, `eps`, `weight_decay` may differ by group.
-    paths: anything with `n_paths` and `path_idx`, such as the SCRAPLLoss. The module's text has the equations, the
-    memory needed and the scale to bring gradients to. With one path this is AdamW.
-    Raises TypeError if `paths` lacks one of the two or an option is no plain number, ValueError for one out of range.
-    """
-
-    n_rows = 2
-
-    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor) -> None:
-        w.sub_(g_cur, alpha=lr)
-
-
-class PSAGA(_PathOptimizer):
+class PSAGA(PAdam):
     """P-Adam whose updates are made less noisy by those of the other paths (P-SAGA, eq. 9); arguments as in PAdam.
 
-    The sum over Gamma is kept, not taken: the drawn path's old update goes out and the new one in. Each of the two
-    rounds once, so the kept sum drifts from the true one; summing afresh every `SUM_AFRESH * P` steps bounds that for
-    runs of any length, for 1 / SUM_AFRESH of a table read per step. In float32 the mean then stays within 1e-5 of
-    the true one (updates are of order 1).
+    The sum over Gamma is kept: the drawn path's old update goes out, the new one in. Both round, so it drifts; summing
+    afresh every `SUM_AFRESH * P` steps, for 1 / SUM_AFRESH of a table read per step, bounds that. In float32 the mean
+    then stays within 1e-5 of the true one (updates are of order 1).
     """
 
     n_rows = 3
     SUM_AFRESH = 16
 
-    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor, ghat: Tensor) -> None:
+    def _make_tables(self, w: Tensor, state: dict[str, Any], path: int) -> None:
+        super()._make_tables(w, state, path)
         if "ghat_sum" not in state:
             state["ghat_sum"] = torch.zeros_like(w)
+
+    def _descend(self, w: Tensor, lr: float, k: int, state: dict[str, Any], g_cur: Tensor, *ghat: Tensor) -> None:
         total = state["ghat_sum"]
         w.sub_(total, alpha=lr / max(1, len(state["tau"])))
-        change = torch.sub(g_cur, ghat)
+        change = torch.sub(g_cur, *ghat)
         w.sub_(change, alpha=lr)
-        ghat.copy_(g_cur)
+        ghat[0].copy_(g_cur)
         total.add_(change)
         if k % (self.SUM_AFRESH * self.paths.n_paths) == 0:
             total.zero_()

@@ -143,7 +143,7 @@ def dense_m(
 
     def grad_w(value: Tensor, **graph: bool) -> Tensor:
         if not value.requires_grad:  # as the Jacobian of a linear encoder
-            return torch.zeros(sum(w.numel() for w in params), dtype=value.dtype, device=value.device)
+            return value.new_zeros(sum(w.numel() for w in params))
         return torch.cat([g.reshape(-1) for g in torch.autograd.grad(value, params, materialize_grads=True, **graph)])
 
     theta = encode(x)
@@ -165,8 +165,4 @@ def dense_curvature(M: Tensor) -> float:
 
 def dense_probabilities(C: Tensor) -> Tensor:
     """Equation 10: pi_p = 1/U sum_u C_{u,p} / sum_p' C_{u,p'}, (U, P) -> (P,)."""
-    U, P = C.shape
-    pi = torch.zeros(P, dtype=C.dtype, device=C.device)
-    for u in range(U):
-        pi += C[u] / C[u].sum() / U
-    return pi
+    return (C / C.sum(dim=1, keepdim=True)).mean(dim=0)

@@ -2,10 +2,6 @@
 
 A synthesizer may be random. `draw(seeds)` makes all of its random numbers, one independent draw per item and seed, and
 `render(theta, *draws)` is a deterministic and differentiable function of theta. Calling the synthesizer does both.
-
-Values of theta, seeds and draws are checked where looking at them is free, on the CPU. On other devices only type,
-shape and dtype are, because the host would have to wait for the device.
-
 Suffixes: _hz hertz, _s seconds, _oct_per_s octaves per second; lengths without a suffix are samples.
 """
 
@@ -18,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .checks import check_draw, check_seeds, check_theta
+from .checks import SINGLE_OR_DOUBLE, check_name, check_tensor
 
 
 @dataclass(frozen=True)
@@ -32,8 +28,8 @@ class Parameter:
     curve: str = "linear"  # or "log2": linear in octaves
 
     def __post_init__(self) -> None:
-        if (least := {"linear": -math.inf, "log2": 0}.get(self.curve)) is None:
-            raise ValueError(f"curve must be linear or log2, got {self.curve!r}")
+        check_name("curve", self.curve, ("linear", "log2"))
+        least = 0 if self.curve == "log2" else -math.inf
         if not least < self.min <= self.max < math.inf:
             raise ValueError(f"{self.name} must have a range {least} < min <= max, got {self.min} and {self.max}")
 
@@ -75,27 +71,27 @@ class Synth:
     def render(self, theta: Tensor, *draws: Tensor) -> Tensor:
         """The deterministic part: theta (batch, n_params) in [0, 1], float32 or float64, and draws as from `draw`
         -> audio (batch, 1, n_samples) in theta's dtype and on its device."""
-        check_theta(theta, self.n_params)
+        mend = ": Parameter.theta maps values in their units to [0, 1]"
+        check_tensor("theta", theta, ("batch", self.n_params), SINGLE_OR_DOUBLE, (0, 1), mend)
         if len(draws) != len(self.drawn):
             raise TypeError(f"render takes theta and {', '.join(self.drawn)}, got theta and {len(draws)} others")
         for draw, (name, (item_shape, limits)) in zip(draws, self.drawn.items()):
-            check_draw(name, draw, (len(theta), *item_shape), limits)
+            dtypes = (torch.int64,) if limits else SINGLE_OR_DOUBLE
+            check_tensor(name, draw, (len(theta), *item_shape), dtypes, limits)
         draws = [draw.to(theta.device, non_blocking=True) for draw in draws]  # else the host would wait for the device
-        return self.signal(self.controls(theta), theta.dtype, *draws).to(theta.dtype)[:, None]
+        dtype = self.controls_dtype or theta.dtype
+        controls = [p.value(theta[:, u : u + 1].to(dtype)) for u, p in enumerate(self.parameters)]
+        return self.signal(controls, theta.dtype, *draws).to(theta.dtype)[:, None]
 
     def __call__(self, theta: Tensor, seeds: Tensor) -> Tensor:
         """theta (batch, n_params) in [0, 1], seeds (batch,) int64 -> audio (batch, 1, n_samples)."""
-        check_theta(theta, self.n_params)
-        check_seeds(seeds, len(theta))
-        return self.render(theta, *self.draw(seeds))
+        draws = self.draw(seeds)
+        if len(seeds) != len(theta):
+            raise ValueError(f"one seed per item is needed, got {len(seeds)} seeds for a theta of {len(theta)} items")
+        return self.render(theta, *draws)
 
-    def controls(self, theta: Tensor) -> tuple[Tensor, ...]:
-        """theta (batch, n_params) -> the value of each parameter in its unit, (batch, 1)."""
-        theta = theta.to(self.controls_dtype or theta.dtype)
-        return tuple(p.value(theta[:, u : u + 1]) for u, p in enumerate(self.parameters))
-
-    def signal(self, controls: tuple[Tensor, ...], dtype: torch.dtype, *draws: Tensor) -> Tensor:
-        """Controls as from `controls`, theta's dtype, draws on theta's device -> audio (batch, n_samples)."""
+    def signal(self, controls: list[Tensor], dtype: torch.dtype, *draws: Tensor) -> Tensor:
+        """Each parameter's value in its unit, (batch, 1), theta's dtype, draws on its device -> (batch, n_samples)."""
         raise NotImplementedError
 
 
@@ -104,9 +100,8 @@ class GranularSynth(Synth):
     """Sum of short chirps ("grains") of random pitch and position, scaled to an L2 norm of 1.
 
     theta[:, 0] is the density d: how many of the grains sound. theta[:, 1] is the slope s, in [-1, 1] after scaling:
-    how fast every grain glides, gamma = tan(0.95 s pi / 2) sample_rate / (12 hop) / 4 octaves per second. At s = 0.53
-    that is a quarter of a semitone in `hop` samples; a grain four times shorter wants a hop four times shorter, or the
-    slope becomes inaudible. The defaults are the paper's.
+    how fast every grain glides, gamma = tan(0.95 s pi / 2) sample_rate / (12 hop) / 4 octaves per second. Grains four
+    times shorter want a hop four times shorter, or the slope becomes inaudible. The defaults are the paper's.
     """
 
     sample_rate_hz: float = 8192
@@ -125,10 +120,8 @@ class GranularSynth(Synth):
         if min(sizes := (self.sample_rate_hz, self.n_grains, self.hop)) <= 0:
             raise ValueError(f"sample_rate_hz, n_grains and hop must be positive, got {sizes}")
         if not 2 <= self.grain_samples < self.n_samples:
-            raise ValueError(
-                f"grain_samples must be from 2 to n_samples - 1 = {self.n_samples - 1}, got {self.grain_samples}: "
-                "shorten the grains or lengthen the audio"
-            )
+            limits = f"from 2 to n_samples - 1 = {self.n_samples - 1}"
+            raise ValueError(f"grain_samples must be {limits}, got {self.grain_samples}: shorten the grains")
         if not 0 < self.f0_min_hz <= self.f0_max_hz:
             raise ValueError(f"expected 0 < f0_min_hz <= f0_max_hz, got {self.f0_min_hz} and {self.f0_max_hz}")
 
@@ -144,12 +137,12 @@ class GranularSynth(Synth):
         f0_hz = self.f0_min_hz * torch.exp2(u[..., 0] * math.log2(self.f0_max_hz / self.f0_min_hz))
         return f0_hz, (u[..., 1] * (self.n_samples - self.grain_samples)).long()
 
-    def signal(self, controls: tuple[Tensor, ...], dtype: torch.dtype, *draws: Tensor) -> Tensor:
+    def signal(self, controls: list[Tensor], dtype: torch.dtype, *draws: Tensor) -> Tensor:
         (density, slope), (f0_hz, onset), n = controls, draws, self.grain_samples
         f0_hz = f0_hz.double()
 
-        # All grains of an item glide alike, so one phase per item, in cycles per hertz of f0, serves them all. It is
-        # cheap to hold in float64, and needed: thousands of radians in float32 would cost half of the digits.
+        # All grains of an item glide alike: one phase per item, in cycles per hertz of f0, serves them all. It is
+        # float64: thousands of radians in float32 would cost half of the digits.
         rate_oct_per_s = torch.tan(0.95 * math.pi / 2 * slope.double()) * self.sample_rate_hz / (12 * self.hop) / 4
         sample = torch.arange(n, device=density.device)
         t_s = (sample.double() - n / 2) / self.sample_rate_hz
@@ -160,20 +153,15 @@ class GranularSynth(Synth):
         radians = torch.addcmul(radians_at_middle, radians_per_cycle, cycles[:, None])  # (batch, n_grains, n)
 
         window = torch.sin(math.pi / n * sample.to(dtype)) ** 2
-        gain = self._amplitudes(density) / f0_hz.to(dtype).sqrt()  # (batch, n_grains)
+        # falls from the first grain to the last, steeply so at low density; the norm is set afterwards
+        place = torch.arange(self.n_grains, device=density.device, dtype=density.dtype) / self.n_grains
+        offset = 0.25 * density + 0.75 * density**2
+        amplitude = torch.sigmoid(-2 * (1 - density) * self.n_grains * (place - offset))
+        gain = amplitude / f0_hz.to(dtype).sqrt()  # (batch, n_grains)
         grains = torch.sin(radians) * window * gain[..., None]
         index = onset[..., None] + sample
         audio = grains.new_zeros(len(grains), self.n_samples).scatter_add(1, index.flatten(1), grains.flatten(1))
         return audio / torch.linalg.vector_norm(audio, dim=1, keepdim=True)
-
-    def _amplitudes(self, density: Tensor) -> Tensor:
-        """density (batch, 1) -> (batch, n_grains): falls from the first grain to the last, steeply so at low density.
-
-        Not divided by the largest, as the paper has it: the audio's norm is set afterwards.
-        """
-        offset = 0.25 * density + 0.75 * density**2
-        position = torch.arange(self.n_grains, device=density.device, dtype=density.dtype) / self.n_grains
-        return torch.sigmoid(-2 * (1 - density) * self.n_grains * (position - offset))
 
 
 @dataclass(eq=False)
@@ -182,9 +170,8 @@ class ChirpletSynth(Synth):
 
     theta[:, 0] is the AM rate in Hz, at which the envelope's lobes follow each other; theta[:, 1] the FM rate in
     octaves per second, at which the chirp glides. The window's standard deviation is 0.1 bandwidth / FM rate seconds,
-    so that the chirplet covers the same octaves at any FM rate; its height is the FM rate, so that its area is the
-    same, too. What is shifted over an end is lost. Shorter audio wants rates as much higher and a shift as much
-    smaller. The defaults are the paper's; the ranges differ between its four tasks.
+    its height the FM rate: octaves covered and area are the same at any. What is shifted over an end is lost. Shorter
+    audio wants rates as much higher and a shift as much smaller. The defaults are the paper's.
     """
 
     am_hz: tuple[float, float]  # range, theta is linear in octaves within it
@@ -206,7 +193,7 @@ class ChirpletSynth(Synth):
         am, fm = ("am", *self.am_hz, "Hz"), ("fm", *self.fm_oct_per_s, "octaves/s")
         self.parameters = (Parameter(*am, "log2"), Parameter(*fm, "log2"))
 
-    def signal(self, controls: tuple[Tensor, ...], dtype: torch.dtype, *draws: Tensor) -> Tensor:
+    def signal(self, controls: list[Tensor], dtype: torch.dtype, *draws: Tensor) -> Tensor:
         (am_hz, fm_oct_per_s), (shift,) = controls, draws
         # position within the chirplet; what would be beyond its ends before the shift stays silent
         sample = torch.arange(self.n_samples, device=shift.device) - shift[:, None]
@@ -227,12 +214,11 @@ class SnareSynth(Synth):
 
     An envelope rises linearly for 1 ms and then falls by 60 dB (6.91 nepers) within its decay time. Both oscillators
     share the frequency envelope e: they sound at f (1 + mod e) Hz and settle at f. The filter is the bilinear one of
-    second order; what it returns is clipped to [-1, 1], as in the authors' runs. The sound starts at sample
-    common_delay + shift, and what runs over the end is lost. After Shier et al. 2024.
+    second order, clipped to [-1, 1] as in the authors' runs. The sound starts at sample common_delay + shift; what runs
+    over the end is lost. After Shier et al. 2024; the defaults are the paper's; audio lies within [-1, 1].
 
-    The defaults are the paper's; audio lies within [-1, 1]. All is float64 inside but for one rounding to theta's
-    dtype, as run: that of an envelope's factor per sample. Taken to the power of thousands, it is why float32 audio
-    differs from float64 audio by about 1e-3.
+    All is float64 inside but, as run, an envelope's factor per sample, rounded to theta's dtype. To the power of
+    thousands, it is why float32 audio differs from float64 audio by about 1e-3.
     """
 
     sample_rate_hz: float = 44100  # at least 4000: oscillators go up to 2000 Hz, the noise's cutoff to half of this
@@ -250,24 +236,22 @@ class SnareSynth(Synth):
         if not 0 <= self.max_shift <= self.common_delay < self.n_samples - self.attack:
             raise ValueError(
                 f"expected 0 <= max_shift <= common_delay < n_samples - {self.attack} (the attack), got "
-                f"{self.max_shift}, {self.common_delay} and n_samples {self.n_samples}: shift less, or lengthen it"
+                f"{self.max_shift}, {self.common_delay} and n_samples {self.n_samples}"
             )
         if self.noise is None:
             self.noise = 2 * _uniform(torch.tensor([808], device="cpu"), self.n_samples)[0] - 1
-        check_draw("noise", self.noise, (self.n_samples,))
-        if not self.noise.isfinite().all():
-            raise ValueError("noise must be finite, got NaN or infinite values")
+        check_tensor("noise", self.noise, (self.n_samples,))
         self.noise = self.noise.detach().double()
         freq, mod, decay, gain = (20.0, 2000.0, "Hz"), (-1.0, 2.0, ""), (10.0, 2000.0, "ms"), (-60.0, 6.0, "dB")
         ranges = {"osc1_freq": freq, "osc1_mod": mod, "osc2_freq": freq, "osc2_mod": mod}
         ranges |= dict.fromkeys(("freq_decay", "osc1_decay", "osc2_decay", "noise_decay"), decay)
         ranges |= {"noise_cutoff": (20.0, self.sample_rate_hz / 2, "Hz"), "noise_q": (0.5, 10.0, "")}
         ranges |= dict.fromkeys(("osc1_gain", "osc2_gain", "noise_gain"), gain) | {"tanh_gain": (-24.0, 24.0, "dB")}
-        self.parameters = tuple(Parameter(name, *ends_and_unit) for name, ends_and_unit in ranges.items())
+        self.parameters = tuple(Parameter(name, *of_name) for name, of_name in ranges.items())
 
-    def signal(self, controls: tuple[Tensor, ...], dtype: torch.dtype, *draws: Tensor) -> Tensor:
+    def signal(self, controls: list[Tensor], dtype: torch.dtype, *draws: Tensor) -> Tensor:
         value, (shift,) = torch.cat(controls, dim=1), draws
-        envelopes = self._envelopes(value[:, 4:8], dtype)  # (batch, 4, n_samples)
+        envelopes = self._envelopes(value[:, 4:8], dtype)
         gain = 10 ** (value[:, 10:, None] / 20)
 
         # thousands of radians: float64
@@ -292,13 +276,13 @@ class SnareSynth(Synth):
     def _high_pass(self, x: Tensor, cutoff_hz: Tensor, q: Tensor) -> Tensor:
         """x (batch, n_samples), cutoff_hz and q (batch, 1), float64 -> (batch, n_samples), filtered from rest.
 
-        In the frequency domain, with x and the filter's response both times r^n, r^n_samples = 1e-7. What rings on for
-        longer than the audio wraps around to its beginning, but 1e-7 times as loud; and as r < 1, the response is
-        finite even at a cutoff of half the sample rate, where the poles lie on the unit circle.
+        By FFT, with sample t of x and of the filter's response both times r = 1e-7^(t / n_samples): what rings on past
+        the audio's end wraps around to its beginning, but 1e-7 times as loud, and the response is finite even at a
+        cutoff of half the sample rate, where the poles lie on the unit circle.
         """
         n = self.n_samples
         turn = torch.arange(n, dtype=torch.float64, device=x.device) / n
-        r = 1e-7**turn  # r^n of the docstring
+        r = 1e-7**turn
         w = 1e-7 ** (1 / n) * torch.exp(-2j * math.pi * turn[: n // 2 + 1])  # 1/z
         omega = 2 * math.pi * cutoff_hz / self.sample_rate_hz
         cos, alpha = torch.cos(omega), torch.sin(omega) / (2 * q)
@@ -311,7 +295,7 @@ def _uniform(seeds: Tensor, n: int) -> Tensor:
 
     The seed is hashed first: SplitMix64's own streams of neighbouring seeds could overlap.
     """
-    check_seeds(seeds)
+    check_tensor("seeds", seeds, ("batch",), (torch.int64,), (0, 2**63 - 1))
     counter = torch.arange(1, n + 1, dtype=torch.int64, device="cpu") * _GOLDEN
     bits = _mix64(_mix64(seeds.cpu() + _GOLDEN)[:, None] + counter)
     return _shift_right(bits, 11).double() * 2.0**-53

@@ -16,16 +16,8 @@ class Browser:
     """One page of a browser; `said` holds what it complained of, `asked` every address it asked for."""
 
     def __init__(self, profile_folder: Path):
-        command = [
-            CHROMIUM,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--remote-debugging-port=0",
-            "--autoplay-policy=no-user-gesture-required",
-            f"--user-data-dir={profile_folder}",
-            "about:blank",
-        ]
+        command = [CHROMIUM, *"--headless=new --no-sandbox --disable-gpu --remote-debugging-port=0".split()]
+        command += ["--autoplay-policy=no-user-gesture-required", f"--user-data-dir={profile_folder}", "about:blank"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         found = (re.search(r"DevTools listening on (\S+)", line) for line in self.process.stderr)
         address = next(filter(None, found))[1]
@@ -46,11 +38,9 @@ class Browser:
         method, what = message.get("method"), message.get("params", {})
         if method == "Network.requestWillBeSent":
             self.asked.append(what["request"]["url"])
-        elif method in ("Runtime.exceptionThrown", "Network.loadingFailed") and not what.get("canceled"):
-            self.said.append(what)
-        elif (
-            method == "Log.entryAdded" or method == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning")
-        ):
+        failed = method in ("Runtime.exceptionThrown", "Network.loadingFailed") and not what.get("canceled")
+        printed = method == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning")
+        if failed or printed or method == "Log.entryAdded":
             self.said.append(what)
         return message
 
@@ -67,9 +57,8 @@ class Browser:
     def open(self, page: Path, width: int = 1280, height: int = 900) -> None:
         """Load a file and wait until it and its resources are there. width, height: of the window in CSS pixels."""
         self.events.clear()
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
+        window = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **window)
         self.call("Page.navigate", url=page.as_uri())
         while "Page.loadEventFired" not in self.events:
             self.events.append(self._next().get("method"))

@@ -24,6 +24,7 @@ OUTCOME = {  # method: test density and slope L1 (per mille), total variation, c
     "mss_revisited": (380, 246, 2.0, None, 26, 5),
     "mss_random": (180, 242, 2.0, None, 32, 5),
 }
+DRUMS = {"jtfs": (2, 2.2), "mss_random": (3, 9), "mss_linear": (25, 24), "mss_log_linear": (19, 18)}  # loudness, dB
 STEPS = (0, 50, 100, 150)
 
 
@@ -91,16 +92,25 @@ def write_drums(output, task, method, seed, loudness, jtfs=1.0, profile="quick")
     _write((profile, task, method, seed), output, test, {"loss": 1.0})
 
 
+def write_everything(output):
+    """Granular runs, of which one failed and four never converged. Chirplets: in the first task theta-IS takes AM from
+    100 to 60, a seed never converges in FM, and one failed. Drums: MSS linear is next to silence in both conditions."""
+    write_all(output)
+    write(output, "mss_random", 4, status="failed:nonfinite loss at step 7")
+    for method, seed in (("scrapl_plain", 4), ("jtfs", 0), ("jtfs", 1), ("jtfs", 2)):
+        write(output, method, seed, val_convergence_steps=None)
+    slow, moderate, *_ = CHIRPLETS
+    for seed in range(5):
+        write_chirplet(output, slow, "scrapl_no_theta_is", seed, 100, 80, 500, None if seed == 1 else 400)
+        write_chirplet(output, slow, "scrapl", seed, 60, 80, 300, 300, status="ok" if seed else "failed:nonfinite")
+        for method, loudness in DRUMS.items():
+            for task, dB in zip(TR808, loudness):
+                write_drums(output, task, method, seed, dB)
+    write_chirplet(output, moderate, "scrapl_no_theta_is", 0, 90, 70, None, None)
+
+
 def load(output, profile="quick", tasks=("granular",)):
     return [run for task in tasks for run in records.load_runs(profile, task, None, output)]
-
-
-def load_drums(output, profile="quick"):
-    return load(output, profile, TR808)
-
-
-def load_chirplets(output, profile="quick"):
-    return load(output, profile, CHIRPLETS)
 
 
 def write_importance(output, task="granular", profile="smoke", curvature=None, **changes):

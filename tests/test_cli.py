@@ -1,7 +1,6 @@
 """The command line and the processes behind it: exit codes, messages, kills, crashes, Ctrl-C, a user's surroundings."""
 
-import errno
-import fcntl
+import io
 import math
 import os
 import re
@@ -12,14 +11,15 @@ import time
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import soundfile
 import synthetic_records as synthetic
-import torch
+from conftest import assert_same, folder_of, smoke
 
-from replication import __main__, jobs, records
-from replication import trainer as training
+from replication import __main__, jobs, records, trainer
 from replication.__main__ import _seeds, main
 from replication.checkpoints import checkpoint_folder
 from replication.jobs import STOP_S, Budget, Pool, ensure_runs
@@ -33,12 +33,8 @@ METHOD = "scrapl_no_theta_is"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def folder_of(method, seed, output):
-    return run_folder("smoke", "granular", method, seed, output)
-
-
 def run(output, *arguments):
-    return main(["run", "--profile", "smoke", "--output", str(output), *arguments])
+    return main(["run", "--profile=smoke", f"--output={output}", "--task=granular", *arguments])
 
 
 def litter(output):
@@ -46,93 +42,70 @@ def litter(output):
     return [path for path in (output / "checkpoints").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def assert_same(found, whole):
-    """Two records of one run: the same bits but for times."""
-    assert found.ok and len(found.history) == 19 and len(found.test) > 5
-    assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s"))
-    assert found.test.equals(whole.test)
-
-
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "text, seeds",
-    [("0-4", [0, 1, 2, 3, 4]), ("0,2", [0, 2]), ("3", [3]), ("7,0-2", [7, 0, 1, 2]), ("1,0-2,1", [1, 0, 2])],
+    "text, seeds", [("0-4", [0, 1, 2, 3, 4]), ("0,2", [0, 2]), ("3", [3]), ("7,0-2", [7, 0, 1, 2]), ("1,0-1", [1, 0])]
 )
 def test_seeds(text, seeds):
     assert _seeds(text) == seeds
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        (text, f"seeds are numbers and ranges such as 0-4 or 0,2,5; got {text!r}")
-        for text in ("", "a", "0,", "1-", "-1", "0-1-2", "1.5", "0..4", "0 1")
-    ]
-    + [
-        ("0-99999999999", "'0-99999999999' is more than a million seeds"),
-        ("4-0", "the range '4-0' is empty; write the smaller number first"),
-        ("1,4-2", "the range '4-2' is empty"),
-    ],
-)
-def test_bad_seeds_are_refused(tmp_path, text, message, capsys):
-    with pytest.raises(SystemExit) as refused:
-        run(tmp_path, "--seeds", text)
-    assert refused.value.code == 2 and message in capsys.readouterr().err
+REFUSED = {
+    "--seeds": ("seeds are numbers and ranges such as", "|a|0,|1-|-1|0-1-2|1.5|0 1|4-0|1,4-2|0-99999999999"),
+    "--budget-minutes": ("a budget is a positive number of minutes such as 25", "0|-5|nan|inf|1e999|soon|"),
+    "--slurm": ("an option of sbatch is NAME=VALUE such as partition=gpu", "partition|=gpu|time="),
+}
 
 
-@pytest.mark.parametrize("text", ["0", "-5", "nan", "inf", "1e999", "soon", ""])
-def test_a_budget_that_is_no_length_of_time_is_refused(tmp_path, monkeypatch, text, capsys):
+@pytest.mark.parametrize("option, text", [(name, text) for name in REFUSED for text in REFUSED[name][1].split("|")])
+def test_a_value_of_another_form_is_refused(tmp_path, monkeypatch, option, text, capsys):
     monkeypatch.setattr(__main__, "ensure_runs", lambda *_: pytest.fail("started"))
     with pytest.raises(SystemExit) as refused:
-        run(tmp_path, f"--budget-minutes={text}")
-    said = f"a budget is a positive number of minutes such as 25 or 7.5; got {text!r}"
-    assert refused.value.code == 2 and said in capsys.readouterr().err and not list(tmp_path.iterdir())
+        run(tmp_path, f"{option}={text}")
+    said = capsys.readouterr().err
+    assert refused.value.code == 2 and REFUSED[option][0] in said and f"; got {text!r}" in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    "words, message",
     [
-        (["run", "--profile", "papr"], "unknown profile 'papr': did you mean 'paper'"),
-        (["run", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
-        (["run", "--method", "p_loss,mss_lin"], "unknown method 'mss_lin': did you mean 'mss_linear'"),
-        (["importance", "--task", "granulr"], "unknown task 'granulr': did you mean 'granular'"),
-        (
-            ["importance", "--profile", "smoke", "--task", "granular", "--paths", "30-35"],
-            "paths must be numbers from 0 to 34, got 35",
-        ),
-        (
-            ["run", "--method", "ms_clap"],
-            "method 'ms_clap' is not run: weights unavailable: ms_clap needs a pretrained model",
-        ),
-        (["run", "--seeds", "5000000000"], "seed must be an integer from 0 to 2^32 - 1, got 5000000000"),
-        (["run", "--workers", "0"], "workers must be at least 1, got 0"),
-        (["run", "--device", "gpu", "--profile", "smoke"], "unknown device 'gpu': use cpu, cuda or cuda:<n>"),
-        (["status", "--profile", "quik"], "unknown profile 'quik': did you mean 'quick'"),
-        (["compare", "--profile", "quik"], "unknown profile 'quik': did you mean 'quick'"),
-        (["notebook", "-p", "epochs"], "-p takes name=value, got 'epochs'"),
+        ("run --profile papr", "unknown profile 'papr': did you mean 'paper'"),
+        ("run --task granulr", "unknown task 'granulr': did you mean 'granular'"),
+        ("run --method p_loss,mss_lin", "unknown method 'mss_lin': did you mean 'mss_linear'"),
+        ("run --method ms_clap", "method 'ms_clap' is not run: weights unavailable: ms_clap needs a pretrained model"),
+        ("run --seeds 5000000000", "seed must be an integer from 0 to 2^32 - 1, got 5000000000"),
+        ("run --workers 0", "workers must be at least 1, got 0"),
+        ("run --parts 0", "parts must be at least 1, got 0"),
+        ("run --device gpu", "unknown device 'gpu': use cpu, cuda or cuda:<n>"),
+        ("run --executor slurm", "slurm needs SLURM's sbatch and srun, which are not here"),
+        ("run --executor local --device cuda:1", "each job has its own GPU: device must be cpu or cuda"),
+        ("run --executor local --budget-minutes 5", "--budget-minutes is for processes of this machine"),
+        ("run --slurm partition=gpu", "--slurm is for jobs: add --executor slurm"),
+        ("importance --task granulr", "unknown task 'granulr': did you mean 'granular'"),
+        ("importance --task granular --paths 30-35", "paths must be numbers from 0 to 34, got 35"),
+        ("importance --parts 2 --paths 0-3", "--paths is for this process; --parts N divides all paths"),
+        ("status --profile quik", "unknown profile 'quik': did you mean 'quick'"),
+        ("compare --profile quik", "unknown profile 'quik': did you mean 'quick'"),
+        ("notebook -p epochs", "-p takes name=value, got 'epochs'"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch, arguments, message, capsys):
+def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch, words, message, capsys):
     monkeypatch.setattr(Pool, "run", lambda *_: pytest.fail("started"))
     monkeypatch.setitem(sys.modules, "msclap", None)  # import fails, as without the extra
-    assert main([*arguments, "--output", str(tmp_path)]) == 2
+    monkeypatch.setenv("PATH", str(tmp_path))
+    command, *options = words.split()
+    assert main([command, "--profile=smoke", f"--output={tmp_path}", *options]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-@pytest.mark.parametrize("arguments", [["--profile", "paper"], ["--device", "cuda"]])
-def test_cuda_without_cuda_is_refused(tmp_path, arguments, capsys):
-    assert main(["run", "--output", str(tmp_path), *arguments]) == 2
-    assert "this PyTorch sees 0 CUDA devices; use --device cpu" in capsys.readouterr().err
-
-
 def test_an_output_that_is_a_file_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert run(tmp_path / "file", "--task", "granular", "--method", "p_loss") == 2
+    assert run(tmp_path / "file", "--method=p_loss") == 2
     said = capsys.readouterr().err
     assert said.splitlines()[-1].startswith("error: ") and str(tmp_path / "file") in said and "Traceback" not in said
 
@@ -144,22 +117,6 @@ def test_a_reader_who_has_seen_enough_ends_the_command(monkeypatch):
 
 
 # ---- exit codes and status ------------------------------------------------------------------------------------------
-
-
-def test_an_embedding_loss_is_trained_when_asked_for_by_name(tmp_path, computed_here, monkeypatch, capsys):
-    """With a stand-in of the package's shape: energies of 21 parts."""
-
-    class Clap:
-        def __init__(self, version, use_cuda):
-            self.clap = torch.nn.Module()
-            self.clap.audio_encoder = torch.nn.Module()
-            self.clap.audio_encoder.forward = lambda audio: (audio.unflatten(1, (21, -1)).square().mean(2), None)
-
-    monkeypatch.setitem(sys.modules, "msclap", SimpleNamespace(CLAP=Clap))
-    assert run(tmp_path, "--method", "ms_clap", "--seeds", "1") == 0
-    assert computed_here == [("ms_clap", 1)] and "1 of 1 runs finished, 0 failed" in capsys.readouterr().out
-    assert main(["status", "--profile", "smoke", "--output", str(tmp_path)]) == 0
-    assert "not run: weights unavailable" in capsys.readouterr().out
 
 
 def rows(said):
@@ -176,18 +133,12 @@ def test_status_matrix(tmp_path, monkeypatch, capsys):
 
     def write(task, method, seed, minutes, steps_s=60.0, status="ok", **changes):
         monkeypatch.setattr(records, "utc_now", lambda: f"2026-01-01T{12 + minutes // 60}:{minutes % 60:02}:00+00:00")
+        about = {"start_utc": "2026-01-01T12:00:00+00:00", "device": "cpu", "status": status}
+        config = make_config(task, method, seed, "paper", **changes).flat
         history = pd.DataFrame([(9, "val", "loss", 1.0, steps_s)], columns=records.COLUMNS["history.csv"])
-        records.write_run(
-            run_folder("paper", task, method, seed, tmp_path),
-            status=status,
-            start_utc="2026-01-01T12:00:00+00:00",
-            config=make_config(task, method, seed, "paper", **changes).flat,
-            history=history,
-            test=pd.DataFrame([], columns=records.COLUMNS["test.csv"]),
-            device="cpu",
-            threads=1,
-            train_step_ms=None,
-        )
+        test = pd.DataFrame([], columns=records.COLUMNS["test.csv"])
+        folder = run_folder("paper", task, method, seed, tmp_path)
+        records.write_run(folder, config=config, history=history, test=test, **about)
 
     write("granular", "p_loss", 0, 60)
     write("granular", "p_loss", 1, 120)
@@ -199,26 +150,23 @@ def test_status_matrix(tmp_path, monkeypatch, capsys):
     assert main(["status", "--profile", "paper", "--output", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     heads = [line.split() for line in said.split("\n\n")[1].splitlines()[:2]]
-    assert heads == [
-        ["granular", "chirplet", "tr808"],
-        [*"slow_slow slow_moderate fast_moderate fast_fast micro meso".split()],
-    ]
-    unknown, drums, known = ["0/0/20", "0+?"], ["0/0/40", "0+?"], ["0/0/40", "0+4.00"]
-    mss = [*drums, "0/0/40", "0+1.20"]
-    assert rows(said) == {
-        "p_loss": ["2/1/17", "3.50+25.50"],
-        "jtfs": ["0/0/1", "0+147", "0/0/4", "0+?", "1/0/3", "1.10+3.30"],
-        "scrapl": ["0/0/20", "0+267", *unknown, "1/0/19", "0.25+4.75", *unknown, *unknown, *drums, *known],
-        METHOD: ["0/0/20", "0+267", *unknown, "0/0/20", "0+5.00", *unknown, *unknown, *drums, *known],
-        "scrapl_padam": ["0/0/20", "0+267"],
-        "scrapl_plain": ["0/0/20", "0+267"],
-        "mss_linear": ["1/0/19", "6.00+114", *mss],
-        "mss_log_linear": ["0/0/20", "0+80.00", *mss],
-        "mss_revisited": ["0/0/20", "0+80.00", *mss],
-        "mss_random": ["0/0/19+1", "stale", "0+76.00", *mss],
-        "ms_clap": ["not", "run"],
-        "panns_wavegram_logmel": ["not", "run"],
-        IMPORTANCE: "0/0/1 0+13.33 0/0/1 0+? 0/0/1 0+0.25 0/0/1 0+? 0/0/1 0+? 0/0/1 0+? 0/0/1 0+0.10".split(),
+    tasks = "slow_slow slow_moderate fast_moderate fast_fast micro meso"
+    assert heads == [["granular", "chirplet", "tr808"], tasks.split()]
+    unknown, mss = "0/0/20 0+?", "0/0/40 0+? 0/0/40 0+1.20"
+    assert {method: " ".join(words) for method, words in rows(said).items()} == {
+        "p_loss": "2/1/17 3.50+25.50",
+        "jtfs": "0/0/1 0+147 0/0/4 0+? 1/0/3 1.10+3.30",
+        "scrapl": f"0/0/20 0+267 {unknown} 1/0/19 0.25+4.75 {unknown} {unknown} 0/0/40 0+? 0/0/40 0+4.00",
+        METHOD: f"0/0/20 0+267 {unknown} 0/0/20 0+5.00 {unknown} {unknown} 0/0/40 0+? 0/0/40 0+4.00",
+        "scrapl_padam": "0/0/20 0+267",
+        "scrapl_plain": "0/0/20 0+267",
+        "mss_linear": f"1/0/19 6.00+114 {mss}",
+        "mss_log_linear": f"0/0/20 0+80.00 {mss}",
+        "mss_revisited": f"0/0/20 0+80.00 {mss}",
+        "mss_random": f"0/0/19+1 stale 0+76.00 {mss}",
+        "ms_clap": "not run",
+        "panns_wavegram_logmel": "not run",
+        IMPORTANCE: "0/0/1 0+13.33 0/0/1 0+? 0/0/1 0+0.25 0/0/1 0+? 0/0/1 0+? 0/0/1 0+? 0/0/1 0+0.10",
     }
     # 25.5 + 146.7 + 4 x 266.7 + 114 + 80 + 80 + 76 + 13.3; chirplet 4.75 + 5 + 0.25; drums 3.3 + 2 x 4 + 4 x 1.2 + 0.1.
     # Unknown: three chirplet tasks of 41, the micro drums' 4 + 6 x 40 + 1
@@ -231,55 +179,38 @@ def test_status_and_exit_codes(tmp_path, computed_here, monkeypatch, capsys):
         assert main(["status", "--profile", "smoke", "--output", str(tmp_path)]) == 0
         return {method: words[0] for method, words in rows(capsys.readouterr().out).items()}
 
-    found = counts()
-    assert found["p_loss"] == found["scrapl"] == "0/0/2" and found[IMPORTANCE] == "0/0/1"
-
-    assert run(tmp_path, "--method", "p_loss,p_loss", "--task", "granular,granular") == 0
+    assert [counts()[method] for method in ("p_loss", "scrapl", IMPORTANCE)] == ["0/0/2", "0/0/2", "0/0/1"]
+    assert run(tmp_path, "--method=p_loss,p_loss", "--task=granular,granular") == 0
     assert computed_here == [("p_loss", 0), ("p_loss", 1)]
     assert "2 of 2 runs finished, 0 failed, in " in capsys.readouterr().out
-    assert counts()["p_loss"] == "2/0/0"
 
     # a failed run is a result: the command has done what it can
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "check_finite", Mock(side_effect=training.RunFailed("nonfinite")))
-        assert run(tmp_path, "--method", "mss_linear", "--seeds", "1", "--task", "granular") == 0
-    assert "0 of 1 runs finished, 1 failed" in (said := capsys.readouterr().out)
-    assert "granular/mss_linear/seed 1: failed:nonfinite" in said
-    assert counts()["mss_linear"] == "0/1/1"
+        patch.setattr(trainer.Training, "check_finite", Mock(side_effect=trainer.RunFailed("nonfinite")))
+        assert run(tmp_path, "--method=mss_linear", "--seeds=1") == 0
+    said = capsys.readouterr().out
+    assert "0 of 1 runs finished, 1 failed" in said and "granular/mss_linear/seed 1: failed:nonfinite" in said
 
     # a stale one is not
-    train(make_config("granular", "mss_random", 0, "smoke", lr=2e-3), tmp_path)
-    assert run(tmp_path, "--method", "mss_random", "--seeds", "0", "--task", "granular") == 1
+    train(smoke("mss_random", lr=2e-3), tmp_path)
+    assert run(tmp_path, "--method=mss_random", "--seeds=0") == 1
     said = capsys.readouterr()
     assert "0 of 1 runs finished" in said.out and "stale, not used" in said.err
-    assert counts()["mss_random"] == "0/0/1+1"
+    found = counts()
+    assert [found[method] for method in ("p_loss", "mss_linear", "mss_random")] == ["2/0/0", "0/1/1", "0/0/1+1"]
 
-    (folder_of("p_loss", 0, tmp_path) / "test.csv").write_text("metric,value,unit\n")
-    for arguments in (["status"], ["run", "--method", "p_loss"]):
-        assert main([*arguments, "--profile", "smoke", "--output", str(tmp_path)]) == 2
+    (folder_of(smoke("p_loss", 0), tmp_path) / "test.csv").write_text("metric,value,unit\n")
+    for command in ("status", "run"):
+        assert main([command, "--profile", "smoke", "--output", str(tmp_path)]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: broken record ") and "test.csv: expected" in said and "delete the folder" in said
 
 
-def test_importance_in_parts(tmp_path, monkeypatch, capsys):
-    asked = []
-
-    def compute(task, profile, output, device, paths, watch):
-        asked.append((task, profile, output, device, paths, watch))
-        return "100 of 315 paths"
-
-    monkeypatch.setattr(__main__, "compute_importance", compute)
-    assert (
-        main(["importance", "--task", "granular,chirplet_fast_fast", "--output", str(tmp_path), "--paths", "0-2,7"])
-        == 0
-    )
-    assert asked == [
-        (task, "quick", tmp_path, "cpu", [0, 1, 2, 7], None) for task in ("granular", "chirplet_fast_fast")
-    ]
-    assert "path probabilities of granular, profile quick: 100 of 315 paths" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["importance", "--paths", "x"])
-    assert "paths are numbers and ranges such as" in capsys.readouterr().err
+def test_importance_of_some_paths(tmp_path, importances, capsys):
+    ask = ["importance", "--profile=smoke", "--task=chirplet_slow_slow,chirplet_fast_fast", f"--output={tmp_path}"]
+    assert main([*ask, "--paths=0-2,7"]) == 0
+    assert [call["paths"] for call in importances] == [[0, 1, 2, 7]] * 2
+    assert "path probabilities of chirplet_fast_fast, profile smoke: 4 of 21 paths" in capsys.readouterr().out
 
 
 # ---- worker processes -----------------------------------------------------------------------------------------------
@@ -288,43 +219,39 @@ def test_importance_in_parts(tmp_path, monkeypatch, capsys):
 def test_a_killed_or_crashed_worker_costs_its_own_run_only(tmp_path, monkeypatch, in_workers, capfd):
     """Seed 0 gets a loss that is not finite, seed 1 is killed, seed 2 raises, each at step 5."""
 
-    def config(seed):
-        return make_config("granular", METHOD, seed, "smoke")
-
     def ask():
-        pool = Pool(tmp_path, "cpu", workers=1, deterministic=True)
-        return {run.seed: run for run in ensure_runs(["granular"], [METHOD], range(3), "smoke", tmp_path, pool=pool)}
+        words = [f"--method={METHOD}", "--seeds=0-2", "--workers=1", "--deterministic", "--budget-minutes=60"]
+        return run(tmp_path, *words), *capfd.readouterr()
 
-    with monkeypatch.context():
-        in_workers("""
-            if step == 4 and seed == 0:
-                true = run.batch_loss
-                run.batch_loss = lambda *args, **options: true(*args, **options) * float("nan")
-            if step == 5 and seed == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if step == 5 and seed == 2:
-                raise ValueError("a bug")
-        """)
-        runs = ask()
-    assert {seed: run.status.split(",")[0] for seed, run in runs.items()} == {0: "failed:nonfinite at step 5"}
-    said = capfd.readouterr().err
-    logs = {seed: checkpoint_folder(config(seed), tmp_path).with_suffix(".log") for seed in range(3)}
-    assert f"granular/{METHOD}/seed 1 crashed (exit status -9: nothing in its log); log: {logs[1]}" in said
-    assert f"granular/{METHOD}/seed 2 crashed (exit status 1: ValueError: a bug); log: {logs[2]}" in said
+    in_workers("""
+        if step == 4 and seed == 0:
+            true = run.batch_loss
+            run.batch_loss = lambda *args, **options: true(*args, **options) * float("nan")
+        if step == 5 and seed == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 5 and seed == 2:
+            raise ValueError("a bug")
+    """)
+    status, out, err = ask()
+    assert status == 1 and f"granular/{METHOD}/seed 0: failed:nonfinite at step 5" in out
+    one, two = (f"granular/{METHOD}/seed {seed}" for seed in (1, 2))
+    assert f"budget of 60 minutes: 1 runs done; under way: {one} at step 4, {two} at step 4; 0 missing; the same" in out
+    logs = [checkpoint_folder(smoke(METHOD, seed), tmp_path).with_suffix(".log") for seed in range(3)]
+    assert f"{one} crashed (exit status -9: nothing in its log); log: {logs[1]}" in err
+    assert f"{two} crashed (exit status 1: ValueError: a bug); log: {logs[2]}" in err
     assert "Traceback" in logs[2].read_text() and logs[1].exists() and not logs[0].exists()
-    named = f"granular/{METHOD}/seed 1, granular/{METHOD}/seed 2"
-    assert f"2 of 3 runs crashed: {named}; the same command tries them again" in said
+    assert f"2 of 3 runs crashed: {one}, {two}; the same command tries them again" in err
 
-    failed = folder_of(METHOD, 0, tmp_path) / "run.json"
+    failed = folder_of(smoke(METHOD), tmp_path) / "run.json"
     before = failed.read_bytes()
     monkeypatch.delenv("PYTHONPATH")
-    runs = ask()
-    assert {seed: run.ok for seed, run in runs.items()} == {0: False, 1: True, 2: True}
-    said = capfd.readouterr().err
-    assert all(f"granular/{METHOD}/seed {seed}: resumed from step 4" in said for seed in (1, 2))
+    status, out, err = ask()
+    assert status == 0 and "2 of 3 runs finished, 1 failed" in out
+    assert f"{one}: resumed from step 4" in err and f"{two}: resumed from step 4" in err
     assert failed.read_bytes() == before  # not tried again
-    assert_same(runs[1], train(config(1), tmp_path / "uninterrupted"))
-    assert runs[1].info["deterministic"] is True and litter(tmp_path) == []
+    killed = read_run(folder_of(smoke(METHOD, 1), tmp_path))
+    assert_same(killed, train(smoke(METHOD, 1), tmp_path / "uninterrupted"))
+    assert killed.info["deterministic"] is True and litter(tmp_path) == []
 
 
 def test_workers_make_the_probabilities_first_and_in_parts(tmp_path, capfd):
@@ -338,35 +265,38 @@ def test_workers_make_the_probabilities_first_and_in_parts(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopping_the_command_ends_its_workers(tmp_path, number, request, capfd):
-    config = make_config("granular", "jtfs", 0, "smoke")  # the slowest: some seconds of training
-    arguments = ["run", "--task=granular", "--method=jtfs", "--seeds=0", "--profile=smoke", f"--output={tmp_path}"]
+def test_stopping_the_command_ends_its_workers(tmp_path, number, monkeypatch, in_workers, request, capfd):
+    """The next call, whose runs are computed here, goes on from the checkpoint, and ends with the same bits."""
+    config = smoke(METHOD)
+    arguments = f"run --task=granular --method={METHOD} --seeds=0 --profile=smoke --budget-minutes=60".split()
+    in_workers("time.sleep(1)")
     command = subprocess.Popen(
-        [sys.executable, "-m", "replication", *arguments],
+        [sys.executable, "-m", "replication", *arguments, f"--output={tmp_path}"],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    progress, deadline = checkpoint_folder(config, tmp_path) / "progress.json", time.monotonic() + 120
-    while not progress.exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while not kept_of(config, tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     (worker,) = psutil.Process(command.pid).children()
     command.send_signal(number)
     said = command.communicate(timeout=60)[1]
-    assert command.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     psutil.wait_procs([worker], timeout=60)
-    assert not worker.is_running()
-    record = folder_of("jtfs", 0, tmp_path)
-    assert not record.exists()
+    assert not worker.is_running() and not folder_of(config, tmp_path).exists()
     if number == signal.SIGINT:
-        assert "stopped; the same command goes on from the checkpoints" in said and "Traceback" not in said
-        request.getfixturevalue("computed_here")
-        assert main(arguments) == 0
-        assert "1 of 1 runs finished, 0 failed" in capfd.readouterr().out and read_run(record).ok
+        assert command.returncode == 130 and "Traceback" not in said
+        assert "stopped; the same command goes on from the checkpoints" in said
     else:
-        log = checkpoint_folder(config, tmp_path).with_suffix(".log")
-        assert "stopped: the process that started this worker is gone" in log.read_text()
+        log = checkpoint_folder(config, tmp_path).with_suffix(".log").read_text()
+        assert command.returncode == -signal.SIGKILL
+        assert "stopped: the process that started this worker is gone" in log
+    request.getfixturevalue("computed_here")
+    assert run(tmp_path, f"--method={METHOD}", "--seeds=0", "--budget-minutes=60") == 0
+    said = capfd.readouterr()
+    assert "resumed from step" in said.err and "1 of 1 runs finished, 0 failed" in said.out
+    assert_same(read_run(folder_of(config, tmp_path)), train(config, tmp_path / "whole"))
 
 
 # ---- budgets --------------------------------------------------------------------------------------------------------
@@ -385,7 +315,7 @@ class UntilSeen:
 
 
 def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path, monkeypatch, in_workers, capfd):
-    configs = [make_config("granular", "p_loss", seed, "smoke") for seed in (0, 1)]
+    configs = [smoke("p_loss", seed) for seed in (0, 1)]
 
     def ask(until=None):
         """What the command says last, and its log. until: the run whose progress ends the budget; each worker that
@@ -402,8 +332,7 @@ def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path,
                 patch.setattr(__main__, "Budget", lambda end_s, stop_s: UntilSeen(until, tmp_path))
             else:
                 monkeypatch.delenv("PYTHONPATH")
-            budget = ["--task", "granular", "--method", "p_loss", "--workers", "1", "--budget-minutes", "60"]
-            assert run(tmp_path, *budget) == 0
+            assert run(tmp_path, "--method=p_loss", "--workers=1", "--budget-minutes=60") == 0
         said = capfd.readouterr()
         assert "crashed" not in said.err
         return said.out.splitlines()[-1], said.err
@@ -416,7 +345,7 @@ def test_a_grid_stopped_by_its_budget_twice_ends_as_if_it_had_not_been(tmp_path,
     assert said == "budget of 60 minutes: 1 runs done; under way: none; 0 missing"
     assert "granular/p_loss/seed 1: resumed from step 2" in log
     for config in configs:
-        assert_same(read_run(folder_of("p_loss", config.seed, tmp_path)), train(config, tmp_path / "whole"))
+        assert_same(read_run(folder_of(config, tmp_path)), train(config, tmp_path / "whole"))
     assert litter(tmp_path) == []
 
 
@@ -441,14 +370,6 @@ def test_a_worker_that_has_nothing_to_keep_or_does_not_stop_is_ended_in_time(tmp
     assert "crashed" not in capfd.readouterr().err and not list(tmp_path.rglob("*.log"))
 
 
-def test_a_crash_within_a_budget_is_no_success(tmp_path, in_workers, capfd):
-    in_workers("sys.exit(3)")
-    assert run(tmp_path, "--task", "granular", "--method", "p_loss", "--seeds", "0", "--budget-minutes", "60") == 1
-    said = capfd.readouterr()
-    assert "seed 0 crashed (exit status 3" in said.err and "0 runs done; under way: none; 1 missing" in said.out
-    assert __main__.parser().parse_args(["run", "--budget-minutes", "7.5"]).budget_minutes == 7.5
-
-
 def test_the_budget_begins_with_the_command(tmp_path, monkeypatch, capfd):
     """Its imports included: of 10 minutes that began 9.6 minutes ago nothing is left to start a run in."""
     monkeypatch.setattr(Pool, "start", lambda *_: pytest.fail("started"))
@@ -459,83 +380,39 @@ def test_the_budget_begins_with_the_command(tmp_path, monkeypatch, capfd):
     assert "; 2 missing; none is started in the last 30 s" in capfd.readouterr().out
 
 
-def test_a_run_killed_twice_under_a_budget_and_finished_ends_as_if_it_had_not_been(tmp_path, monkeypatch, in_workers):
-    """`run --budget-minutes` as a process: first it is killed (at step 4), then its worker (at step 7); the third call
-    finishes the run as one that was left alone. Seed 0; the same bits."""
-    config = make_config("granular", METHOD, 0, "smoke")
-    log, standing = checkpoint_folder(config, tmp_path).with_suffix(".log"), tmp_path / "standing"
-    in_workers(f"""
-        while step == int(os.environ["HOLD"]):
-            pathlib.Path({str(standing)!r}).touch()
-            wait()
-    """)
-    arguments = ["--task=granular", f"--method={METHOD}", "--seeds=0", "--profile=smoke", f"--output={tmp_path}"]
-
-    def start(hold):
-        monkeypatch.setenv("HOLD", str(hold))
-        command = [sys.executable, "-m", "replication", "run", *arguments, "--workers=1", "--budget-minutes=60"]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    for hold, kill_worker in ((4, False), (7, True)):
-        command, deadline = start(hold), time.monotonic() + 300
-        while not standing.exists():
-            assert time.monotonic() < deadline and command.poll() is None
-            time.sleep(0.05)
-        (worker,) = psutil.Process(command.pid).children()
-        (worker if kill_worker else command).kill()
-        said = command.communicate(timeout=120)[0]
-        psutil.wait_procs([worker], timeout=120)
-        assert not worker.is_running() and kept_of(config, tmp_path) == f"step {hold - 1}"
-        standing.unlink()
-        if kill_worker:
-            assert command.returncode == 1 and "crashed (exit status -9" in said and "seed 0 at step 6" in said
-            assert "resumed from step 3" in log.read_text()
-        else:
-            assert command.returncode == -signal.SIGKILL
-    command = start(-1)
-    said = command.communicate(timeout=300)[0]
-    assert command.returncode == 0 and "resumed from step 6" in said and "1 of 1 runs finished, 0 failed" in said
-    assert_same(read_run(folder_of(METHOD, 0, tmp_path)), train(config, tmp_path / "whole"))
-
-
 # ---- a user's surroundings ------------------------------------------------------------------------------------------
 
 
-def command(*arguments, **options):
-    words = [sys.executable, *options.pop("flags", []), "-m", "replication", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+def command(*arguments, flags=(), env=None, **options):
+    words = [sys.executable, *flags, "-m", "replication", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | (env or {})
     return subprocess.run(words, env=environment, capture_output=True, timeout=300, **options)
 
 
 def test_warnings_as_errors_an_unwritable_home_and_another_locale_change_nothing(tmp_path):
     """The whole overview, letter by letter; the home does not exist, the locale's encoding is ASCII."""
     usual = command("status", cwd=ROOT)
-    odd = {
-        "HOME": "/proc/no-home",
-        "XDG_CACHE_HOME": "/proc/no-cache",
-        "MPLCONFIGDIR": "",
-        "LC_ALL": "C",
-        "PYTHONUTF8": "0",
-    }
-    found = command("status", cwd=tmp_path, flags=["-W", "error"], env=odd | {"PYTHONCOERCECLOCALE": "0"})
+    odd = {"HOME": "/proc/no-home", "XDG_CACHE_HOME": "/proc/no-cache", "MPLCONFIGDIR": ""}
+    odd |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    found = command("status", cwd=tmp_path, flags=["-W", "error"], env=odd)
     assert usual.returncode == found.returncode == 0, found.stderr.decode(errors="replace")
     assert len(usual.stdout) > 1000 and usual.stdout == found.stdout
 
 
-def test_output_that_is_not_utf_8_has_signs_replaced(tmp_path):
+def test_output_that_is_not_utf_8_has_signs_replaced(tmp_path, monkeypatch):
     """`compare` writes ± and ‰; latin-1 has the first one only."""
     synthetic.write_all(tmp_path, ["p_loss"])
-    found = command("compare", "--output", str(tmp_path), cwd=tmp_path, env={"PYTHONIOENCODING": "latin-1"})
-    text = found.stdout.decode("latin-1")
-    assert found.returncode == 0 and "±" in text and "?" in text and "Table" in text, found.stderr
+    said = io.TextIOWrapper(io.BytesIO(), "latin-1")
+    monkeypatch.setattr(sys, "stdout", said)
+    assert main(["compare", "--output", str(tmp_path)]) == 0
+    said.flush()
+    text = said.buffer.getvalue().decode("latin-1")
+    assert "±" in text and "?" in text and "Table" in text
 
 
 def test_relative_folders_mean_the_same_in_every_process(tmp_path):
     """`TR808_DIR=drums` and --output out, from a folder that is not the project: the worker reads these sounds, and
     only these."""
-    import numpy as np
-    import soundfile
-
     (tmp_path / "drums").mkdir()
     for n, name in enumerate(["BD", "SD", "Tom", "OH", "CH"] * 8):
         sound = np.random.default_rng(n).standard_normal(22050) * np.exp(-np.arange(22050) / 3000) / 10
@@ -545,10 +422,3 @@ def test_relative_folders_mean_the_same_in_every_process(tmp_path):
     assert found.returncode == 0, found.stderr
     record = read_run(run_folder("smoke", "tr808_micro", "mss_linear", 0, tmp_path / "out"))
     assert record.ok and re.fullmatch("recordings [0-9a-f]{16}", record.config["sounds"])
-
-
-def test_a_disk_without_locks_is_warned_of_and_the_run_goes_on(tmp_path, monkeypatch, computed_here, capsys):
-    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
-    assert run(tmp_path, "--task", "granular", "--method", "p_loss", "--seeds", "0") == 0
-    said = capsys.readouterr()
-    assert "1 of 1 runs finished" in said.out and "supports no locks (No locks available)" in said.err

@@ -1,5 +1,5 @@
-"""The pool: what it starts and when, and jobs of submitit, its local executor and SLURM's commands played by
-scripts."""
+"""The pool: what it starts and when; jobs of submitit, by its local executor and by scripts in place of SLURM's
+commands."""
 
 import os
 import sys
@@ -9,65 +9,52 @@ import time
 import psutil
 import pytest
 import submitit
+from conftest import assert_same, folder_of, smoke
+from test_cli import METHOD, run
 
 from replication import jobs
-from replication.__main__ import main
 from replication.jobs import Budget, Pool
-from replication.records import ROOT, read_run, run_folder
+from replication.records import ROOT, read_run
 from replication.status import kept_of, states
-from replication.tasks import importance_config, make_config
+from replication.tasks import importance_config
 from replication.trainer import train
 
-METHOD = "scrapl_no_theta_is"
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def config(seed, method=METHOD, task="granular"):
-    return make_config(task, method, seed, "smoke")
-
-
-def run(output, *arguments):
-    return main(["run", "--profile", "smoke", "--output", str(output), "--task", "granular", *arguments])
 
 
 # ---- without processes ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def started(monkeypatch):
-    """In place of processes: each ends at the second look; lists (method, seed, paths) of them and the signals sent to
-    them.
+class Started(list):
+    """(method, seed, paths) of what was started in place of processes; each ends at the second look.
 
-    `started.status`: what they end with, by method. `started.stop_at`: when so many have started, Ctrl-C is pressed."""
+    status: what they end with, by method. most: how many there were at once."""
 
-    class Started(list):
-        status, stop_at, most, now, sent = {}, None, 0, 0, []
+    status, most, now = {}, 0, 0
 
-    all_started = Started()
-
-    def start(self, config, paths=""):
-        all_started.append((config.method, config.seed, paths))
-        all_started.now += 1
-        all_started.most, looks = max(all_started.most, all_started.now), []
+    def start(self, config, paths, folder):
+        self.append((config.method, config.seed, paths))
+        self.now += 1
+        self.most, looks = max(self.most, self.now), []
 
         def status():
-            if len(all_started) == all_started.stop_at and not all_started.sent:
-                raise KeyboardInterrupt
             looks.append(1)
-            all_started.now -= len(looks) == 2
-            return all_started.status.get(config.method, 0) if len(looks) >= 2 else None
+            self.now -= len(looks) == 2
+            return self.status.get(config.method, 0) if len(looks) >= 2 else None
 
-        send = all_started.sent.append
-        return jobs.Running(config, f"{config.method} {config.seed}", self.output / "no.log", status, send)
+        return jobs.Running(config, f"{config.method} {config.seed}", folder / "no.log", status, None)
 
-    monkeypatch.setattr(Pool, "start", start)
+
+@pytest.fixture
+def started(monkeypatch):
+    started = Started()
+    monkeypatch.setattr(Pool, "start", lambda pool, config, paths="": started.start(config, paths, pool.output))
     monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
-    return all_started
+    return started
 
 
 def test_runs_wait_for_their_probabilities_and_for_room(tmp_path, started):
-    asked = [importance_config("granular", "smoke"), config(3, "scrapl"), config(0), config(4, "scrapl")]
+    asked = [importance_config("granular", "smoke"), smoke("scrapl", 3), smoke(), smoke("scrapl", 4)]
     Pool(tmp_path, "cpu", workers=3, parts=4).run(asked)
     parts = [("theta_importance", 0, paths) for paths in ("0-8", "9-17", "18-26", "27-34")]
     assert started == [*parts, (METHOD, 0, ""), ("scrapl", 3, ""), ("scrapl", 4, "")] and started.most == 3
@@ -75,7 +62,7 @@ def test_runs_wait_for_their_probabilities_and_for_room(tmp_path, started):
 
 def test_what_needs_a_crashed_process_is_not_started(tmp_path, started, capsys):
     started.status = {"theta_importance": 9}
-    Pool(tmp_path, "cpu", workers=9).run([importance_config("granular", "smoke"), config(3, "scrapl"), config(0)])
+    Pool(tmp_path, "cpu", workers=9).run([importance_config("granular", "smoke"), smoke("scrapl", 3), smoke()])
     assert started == [("theta_importance", 0, ""), (METHOD, 0, "")]
     said = capsys.readouterr().err
     assert "theta_importance 0 crashed (exit status 9: nothing in its log)" in said
@@ -83,50 +70,11 @@ def test_what_needs_a_crashed_process_is_not_started(tmp_path, started, capsys):
     assert "1 of 3 runs crashed: theta_importance 0; the same command tries them again" in said
 
 
-def test_stopping_the_command_ends_what_is_under_way(tmp_path, started):
-    started.stop_at = 2
-    with pytest.raises(KeyboardInterrupt):
-        Pool(tmp_path, "cpu", workers=2).run([config(0), config(1), config(2)])
-    assert started.sent == [15, 15] and len(started) == 2
-
-
-@pytest.mark.parametrize("left, n_started, sent", [(2.9, 0, set()), (30.0, 1, set()), (0.9, 0, set())])
-def test_nothing_is_started_that_cannot_come_to_a_checkpoint(tmp_path, started, left, n_started, sent):
+@pytest.mark.parametrize("left, n_started", [(2.9, 0), (30.0, 1)])
+def test_nothing_is_started_that_cannot_come_to_a_checkpoint(tmp_path, started, left, n_started):
     budget = Budget(time.monotonic() + left * 100, 100.0)
-    Pool(tmp_path, "cpu").run([config(0)], budget)
-    assert len(started) == n_started and len(budget.left) == 1 - n_started and {*started.sent} == sent
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["run", "--executor=slurm"], "slurm needs SLURM's sbatch and srun, which are not here"),
-        (["run", "--executor=local", "--device=cuda:1"], "each job has its own GPU: device must be cpu or cuda"),
-        (["run", "--executor=local", "--workers=0"], "workers must be at least 1, got 0"),
-        (["run", "--parts=0"], "parts must be at least 1, got 0"),
-        (["run", "--executor=local", "--budget-minutes=5"], "--budget-minutes is for processes of this machine"),
-        (["run", "--slurm", "partition=gpu"], "--slurm is for jobs: add --executor slurm"),
-        (["importance", "--parts=2", "--paths", "0-3"], "--paths is for this process; --parts N divides all paths"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line(tmp_path, monkeypatch, arguments, message, capsys):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert main([*arguments, "--profile", "smoke", "--output", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {message}") and len(said.splitlines()) == 1 and not list(tmp_path.iterdir())
-
-
-def test_without_submitit_it_is_said_what_to_install(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "submitit", None)  # import fails, as without the extra
-    assert run(tmp_path, "--executor", "local") == 2
-    assert capsys.readouterr().err == "error: an executor needs submitit: pip install '.[replication]'\n"
-
-
-@pytest.mark.parametrize("text", ["partition", "=gpu", "time="])
-def test_an_option_that_is_none_is_refused(tmp_path, text, capsys):
-    with pytest.raises(SystemExit):
-        run(tmp_path, "--executor", "local", "--slurm", text)
-    assert f"an option of sbatch is NAME=VALUE such as partition=gpu; got '{text}'" in capsys.readouterr().err
+    Pool(tmp_path, "cpu").run([smoke()], budget)
+    assert len(started) == n_started and len(budget.left) == 1 - n_started
 
 
 # ---- jobs -----------------------------------------------------------------------------------------------------------
@@ -150,40 +98,36 @@ def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterru
         job_of(0).send_signal(submitit.JobEnvironment._usr_sig())
         job_of(2).kill()
 
-    with monkeypatch.context() as patch:
-        in_workers(f"""
-            standing = pathlib.Path({str(tmp_path)!r}, f"standing_{{seed}}")
-            if step == 5 and seed == 1:
-                raise ValueError("a bug")
-            if step == 5 and seed != 1 and not standing.exists():
-                standing.with_suffix(".new").write_text(str(os.getppid()))
-                standing.with_suffix(".new").rename(standing)
-                while True:
-                    wait()
-        """)
-        thread = threading.Thread(target=disturb)
-        thread.start()
-        assert run(tmp_path, *jobs_of) == 1
-        thread.join()
-        patch.undo()
+    in_workers(f"""
+        standing = pathlib.Path({str(tmp_path)!r}, f"standing_{{seed}}")
+        if step == 5 and seed == 1:
+            raise ValueError("a bug")
+        if step == 5 and seed != 1 and not standing.exists():
+            standing.with_suffix(".new").write_text(str(os.getppid()))
+            standing.with_suffix(".new").rename(standing)
+            while True:
+                wait()
+    """)
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    assert run(tmp_path, *jobs_of) == 1
+    thread.join()
     said = capfd.readouterr()
     assert f"granular/{METHOD}/seed 1 crashed (exit status 1: ValueError: a bug); log: " in said.err
     assert "2 of 3 runs crashed: " in said.err and "1 of 3 runs finished, 0 failed" in said.out
     (logs,) = tmp_path.glob("checkpoints/jobs_*")
     assert any("Requeued job" in path.read_text() for path in logs.glob("*_log.*"))
     assert any("resumed from step 4" in path.read_text() for path in logs.glob("*_log.err"))
-    assert kept_of(config(1), tmp_path) == kept_of(config(2), tmp_path) == "step 4"
+    assert kept_of(smoke(seed=1), tmp_path) == kept_of(smoke(seed=2), tmp_path) == "step 4"
 
     monkeypatch.setenv("PYTHONPATH", "")
     assert run(tmp_path, *jobs_of) == 0
     assert "3 of 3 runs finished, 0 failed" in capfd.readouterr().out
     assert list(tmp_path.glob("checkpoints/jobs_*")) == [logs]  # of the second call's jobs nothing is left
     for seed in range(3):
-        whole = train(config(seed), tmp_path / "whole")
-        found = read_run(run_folder("smoke", "granular", METHOD, seed, tmp_path))
-        assert found.ok and len(found.history) == 19 and len(found.test) > 5 and found.info["deterministic"] is True
-        assert found.history.drop(columns="wall_s").equals(whole.history.drop(columns="wall_s"))
-        assert found.test.equals(whole.test)
+        found = read_run(folder_of(smoke(seed=seed), tmp_path))
+        assert_same(found, train(smoke(seed=seed), tmp_path / "whole"))
+        assert found.info["deterministic"] is True
 
 
 SBATCH = """#!{python}
@@ -207,7 +151,7 @@ def test_runs_on_slurm(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     options = ["--slurm", "partition=gpu", "--slurm", "time=30", "--workers", "7"]
     assert run(tmp_path, "--method", "p_loss", "--seeds", "0,1", "--executor", "slurm", *options) == 0
-    assert set(states([config(seed, "p_loss") for seed in (0, 1)], tmp_path).values()) == {"done"}
+    assert set(states([smoke("p_loss", seed) for seed in (0, 1)], tmp_path).values()) == {"done"}
     text = (tmp_path / "submitted.sh").read_text()
     for line in ("partition=gpu", "time=30", "signal=USR2@120", "mem=16GB", "job-name=scrapl"):
         assert f"#SBATCH --{line}\n" in text

@@ -39,7 +39,7 @@ def test_nothing_wrong(output, capsys):
     assert f"note   {stale} was made with another configuration and is not used\n       -> delete the folder" in text
 
 
-def test_a_broken_record_is_wrong_and_one_of_no_task_is_said(output, capsys, monkeypatch):
+def test_a_broken_record_is_wrong_and_one_of_no_method_is_said(output, capsys, monkeypatch):
     monkeypatch.setitem(synthetic.OUTCOME, "no_method", synthetic.OUTCOME["p_loss"])
     synthetic.write(output, "no_method", 0)
     folder = run_folder("quick", "granular", "p_loss", 2, output)
@@ -73,14 +73,3 @@ def test_a_disk_without_room_or_rights_is_wrong(output, capsys, monkeypatch):
     assert "WRONG  0.5 GB free on the disk of" in said(output, capsys, 1)
     monkeypatch.setattr(os, "access", lambda *_: False)
     assert f"WRONG  {output} cannot be written to" in said(output, capsys, 1)
-
-
-def test_a_lock_that_lacks_a_package_and_a_file_for_a_folder_are_said(tmp_path, monkeypatch):
-    lock = tmp_path / "requirements.lock"
-    for name in (lock.name, "pyproject.toml"):
-        shutil.copy(doctor.ROOT / name, tmp_path)
-    lock.write_text("".join(line for line in lock.read_text().splitlines(True) if not line.startswith("pandas==")))
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)
-    found = [*doctor._versions(), *doctor._machine(lock)]
-    assert ("WRONG", "requirements.lock has no pandas", "git checkout requirements.lock") in found
-    assert ("WRONG", f"{lock} is no folder", "give a folder as --output") in found

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from replication.notebooks import notebook_names, notebook_path, parameters_of
 from replication.records import ROOT
 
 ORDER = {  # design: a file imports only those above it in its list; scrapl_lib never imports replication
-    "scrapl_lib": "checks _filters _fast jets jtfs losses optim curvature importance reference synths",
+    "scrapl_lib": "checks precision _filters _fast jets jtfs losses optim curvature importance reference synths",
     "replication": "surroundings files baselines encoder circuit_808 data measures records tasks published stats tables "
-    "report_card figures costs problem checkpoints path_probabilities evaluate trainer status jobs teaching notebooks doctor __main__",
+    "report_card figures costs problem checkpoints path_probabilities evaluate trainer status jobs teaching notebooks "
+    "doctor __main__",
 }
 MODULES = [(package, module) for package, order in ORDER.items() for module in order.split()]
 TARGETS = "help venv reproduce smoke test coverage status compare doctor site bench peers lab lock clean".split()
@@ -56,30 +58,51 @@ def test_pyproject_and_makefile_agree_on_python():
     assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in (ROOT / "Makefile").read_text()
 
 
+def make(*arguments):
+    """What make prints of what it would do."""
+    return subprocess.run(["make", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_make_target_parses_and_is_in_the_help(target):
-    subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
-    listed = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert re.search(rf"^  make {target} +\w", listed, re.MULTILINE)
+    assert make("-n", target) and re.search(rf"^  make {target} +\w", make(), re.MULTILINE)
 
 
 def test_make_passes_its_variables_on():
-    command = ["make", "-n", "reproduce", "FRESH=1", "PROFILE=paper", "DEVICE=cuda"]
-    text = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    text = make("-n", "reproduce", "FRESH=1", "PROFILE=paper", "DEVICE=cuda")
     assert "run --task granular --profile paper --output fresh --device cuda" in text
     assert "notebook --profile paper --output fresh" in text
-    text = subprocess.run(["make", "-n", "reproduce"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    text = make("-n", "reproduce")
     assert "--profile quick" in text and "--output" not in text and "--device" not in text
 
 
-def test_make_without_a_fit_python_says_what_to_do(tmp_path):
-    (tmp_path / "old").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "old").chmod(0o755)
+@pytest.fixture
+def copied(tmp_path):
+    """A folder with the files that decide how .venv is made."""
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         (tmp_path / name).write_text((ROOT / name).read_text())
-    found = subprocess.run(["make", "venv", f"PYTHON={tmp_path}/old"], cwd=tmp_path, capture_output=True, text=True)
+    return tmp_path
+
+
+def test_make_without_a_fit_python_says_what_to_do(copied):
+    (copied / "old").write_text("#!/bin/sh\nexit 1\n")
+    (copied / "old").chmod(0o755)
+    found = subprocess.run(["make", "venv", f"PYTHON={copied}/old"], cwd=copied, capture_output=True, text=True)
     assert found.returncode != 0 and "No Python 3.11, 3.12 or 3.13 with venv" in found.stderr
-    assert not (tmp_path / ".venv").exists()
+    assert not (copied / ".venv").exists()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_make_installs_once_and_warns_where_the_disk_has_no_locks(copied, locks):
+    (copied / "sitecustomize.py").write_text("" if locks else "import fcntl\nfcntl.flock = lambda *_: open('/none')")
+    (copied / "env").mkdir()
+    (copied / "test.mk").write_text("include Makefile\nenv/done: all\n\t$(call once,$@,echo ran >> ran)\nall:\n")
+    command = ["make", "-f", "test.mk", "env/done", f"PYTHON={sys.executable}"]
+    for _ in range(2):
+        options = {"env": os.environ | {"PYTHONPATH": str(copied)}, "capture_output": True, "text": True}
+        found = subprocess.run(command, cwd=copied, check=True, **options)
+        assert ("supports no locks" in found.stderr) != locks
+    assert (copied / "ran").read_text() == "ran\n" and (copied / "env/done").exists()
 
 
 @pytest.mark.parametrize("file", ["Makefile", ".ci/run", "pyproject.toml", "requirements.lock", "environment.yml"])
@@ -117,59 +140,27 @@ def test_docstring_examples_run(package, module):
 
 
 def test_the_library_needs_nothing_of_the_replication():
-    """A fresh interpreter in which whatever else the environment holds cannot be imported; little beyond torch is paid
-    for."""
+    """A fresh interpreter in which whatever else the environment holds cannot be imported."""
     blocked = (
         "pandas matplotlib seaborn papermill nbclient nbformat IPython ipykernel ipywidgets jupyter_client jupyterlab "
         "tqdm nnAudio auraloss soundfile filelock submitit replication"
     )
     code = f"""
 import sys
-for name in {blocked.split()!r}:
-    sys.modules[name] = None
+sys.modules |= dict.fromkeys({blocked.split()!r})
 import scrapl_lib
-loss = scrapl_lib.SCRAPLLoss(shape=1024, J=6, Q1=4, Q2=1, J_fr=2, Q_fr=1)
-assert loss.n_paths > 0
 from scrapl_lib import synths
-assert "replication" not in [name.split(".")[0] for name, module in sys.modules.items() if module is not None]
+assert scrapl_lib.SCRAPLLoss(shape=1024, J=6, Q1=4, Q2=1, J_fr=2, Q_fr=1).n_paths > 0
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-UNTRUSTED = {  # what runs code from a file, and what opens a connection: name or last attribute
-    "pickle",
-    "cPickle",
-    "dill",
-    "joblib",
-    "marshal",
-    "shelve",
-    "read_pickle",
-    "to_pickle",
-    "eval",
-    "exec",
-    "compile",
-    "__import__",
-    "urllib",
-    "urlopen",
-    "urlretrieve",
-    "requests",
-    "httpx",
-    "aiohttp",
-    "http",
-    "ftplib",
-    "socket",
-    "smtplib",
-    "hub",
-    "huggingface_hub",
-    "snapshot_download",
-    "hf_hub_download",
-    "load_state_dict_from_url",
-    "download_url_to_file",
-}
-WEIGHTS = {
-    ("baselines", "hub"),
-    ("baselines", "download_url_to_file"),
-}  # PANNs', on request; their URL, place and hash are printed
+UNTRUSTED = set(  # what runs code from a file, and what opens a connection: name or last attribute
+    "pickle cPickle dill joblib marshal shelve read_pickle to_pickle eval exec compile __import__ urllib urlopen "
+    "urlretrieve requests httpx aiohttp http ftplib socket smtplib hub huggingface_hub snapshot_download "
+    "hf_hub_download load_state_dict_from_url download_url_to_file".split()
+)
+WEIGHTS = {"baselines": {"hub", "download_url_to_file"}}  # PANNs', on request; their URL, place and hash are printed
 
 
 def untrusted(source: str) -> set[str]:
@@ -183,48 +174,31 @@ def untrusted(source: str) -> set[str]:
             found |= {node.attr} & (UNTRUSTED - {"eval", "compile"})  # module.eval() and re.compile() are other things
         elif isinstance(node, ast.Name):
             found |= {node.id} & UNTRUSTED
-        if isinstance(node, ast.Call):
-            called, options = (
-                ast.unparse(node.func),
-                {option.arg: ast.unparse(option.value) for option in node.keywords},
-            )
-            if (
-                called == "torch.load"
-                and options.get("weights_only") != "True"
-                or options.get("allow_pickle", "False") != "False"
-            ):
-                found.add(called)
+        elif isinstance(node, ast.Call):
+            called, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            unsafe = called == "torch.load" and options.get("weights_only") != "True"
+            found |= {called} if unsafe or options.get("allow_pickle", "False") != "False" else set()
     return found
 
 
 @pytest.mark.parametrize(("package", "module"), MODULES)
 def test_nothing_is_unpickled_evaluated_or_fetched_but_weights(package, module):
-    found = untrusted(source(package, module))
-    assert found == {name for where, name in WEIGHTS if where == module}
+    assert untrusted(source(package, module)) == WEIGHTS.get(module, set())
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import pickle",
-        "from urllib.request import urlopen",
-        "eval('1')",
-        "exec('1')",
-        "torch.load(f)",
-        "torch.load(f, weights_only=False)",
-        "np.load(f, allow_pickle=True)",
-        "pd.read_pickle(f)",
-        "torch.hub.load('a', 'b')",
-        "import http.client as c",
-    ],
-)
+UNSAFE = [
+    "import pickle",
+    "from urllib.request import urlopen",
+    "eval('1')",
+    "torch.load(f)",
+    "import http.client as c",
+]
+UNSAFE += ["torch.load(f, weights_only=False)", "np.load(f, allow_pickle=True)", "torch.hub.load('a', 'b')"]
+
+
+@pytest.mark.parametrize("code", UNSAFE)
 def test_the_search_for_untrusted_calls_finds(code):
     assert untrusted(code)
-
-
-def test_there_are_notebooks_and_each_is_numbered():
-    assert {"00_start_here", "05_granular", "09_report_card"} <= set(notebook_names())
-    assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", name) for name in notebook_names())
 
 
 @pytest.mark.parametrize("name", notebook_names())
@@ -236,8 +210,8 @@ def test_notebook_in_git_is_clean_and_strict(name):
     assert not [cell for cell in book.cells if "injected-parameters" in cell.metadata.get("tags", [])]
     assert book.metadata.kernelspec.name == "python3" and "widgets" not in book.metadata
     assert book.cells[0].source.startswith("# ")
-    assert {"profile", "output"} <= set(parameters_of(name))
-    assert "parameters" in code[0].metadata.get("tags", [])
+    assert {"profile", "output"} <= set(parameters_of(name)) and "parameters" in code[0].metadata.get("tags", [])
+    assert all(re.fullmatch(r"\w+: \w+ = .+  # \S.*", line) for line in code[0].source.splitlines())
     assert f'config = setup(globals(), "{name}")' in code[1].source
     assert sum("setup(globals()" in cell.source for cell in code) == 1
 

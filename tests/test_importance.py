@@ -1,11 +1,11 @@
 """theta_importance against dense matrices and the paper's power iteration; Arnoldi on known matrices; refusals."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
 import torch
+from odd_surroundings import odd_surroundings
 from torch import nn
 
 from replication.tasks import make_config
@@ -109,33 +109,18 @@ def test_curvature_is_that_of_the_dense_matrices(tiny):
 
 def test_second_term_matters_and_gauss_newton_leaves_it_out(tiny):
     (loss, encoder, synthesize, x, params), matrices = tiny
-    U = len(matrices)
-    found = theta_importance(loss, encoder, synthesize, x, params, gauss_newton=True, paths=PATHS).curvature[:, PATHS]
+    found = theta_importance(loss, encoder, synthesize, x, params, gauss_newton=True, paths=PATHS).curvature
     exact = torch.tensor([[dense_curvature(M) for M in of_u] for of_u in matrices])
-    assert float((found / exact - 1).abs().max()) > 0.1
+    assert float((found[:, PATHS] / exact - 1).abs().max()) > 0.1
     theta = encoder(x)
-    grads = (torch.autograd.grad(value, params, retain_graph=True) for value in theta.flatten())
-    J = torch.stack([torch.cat([g.reshape(-1) for g in of_value]) for of_value in grads]).view(3, U, -1)
-    for i in (0, 2, 5):
+    grads = [torch.autograd.grad(value, params, retain_graph=True) for value in theta.flatten()]
+    J = torch.stack([torch.cat([g.reshape(-1) for g in of_value]) for of_value in grads]).unflatten(0, theta.shape)
+    for p in PATHS[::2]:
         at = theta.detach().requires_grad_()
-        (s,) = torch.autograd.grad(loss(synthesize(at), x, path_idx=PATHS[i]), at, create_graph=True)
-        for u in range(U):
+        (s,) = torch.autograd.grad(loss(synthesize(at), x, path_idx=p), at, create_graph=True)
+        for u in range(theta.shape[1]):
             (H_u,) = torch.autograd.grad(s[:, u].sum(), at, retain_graph=True)
-            assert relative(found[u, i], dense_curvature(torch.einsum("nw,nv,nvz->wz", J[:, u], H_u, J))) < 1e-8
-
-
-def test_other_losses_go_by_two_backward_passes(tiny):
-    """The same loss without `derivatives`."""
-    (loss, *problem), matrices = tiny
-
-    class Plain(nn.Module):
-        n_paths = loss.n_paths
-
-        def forward(self, x_hat, x, path_idx):
-            return loss(x_hat, x, path_idx=path_idx)
-
-    found = theta_importance(Plain(), *problem, paths=[PATHS[2]], **EXACT)
-    assert relative(found.curvature[:, PATHS[2]], [dense_curvature(of_u[2]) for of_u in matrices]) < 1e-7
+            assert relative(found[u, p], dense_curvature(torch.einsum("nw,nv,nvz->wz", J[:, u], H_u, J))) < 1e-8
 
 
 def test_batches_add_up_their_matrices():
@@ -156,15 +141,6 @@ def test_chunks_change_nothing(tiny, audio_chunk, encoder_chunk, monkeypatch):
     problem, matrices = tiny
     found = theta_importance(*problem, paths=[8], **EXACT)
     assert relative(found.curvature[:, 8], [dense_curvature(of_u[2]) for of_u in matrices]) < 1e-8
-
-
-def test_float32_weights_take_audio_of_either_precision(tiny):
-    (loss, encoder, synthesize, x, _), matrices = tiny
-    encoder = SmallEncoder(len(matrices), torch.float32)
-    for audio in (x, x.float()):
-        found = theta_importance(loss, encoder, synthesize, audio, encoder.parameters(), paths=PATHS)
-        dense = [[dense_curvature(M) for M in of_u] for of_u in matrices]
-        assert relative(found.curvature[:, PATHS], dense) < 2e-3
 
 
 def test_power_iteration_through_the_whole_chain_gives_the_same():
@@ -203,16 +179,6 @@ def test_complex_pair_gives_its_magnitude():
     assert np.abs(eigenvalues.real).max() < 1e-12 and abs(np.abs(eigenvalues).max() - 3) < 1e-12
     for options in ({}, {"gauss_newton": True}):
         assert abs(float(theta_importance(*problem, **options).curvature[0, 0]) - 3) < 1e-9
-
-
-def test_nearly_parallel_gradients():
-    """M_0 leads out of the second parameter's gradient and back by gradients all but parallel: strongly asymmetric."""
-    J = torch.zeros(2, 2, 300, dtype=torch.float64)
-    J[0, 0, 0], J[1, 0, 0], J[1, 0, 1], J[1, 1, 1] = 1, 1, 0.099, 100
-    problem = Polynomials(lambda y: torch.stack([y[0, 0] ** 2 / 2, y[1, 0] * y[1, 1]])), *linear_problem(J)
-    M = dense_m(*problem, 0, 0)
-    assert float((M - M.T).norm() / M.norm()) > 1
-    assert relative(theta_importance(*problem).curvature[0], [dense_curvature(M)]) < 1e-6
 
 
 def matrix(case):
@@ -300,13 +266,8 @@ def test_paths_come_one_by_one_in_the_order_asked_for_and_report_may_stop():
     assert seen == [5, 1] and told[:2] == [("derivatives", 3, 6), ("derivatives", 6, 6)] and len(told) == 4
     alone, together = (theta_importance(**arguments(paths=paths)).curvature for paths in ([5], [5, 1]))
     assert relative(together[:, 5], alone[:, 5]) < 1e-12
-
-    def stop(phase, done, total):
-        if done == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        list(curvature_by_path(**arguments(paths=[5, 1]), report=stop))
+    with pytest.raises(ZeroDivisionError):
+        list(curvature_by_path(**arguments(), report=lambda phase, done, total: done / 0))
 
 
 def test_nothing_else_is_touched():
@@ -321,62 +282,49 @@ def test_nothing_else_is_touched():
     assert torch.equal(encoder.inner.grad, torch.ones_like(encoder.inner)) and encoder.outer.grad is None
 
 
-@pytest.mark.parametrize("surroundings", ["device", "dtype", "no_grad", "autocast", "warnings"])
-def test_the_callers_surroundings_change_nothing(surroundings):
+@pytest.mark.parametrize("around", [odd_surroundings, torch.no_grad])
+def test_the_callers_surroundings_change_nothing(around):
     drawn, encoder = SYNTH.draw(SEEDS), SmallEncoder(dtype=torch.float32)  # autocast leaves float64 alone
-    problem = arguments(synthesize=lambda theta: SYNTH.render(theta, *drawn))
-    problem |= dict(encode=encoder, params=list(encoder.parameters()))
-    before = theta_importance(**problem)
-    probs, kept = probabilities(before.curvature[:, 1:2], 0.5), torch.get_default_dtype()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            if surroundings == "dtype":
-                torch.set_default_dtype(torch.float16)
-            around = {"device": torch.device("meta"), "no_grad": torch.no_grad()}
-            with around.get(surroundings, torch.autocast("cpu", enabled=surroundings == "autocast")):
-                for _, _ in curvature_by_path(**problem):
-                    assert torch.is_grad_enabled() == (surroundings != "no_grad")  # the caller's, between two paths
-                    assert torch.is_autocast_enabled("cpu") == (surroundings == "autocast")
-                after = theta_importance(**problem)
-                assert torch.equal(probabilities(after.curvature[:, 1:2].tolist(), 0.5), probs)
-    finally:
-        torch.set_default_dtype(kept)
-    assert torch.equal(after.curvature[:, 1], before.curvature[:, 1])
+    problem = arguments(synthesize=lambda theta: SYNTH.render(theta, *drawn), encode=encoder)
+    problem["params"] = list(encoder.parameters())
+    before = theta_importance(**problem).curvature[:, 1:2]
+    with around():
+        for _, _ in curvature_by_path(**problem):  # the caller's, between two paths
+            assert torch.is_grad_enabled() == torch.is_autocast_enabled("cpu") == (around is odd_surroundings)
+        after = theta_importance(**problem).curvature[:, 1:2]
+        probs = probabilities(after.tolist(), 0.5)
+    assert torch.equal(after, before) and torch.equal(probs, probabilities(before, 0.5))
 
 
 ENCODER, STOCHASTIC, HALF = SmallEncoder(), SmallEncoder(dropout=0.5), SmallEncoder().half()
 OWN = {"params": list(ENCODER.parameters())}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"encode": STOCHASTIC, "params": list(STOCHASTIC.parameters())}, "encode is not deterministic.*eval mode"),
-        ({"synthesize": lambda theta: SYNTH(theta, torch.randint(999, (3,)))}, "synthesize is not determin.*seeds"),
-        ({"encode": lambda x: ENCODER(x) - ENCODER(x).mean(dim=0), **OWN}, "encode does not treat items independently"),
-        ({"encode": lambda x: ENCODER(x).detach(), **OWN}, r"does not use .* params \[0, 1, 2, 3\]"),
-        ({"encode": ENCODER, "params": [*OWN["params"], nn.Parameter(torch.ones(3))]}, r"params \[4\] of 0 ... 4"),
-        ({"encode": ENCODER, "params": []}, "params must be"),
-        ({"encode": ENCODER, "params": [torch.ones(3)]}, "params must be"),
-        ({"encode": HALF, "params": list(HALF.parameters())}, "params must be .* float32 or float64"),
-        ({"encode": lambda x: ENCODER(x)[:, 0], **OWN}, r"encode must return theta of shape \(batch, U\)"),
-        ({"encode": lambda x: ENCODER(x)[1:], **OWN}, r"encode must return theta of shape \(batch, U\)"),
-        ({"synthesize": lambda theta: SYNTH(theta, SEEDS)[..., :-1]}, "shape of its reference"),
-        ({"synthesize": lambda theta: SYNTH(theta.detach(), SEEDS)}, "without a graph"),
-        ({"synthesize": [synthesizer(), synthesizer()]}, "for each of the 1 batches, got 2 functions"),
-        ({"inputs": [reference_audio(), reference_audio()]}, "for each of the 2 batches, got one function"),
-        ({"inputs": []}, "for each of the 0 batches"),
-        ({"inputs": reference_audio()[0]}, r"inputs must have shape \(batch, 1, samples\)"),
-        ({"paths": [21]}, "from 0 to 20"),
-        ({"paths": [1, 1]}, "different"),
-        ({"paths": []}, "at least one"),
-        ({"n_iter": 0}, "n_iter must be"),
-        ({"n_iter": 2.0}, "n_iter must be"),
-        ({"tol": 0}, "tol must be"),
-        ({"floor": 2}, "floor must be"),
-    ],
-)
+REFUSED = [
+    ({"encode": STOCHASTIC, "params": list(STOCHASTIC.parameters())}, "encode is not deterministic.*eval mode"),
+    ({"synthesize": lambda theta: SYNTH(theta, torch.randint(999, (3,)))}, "synthesize is not determin.*seeds"),
+    ({"encode": lambda x: ENCODER(x) - ENCODER(x).mean(dim=0), **OWN}, "encode does not treat items independently"),
+    ({"encode": lambda x: ENCODER(x).detach(), **OWN}, r"does not use .* params \[0, 1, 2, 3\]"),
+    ({"encode": ENCODER, "params": [*OWN["params"], nn.Parameter(torch.ones(3))]}, r"params \[4\] of 0 ... 4"),
+    ({"encode": ENCODER, "params": []}, "params must be"),
+    ({"encode": ENCODER, "params": [torch.ones(3)]}, "params must be"),
+    ({"encode": HALF, "params": list(HALF.parameters())}, "params must be .* float32 or float64"),
+    ({"encode": lambda x: ENCODER(x)[1:], **OWN}, r"encode must return theta of shape \(batch, U\)"),
+    ({"synthesize": lambda theta: SYNTH(theta, SEEDS)[..., :-1]}, "shape of its reference"),
+    ({"synthesize": lambda theta: SYNTH(theta.detach(), SEEDS)}, "without a graph"),
+    ({"synthesize": [synthesizer(), synthesizer()]}, "for each of the 1 batches, got 2"),
+    ({"inputs": [reference_audio(), reference_audio()]}, "for each of the 2 batches, got 1"),
+    ({"inputs": reference_audio()[0]}, r"inputs must have shape \(batch, 1, samples\)"),
+    ({"paths": [21]}, "from 0 to 20"),
+    ({"paths": [1, 1]}, "different"),
+    ({"paths": []}, "at least one"),
+    ({"n_iter": 0}, "n_iter must be"),
+    ({"tol": 0}, "tol must be"),
+    ({"floor": 2}, "floor must be"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
 def test_refusals(changes, message):
     torch.manual_seed(0)
     with pytest.raises((ValueError, TypeError), match=message):
@@ -401,31 +349,26 @@ def test_curvature_that_is_not_finite_is_refused_with_its_path():
 
 
 def test_too_few_iterations_are_said_once_with_all_paths():
-    with pytest.warns(
-        UserWarning, match=r"paths \[1, 7\] have not converged to 0.0001 after n_iter = 2 .* raise n_iter"
-    ):
+    with pytest.warns(UserWarning, match=r"paths \[1, 7\] have not converged to 0.0001 after n_iter = 2 .* raise"):
         theta_importance(**arguments(n_iter=2, paths=[1, 7]))
 
 
 # ---- extras ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unbiased", [True, False])
-def test_draws_of_the_unbiased_loss_are_weighted_so_that_their_mean_is_that_of_all_paths(unbiased):
+def test_draws_of_the_unbiased_loss_are_weighted_so_that_their_mean_is_that_of_all_paths():
     """Value and gradient of a drawn path times 1 / (P pi_p); drawn with pi_p, the sum is the mean over all paths."""
-    loss = SCRAPLLoss(**TINY, unbiased=unbiased, seed=4)
+    loss, seen = SCRAPLLoss(**TINY, unbiased=True, seed=4), set()
     loss.probs = torch.arange(1, 22, dtype=torch.float64) ** 2 / 3311
-    x, x_hat, seen = reference_audio(2), reference_audio(2, 30).requires_grad_(), set()
+    x, x_hat = reference_audio(2), reference_audio(2, 30).requires_grad_()
     for _ in range(30):
-        value = loss(x_hat, x)
-        p, weight = loss.path_idx, loss.weight
-        expected = 1 / (21 * float(loss.probs[p])) if unbiased else 1
-        plain = loss(x_hat, x, path_idx=p)
+        drawn, weight = loss(x_hat, x), loss.weight
+        plain = loss(x_hat, x, path_idx=loss.path_idx)
+        expected = 1 / (21 * float(loss.probs[loss.path_idx]))
         assert loss.weight == 1 and abs(weight / expected - 1) < 1e-12
-        assert abs(float((value / plain).detach()) / expected - 1) < 1e-12
-        gradients = [torch.autograd.grad(of, x_hat)[0] for of in (value, plain)]
-        assert (gradients[0] - expected * gradients[1]).abs().max() < 1e-12 * gradients[0].abs().max()
-        seen.add(p)
+        for of, like in ((drawn, plain), *zip(*(torch.autograd.grad(of, x_hat) for of in (drawn, plain)))):
+            assert (of - expected * like).abs().max() < 1e-12 * of.abs().max()
+        seen.add(loss.path_idx)
     assert len(seen) > 8
 
 

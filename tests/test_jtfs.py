@@ -441,7 +441,7 @@ def test_wavelets_along_time_have_zero_mean():
     ("change", "error", "message"),
     [
         (dict(shape=0), ValueError, "shape must be at least 1, got 0"),
-        (dict(J=10), ValueError, r"J = 10 needs signals of at least 2\^J = 1024 samples, shape is 512; lower J"),
+        (dict(J=10), ValueError, r"J = 10 needs signals of at least 2\^10 samples, shape is 512; lower J"),
         (dict(J=True), TypeError, "J must be an integer, got True"),
         (dict(J_fr=20), ValueError, r"J_fr = 20 spans 2\^J_fr log-frequency bins, there are 11 wavelets; lower J_fr"),
         (dict(T=513), ValueError, "T = 513 is longer than the signal of 512 samples; lower T or use T='global'"),

@@ -154,9 +154,9 @@ def test_coefficients_of_the_reference_that_are_known_are_taken_as_they_are(kind
         for value in (loss(y, other, **given, S=S), loss(y, x, **given))
     )
     assert expected > 0 and found == expected and torch.equal(grad, grad_0) and loss(x_hat, other, **given) != expected
-    with pytest.raises(ValueError, match=r"S must be jtfs.*\(x.*\), of shape \(2, .* here, got \(1, "):
+    with pytest.raises(ValueError, match=r"S must be \w+.*\(x.*\), of shape \(2, .* here, got \(1, "):
         loss(x_hat, x, **given, S=S[:1])
-    with pytest.raises(TypeError, match=r"S must be jtfs.* torch.float64 here, got torch.bfloat16: compute it anew"):
+    with pytest.raises(TypeError, match=r"S must be \w+.* torch.float64 here, got torch.bfloat16: compute it anew"):
         loss(x_hat, x, **given, S=S.bfloat16())
     if given:
         with pytest.raises(ValueError, match="got path_idx None: give both"):
@@ -177,6 +177,30 @@ def test_autocast_and_inference_mode_do_not_touch_the_transform(kind):
     expected = loss(x_hat, x, **given)
     assert found.dtype == torch.float32 and before == float(expected.detach()) == float(found.detach()) > 0
     assert torch.autograd.grad(found, x_hat)[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", [SCRAPLLoss, JTFSLoss])
+@pytest.mark.parametrize("limit", [2**22, 0], ids=["matrix", "fft"])
+def test_the_precision_of_a_callers_matrix_products_changes_nothing(kind, limit, monkeypatch):
+    """Settings as of torch.set_float32_matmul_precision("medium"): where the processor has bfloat16 products, distances
+    of close sounds would come out up to five times too large. They are the caller's again afterwards."""
+    monkeypatch.setattr(jtfs_module, "MATRIX_LIMIT", limit)
+    loss, x = kind(**TINY), noise(2, 1, 512, dtype=torch.float32)
+    x_hat, given = (x + 1e-3 * noise(2, 1, 512, seed=1)).float().requires_grad_(), {}
+    backends = torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
+    for path in range(21) if kind is SCRAPLLoss else [None]:
+        given = {} if path is None else {"path_idx": path}
+        expected = loss(x_hat, x, **given)
+        (gradient,) = torch.autograd.grad(expected, x_hat)
+        try:
+            for backend in backends:
+                backend.fp32_precision = "bf16"
+            found = loss(x_hat, x, **given)
+            assert found == expected > 0 and torch.equal(torch.autograd.grad(found, x_hat)[0], gradient)
+            assert all(backend.fp32_precision == "bf16" for backend in backends)
+        finally:
+            for backend in backends:
+                backend.fp32_precision = "none"
 
 
 # ---- derivatives -----------------------------------------------------------------------------------------------------
@@ -442,7 +466,7 @@ def test_wrong_audio_says_what_is_wrong(x_hat, x, error, message):
 def test_wrong_paths_say_what_is_wrong():
     loss = SCRAPLLoss(**TINY)
     for index, error, message in (
-        (21, IndexError, "path_idx = 21 is out of range: this transform has paths 0 .. 20"),
+        (21, IndexError, "path_idx = 21 is out of range: this loss has paths 0 .. 20"),
         (-1, IndexError, "path_idx = -1 is out of range"),
         (2.0, TypeError, "path_idx must be an integer, got 2.0"),
     ):
@@ -457,7 +481,10 @@ def test_wrong_paths_say_what_is_wrong():
         (torch.full((20,), 1 / 20), "one entry per path, shape \\(21,\\), got \\(20,\\)"),
         (torch.full((21, 1), 1 / 21), "got \\(21, 1\\)"),
         (1.0, "got \\(\\)"),
-        (torch.full((21,), 1 / 20), "must sum to 1 within 1e-6, got 1.0500000.*: divide them by their sum"),
+        (
+            torch.full((21,), 1 / 20),
+            "must sum to 1 within 1e-6, got 1.0500000.*: divide them, in float64, by their sum",
+        ),
         (np.zeros(21), "must sum to 1 within 1e-6, got 0"),
         ([-0.5, 1.5] + [0] * 19, "finite and not negative"),
         ([0.05] * 4 + [math.nan] + [0.05] * 16, "finite and not negative, got nan for path 4"),

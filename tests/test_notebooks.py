@@ -7,15 +7,18 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from unittest.mock import Mock
 
 import nbformat
-import papermill
 import pytest
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from replication import notebooks
+from replication.__main__ import parser
 from replication.notebooks import NotebookFailed, notebook_path, parameters_of, run_notebook, run_notebooks, setup
 from replication.records import ROOT
 
@@ -53,62 +56,57 @@ def failed_copy(output):
     return cells[0].source, statuses, (output / "executed/failed/tiny.log").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("surroundings", ["as they are", "no home, no locks, no locale"])
-def test_success_converts_parameters_and_hands_over_profile_and_output(tmp_path, monkeypatch, capfd, surroundings):
-    if surroundings != "as they are":
-        for name, value in {"HOME": "/dev/null/home", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}.items():
-            monkeypatch.setenv(name, value)
-        unsupported = OSError(errno.EOPNOTSUPP, "Operation not supported")
-        monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(unsupported))
+def test_success_converts_parameters_and_hands_over_profile_and_output(tmp_path, monkeypatch, capfd):
+    """Also with no home, no locks and no locale."""
+    for name, value in {"HOME": "/dev/null/home", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": ""}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.EOPNOTSUPP, "Operation not supported")))
+    monkeypatch.setenv("TR808_DIR", os.path.relpath(tmp_path))
     path, output = tmp_path / "tiny.ipynb", tmp_path / "a{b} θ"
-    notebook(tmp_path, set_up(path), "import sys\nprint(vars(config))\nprint(sys.executable, 'θ')")
+    notebook(
+        tmp_path, set_up(path), "import os, sys\nprint(vars(config), sys.executable, os.environ['TR808_DIR'], 'θ')"
+    )
     done = run_notebook(path, {"steps": "1e3", "rate": "2", "live": "false"}, "smoke", output)
     assert done == output / "executed/smoke/tiny.ipynb" and not (output / "executed/failed").exists()
     expected = {"profile": "smoke", "output": str(output), "steps": 1000, "rate": 2.0, "live": False}
-    assert nbformat.read(done, as_version=4).cells[-1].outputs[0].text == f"{expected}\n{sys.executable} θ\n"
+    printed = nbformat.read(done, as_version=4).cells[-1].outputs[0].text
+    assert printed == f"{expected} {sys.executable} {tmp_path} θ\n"
     assert {file.name for file in done.parent.iterdir()} == {".tiny.lock", "tiny.ipynb"}
-    assert ("supports no locks" in capfd.readouterr().err) == (surroundings != "as they are")
+    assert "supports no locks" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "source, reason, earlier",
-    [
-        ("1\nraise KeyError('boom')", "KeyError: 'boom'", False),
-        ("import sys; sys.exit(0)", "SystemExit", False),
-        ("import os; os._exit(0)", "the kernel died", True),
-    ],
-)
-def test_failure_names_notebook_cell_and_log_and_marks_nothing_done(tmp_path, source, reason, earlier):
+ENDS = [("1\nraise KeyError('boom')", "KeyError: 'boom'"), ("import sys; sys.exit(0)", "SystemExit")]
+
+
+@pytest.mark.parametrize("source, reason", [*ENDS, ("import os; os._exit(0)", "the kernel died")])
+def test_failure_names_notebook_cell_and_log_and_marks_nothing_done(tmp_path, source, reason):
     good = tmp_path / "executed/quick/tiny.ipynb"
-    if earlier:
-        good.parent.mkdir(parents=True)
-        good.write_text("the last good copy")
+    good.parent.mkdir(parents=True)
+    good.write_text("the last good copy")
     path = notebook(tmp_path, "print('before')", source, "print('after')")
-    with pytest.raises(NotebookFailed, match=reason) as failure:
+    with pytest.raises(NotebookFailed) as failure:
         run_notebook(path, {"steps": 5}, "quick", tmp_path)
-    error, first_line = failure.value, source.splitlines()[0]
-    assert error.notebook == "tiny" and error.exit_status == 1 and error.log == tmp_path / "executed/failed/tiny.log"
-    assert error.cell == f"code cell 3 ({first_line!r})" and str(error.log) in str(error)
+    words = str(failure.value)
+    assert failure.value.exit_status == 1 and reason in words and f"{tmp_path}/executed/failed/tiny.log" in words
+    assert words.startswith(f"notebook tiny failed at code cell 3 ({source.splitlines()[0]!r}): ")
     banner, statuses, log = failed_copy(tmp_path)
     assert reason in banner and statuses[-2:] == ["completed", "failed"]
     assert "'steps': 5" in log and source in log and "\x1b" not in log
-    assert good.read_text() == "the last good copy" if earlier else not good.exists()
-
-
-def test_a_failure_that_cannot_be_written_says_so(tmp_path):
-    (tmp_path / "executed").mkdir()
-    (tmp_path / "executed/failed").write_text("in the way")
-    with pytest.raises(NotebookFailed, match="ZeroDivisionError.*no log or copy could be written"):
-        run_notebook(notebook(tmp_path, "1/0"), output=tmp_path)
+    assert good.read_text() == "the last good copy"
 
 
 def alive(pid):
-    try:
-        os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat") as stat:  # a zombie waits for a parent that may be nobody's business
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
+    """Whether a process runs; a zombie, which waits for a parent that may be nobody's business, does not."""
+    with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/status") as status:
+        return "\nState:\tZ" not in status.read()
+    return False
+
+
+def wait_until(true, deadline_s=300):
+    end = time.monotonic() + deadline_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -122,9 +120,7 @@ def test_stopped_from_outside_ends_the_kernel_and_its_children(tmp_path, number)
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
-    deadline = time.monotonic() + 300
-    while not (child.exists() and child.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: child.exists() and child.read_text())
     pid = int(child.read_text())
     try:
         process.send_signal(number)
@@ -132,9 +128,7 @@ def test_stopped_from_outside_ends_the_kernel_and_its_children(tmp_path, number)
         assert process.returncode == 128 + number
         assert "notebook tiny failed at code cell 3" in said and f"stopped by {number.name}" in said
         assert failed_copy(tmp_path)[1][-1] == "failed" and not (tmp_path / "executed/quick/tiny.ipynb").exists()
-        while alive(pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not alive(pid)
+        wait_until(lambda: not alive(pid))
     finally:
         process.kill()
         with suppress(ProcessLookupError):
@@ -144,54 +138,58 @@ def test_stopped_from_outside_ends_the_kernel_and_its_children(tmp_path, number)
 # ---- several --------------------------------------------------------------------------------------------------------
 
 
-def test_several_notebooks_run_side_by_side_between_the_first_and_the_last(tmp_path, monkeypatch):
-    """Each writes when it began and ended; "a" and "b" wait for one another, as only notebooks side by side can."""
-    source = """
-import os, time
-from pathlib import Path
-folder, name = Path({folder!r}), {name!r}
-(folder / f"{{name}}.began").write_text(str(time.monotonic()))
-while name in "ab" and not (folder / f"{{'ba'['ab'.index(name)]}}.began").exists():
-    time.sleep(0.05)
-    assert time.monotonic() < {deadline}
-(folder / f"{{name}}.ended").write_text(f"{{time.monotonic()}} {{os.environ.get('OMP_NUM_THREADS')}} {{steps}}")
-"""
-    names, about = ["a", "first", "b", "last"], {"folder": str(tmp_path), "deadline": time.monotonic() + 120}
-    paths = [str(notebook(tmp_path, source.format(name=name, **about), name=name)) for name in names]
+@pytest.fixture
+def in_place_of_python(tmp_path, monkeypatch):
+    """Makes a shell script of a text: what processes side by side, two at once, then run; $name is their notebook's."""
+
+    def use(text):
+        script = tmp_path / "python"
+        script.write_text(f"#!/bin/sh\ncd {tmp_path}\nname=$(basename $4 .ipynb)\n{text}")
+        script.chmod(0o755)
+        monkeypatch.setattr(notebooks.sys, "executable", str(script))
+        monkeypatch.setattr(notebooks, "n_cores", lambda: 2)
+
+    return use
+
+
+def test_several_notebooks_run_side_by_side_between_the_first_and_the_last(tmp_path, monkeypatch, in_place_of_python):
+    """ "a" and "b" wait for one another, as only notebooks side by side can."""
+    in_place_of_python("""touch $name
+for i in $(seq 300); do [ -e a ] && [ -e b ] && break; sleep 0.1; done
+[ -e a ] && [ -e b ] && echo "$name $OMP_NUM_THREADS" >> order
+echo "$@" > $name.words""")
+    order, names = tmp_path / "order", ["a", "first", "b", "last"]
     monkeypatch.setattr(notebooks, "ALONE", ("first",))
     monkeypatch.setattr(notebooks, "LAST", ("last",))
-    monkeypatch.setattr(notebooks, "n_cores", lambda: 2)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    done = run_notebooks(paths, {"steps": "5"}, "smoke", tmp_path)
-    assert done == [tmp_path / f"executed/smoke/{name}.ipynb" for name in names] and all(map(os.path.isfile, done))
-    began = {name: float((tmp_path / f"{name}.began").read_text()) for name in names}
-    ended = {name: (tmp_path / f"{name}.ended").read_text().split() for name in names}
-    assert float(ended["first"][0]) < min(began["a"], began["b"])
-    assert max(float(ended["a"][0]), float(ended["b"][0])) < began["last"]
-    assert [ended[name][1:] for name in names] == [["1", "5"], ["7", "5"], ["1", "5"], ["7", "5"]]
+    monkeypatch.setattr(notebooks, "run_notebook", lambda path, *_: order.open("a").write(f"{path.stem} here\n"))
+    paths = [notebook(tmp_path, name=name) for name in names]
+    done = run_notebooks(list(map(str, paths)), {"steps": "5"}, "smoke", tmp_path)
+    assert done == [tmp_path / f"executed/smoke/{name}.ipynb" for name in names]
+    first, *both, last = order.read_text().splitlines()
+    assert (first, last) == ("first here", "last here") and sorted(both) == ["a 1", "b 1"]
+    args = parser().parse_args((tmp_path / "a.words").read_text().split()[2:])
+    assert (args.names, args.parameter) == ([str(paths[0])], ["steps=5"])
+    assert (args.profile, str(args.output)) == ("smoke", str(tmp_path))
 
 
-def test_one_of_several_fails_and_stops_the_others(tmp_path, capfd, monkeypatch):
-    began = tmp_path / "began"
-    slow = notebook(tmp_path, f"import time\nopen({str(began)!r}, 'w')\ntime.sleep(300)", name="slow")
-    wait = f"import os, time\nwhile not os.path.exists({str(began)!r}): time.sleep(0.1)\n1/0"
-    never = notebook(tmp_path, name="never")
-    monkeypatch.setattr(notebooks, "n_cores", lambda: 2)
+@pytest.mark.parametrize(
+    "end, status, words",
+    [
+        ("echo because >&2; exit 3", 3, "because\nerror: notebook bad: its process ended with status 3"),
+        ("kill -9 $$", 137, "status -9 (-9: out of memory?)"),
+    ],
+)
+def test_one_of_several_fails_and_stops_the_others(tmp_path, capfd, in_place_of_python, end, status, words):
+    """ "bad" ends as soon as "slow" waits for its end; "never" should not begin."""
+    in_place_of_python(f"""case $name in
+  slow) trap 'touch stopped; exit 1' TERM; touch began; while :; do sleep 0.1; done;;
+  bad) while [ ! -e began ]; do sleep 0.1; done; {end};;
+  never) touch never;;
+esac""")
     with pytest.raises(SystemExit) as stopped:
-        run_notebooks([str(slow), str(notebook(tmp_path, wait, name="bad")), str(never)], output=tmp_path)
-    said = capfd.readouterr().err
-    assert stopped.value.code == 1
-    assert "error: notebook bad failed at code cell 2" in said and "ZeroDivisionError" in said
-    assert not list((tmp_path / "executed/quick").glob("[a-z]*.ipynb"))
-    assert sorted(file.name for file in (tmp_path / "executed/failed").glob("*.log")) == ["bad.log", "slow.log"]
-
-
-def test_one_of_several_is_killed_and_named(tmp_path, capfd):
-    killed = notebook(tmp_path, "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", name="killed")
-    with pytest.raises(SystemExit) as stopped:
-        run_notebooks([str(killed)], output=tmp_path)
-    assert stopped.value.code == 137
-    assert "error: notebook killed: its process ended with status -9" in capfd.readouterr().err
+        run_notebooks([str(notebook(tmp_path, name=name)) for name in ("slow", "bad", "never")], output=tmp_path)
+    assert stopped.value.code == status and words in capfd.readouterr().err
+    assert (tmp_path / "stopped").exists() and not (tmp_path / "never").exists()
 
 
 @pytest.mark.parametrize("first_fails, computed", [(False, 1), (True, 2)])
@@ -205,10 +203,10 @@ def test_of_two_runs_on_one_output_one_computes_and_the_other_waits(
         calls.append(values)
         time.sleep(0.5)
         if fails and len(calls) == 1:
-            raise NotebookFailed("tiny", "a cell", "a reason", done, 1)
+            raise NotebookFailed("why", 1)
         done.write_text(json.dumps({"metadata": {"request": request}}))
 
-    def run():
+    def run(_):
         with suppress(NotebookFailed):
             results.append(run_notebook(path, output=tmp_path))
 
@@ -217,11 +215,8 @@ def test_of_two_runs_on_one_output_one_computes_and_the_other_waits(
     run_notebook(path, output=tmp_path)  # an earlier success is none of a waiter's business
     calls.clear()
     fails = first_fails
-    threads = [threading.Thread(target=run) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(run, range(2)))
     assert len(calls) == computed and results == [done] * (3 - computed)
     assert "another process executes it" in capfd.readouterr().err
     run_notebook(path, output=tmp_path)  # a later call computes again
@@ -239,7 +234,6 @@ def test_of_two_runs_on_one_output_one_computes_and_the_other_waits(
         ({"steps": "2.5"}, TypeError, "got 2.5"),
         ({"steps": True}, TypeError, "got True"),
         ({"rate": "nan"}, TypeError, "rate must be a finite number"),
-        ({"live": "yes"}, TypeError, "live must be True or False"),
         ({"live": 1}, TypeError, "live must be True or False"),
         ({"output": 5}, ValueError, "at once; give it once, as --output"),
         ({"profile": "paper"}, ValueError, "'quick' and 'paper' at once; give it once, as --profile"),
@@ -263,9 +257,8 @@ def test_an_unknown_notebook_or_parameter_among_several_is_refused_before_any_st
 
 def test_parameters_of_reads_the_cell_and_refuses_another_form(tmp_path):
     assert parameters_of(notebook(tmp_path)) == VALUES
-    lines = ["steps: int = 3", "steps = 3  # n", "steps: int = 'a'  # n", "rate: float = 1  # r", "import os"]
-    lines += ["steps: int = len('a')  # n", "x: list = []  # l", "a: int = 1; b: int = 2  # two", "a: int = 1  #"]
-    for line in [*lines, "a: int = 1  # one\na: int = 2  # twice"]:
+    lines = ["steps = 3", "steps: int = 'a'", "rate: float = 1", "import os", "steps: int = len('a')", "x: list = []"]
+    for line in [*lines, "a: int = 1\na: int = 2"]:
         with pytest.raises(ValueError, match="name: type = value"):
             parameters_of(notebook(tmp_path, parameters=line))
     path = tmp_path / "tiny.ipynb"
@@ -278,13 +271,20 @@ def test_parameters_of_reads_the_cell_and_refuses_another_form(tmp_path):
             parameters_of(path)
 
 
-def test_set_up_refuses_what_papermill_only_warns_of(tmp_path):
-    """A misspelt name, and text for a number; 1e3, which papermill reads as a float, becomes the int that is meant."""
-    path = notebook(tmp_path, set_up(tmp_path / "tiny.ipynb"), "assert type(config.steps) is int")
-    match = "unknown parameter of tiny 'profil': did you mean 'profile'"
-    with pytest.raises(papermill.PapermillExecutionError, match=match):
-        papermill.execute_notebook(path, tmp_path / "out.ipynb", {"profil": "quick"}, cwd=ROOT)
-    papermill.execute_notebook(path, tmp_path / "out.ipynb", {"steps": 1e3}, cwd=ROOT)
+def test_set_up_sees_what_papermill_hands_over(tmp_path):
+    """In the cell that papermill adds: of a misspelt name it only warns, and it reads 1e3 as a float."""
+    path = notebook(tmp_path)
+
+    def handed_over(**values):
+        book = parameterize_notebook(load_notebook_node(str(path)), values, kernel_name="python3", language="python")
+        namespace = {"In": ["", *(cell.source for cell in book.cells if cell.cell_type == "code")]}
+        for source in namespace["In"]:
+            exec(source, namespace)
+        return setup(namespace, path)
+
+    with pytest.raises(ValueError, match="unknown parameter of tiny 'profil': did you mean 'profile'"):
+        handed_over(profil="quick")
+    assert repr(handed_over(steps=1e3).steps) == "1000"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,7 @@
 """The drum one-shots: recordings read from real files, the circuit-model corpus, its cache, and the split of both."""
 
-import math
 import os
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from threading import Barrier
+import shutil
 
 import numpy as np
 import pytest
@@ -12,9 +9,8 @@ import soundfile
 import torch
 from scipy import signal
 
-from replication import circuit_808, data
-from replication import tasks as experiments
-from replication.data import OneShots, ThetaGrid, audio_files, recordings_folder
+from replication import circuit_808, data, tasks
+from replication.data import OneShots, recordings_folder
 from replication.tasks import make_config
 
 RATE = 44100
@@ -24,9 +20,8 @@ TINY = {"sample_rate_hz": 8000, "n_samples": 400}
 
 def write(path, audio=TONE, rate_hz=RATE, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "wb") as file:
-        kind = {"aif": "AIFF"}.get(path.suffix.lower()[1:], path.suffix[1:])
-        soundfile.write(file, audio, rate_hz, **({"format": kind} | options))
+    aiff = {"format": "AIFF"} if path.suffix.lower() == ".aif" else {}
+    soundfile.write(path, audio, rate_hz, **(aiff | options))
 
 
 @pytest.fixture
@@ -62,13 +57,12 @@ def test_files_of_a_folder(tmp_path, capsys):
     shots = OneShots.from_folder(folder, n_samples=800, min_files=5)
     assert shots.names == ["BD/bd A.wav", "CH1.wav", "OH 1.AIF", "SD 01.aiff", "tom_low.flac"]
     assert shots.kinds == ["BD", "HH", "HH", "SD", "Tom"]
-    assert shots.source == "recordings in Some Kit" and shots.sample_rate_hz == RATE and len(shots) == 5
+    assert shots.source == "recordings in Some Kit" and len(shots) == 5
     assert shots.x.shape == (5, 1, 800) and shots.x.dtype == torch.float32
     for name, x in zip(shots.names, shots.x[:, 0].numpy()):
         assert np.abs(x[:500] - ramp / (files.index(name) + 1)).max() < 2.0**-23  # 24 bits
         assert (x[500:] == 0).all()
-    said = "5 files; 0 of several channels, averaged; 0 longer than 800 samples, cut; 5 shorter, padded\n"
-    assert capsys.readouterr() == ("", f"recordings in Some Kit: {said}")
+    assert capsys.readouterr() == ("", "recordings in Some Kit: 5 files; 5 shorter, padded\n")
 
 
 def test_channels_are_averaged_and_long_sounds_cut_and_it_is_said_once(folder, capsys):
@@ -77,7 +71,7 @@ def test_channels_are_averaged_and_long_sounds_cut_and_it_is_said_once(folder, c
     write(folder / "Tom 02.wav", np.stack([left, left, -left], 1)[:500], subtype="FLOAT")
     shots = read(folder)
     assert np.abs(one(shots, "Tom 01.wav") - (left + right)[:800] / 2).max() < 1e-7
-    assert np.abs(shots.x[-1, 0, :500].numpy() - 0.5 / 3).max() < 1e-7
+    assert np.abs(one(shots, "Tom 02.wav")[:500] - 0.5 / 3).max() < 1e-7
     said = "5 files; 2 of several channels, averaged; 4 longer than 800 samples, cut; 1 shorter, padded\n"
     assert capsys.readouterr() == ("", f"recordings in kit: {said}")
 
@@ -87,19 +81,18 @@ def test_a_lower_rate_is_reached_by_resampling_and_said(folder, capsys):
     low, high = (0.5 * np.sin(2 * np.pi * f_hz * np.arange(4000) / 44100) for f_hz in (500, 20000))
     write(folder / "SD low.wav", low, subtype="FLOAT")
     write(folder / "SD high.wav", low + high, subtype="FLOAT")
-    shots = read(folder, sample_rate_hz=11025, file_rate_hz=44100)
+    shots = read(folder, sample_rate_hz=11025)
     expected = 0.5 * np.sin(2 * np.pi * 500 * np.arange(800) / 11025)
     for name in ("SD low.wav", "SD high.wav"):
         assert np.abs(one(shots, name) - expected)[20:780].max() < 1e-3
     assert shots.source == "recordings in kit, resampled from 44100 to 11025 Hz"
-    assert "recordings in kit: 5 files; resampled from 44100 to 11025 Hz; 0 of several" in capsys.readouterr().err
+    assert "recordings in kit: 5 files; resampled from 44100 to 11025 Hz; 2 longer" in capsys.readouterr().err
     with pytest.raises(ValueError, match="must be a multiple of sample_rate_hz 11025, got 48000"):
         read(folder, sample_rate_hz=11025, file_rate_hz=48000)
 
 
-ODD = [("WAV", "PCM_U8", 2e-2), ("WAV", "PCM_24", 1e-6), ("WAV", "DOUBLE", 1e-7), ("WAVEX", "PCM_16", 1e-4)]
-ODD += [("WAVEX", "FLOAT", 1e-7), ("RF64", "PCM_16", 1e-4), ("AIFF", "DOUBLE", 1e-7), ("AIFF", "PCM_S8", 2e-2)]
-ODD += [("WAV", "ULAW", 2e-2), ("WAV", "GSM610", 0.1), ("WAV", "G721_32", 0.1), ("WAV", "IMA_ADPCM", 0.1)]
+ODD = [("WAV", "PCM_U8", 2e-2), ("WAVEX", "FLOAT", 1e-7), ("RF64", "PCM_16", 1e-4), ("AIFF", "DOUBLE", 1e-7)]
+ODD += [("AIFF", "PCM_S8", 2e-2), ("WAV", "GSM610", 0.1), ("WAV", "G721_32", 0.1), ("WAV", "IMA_ADPCM", 0.1)]
 
 
 @pytest.mark.parametrize(("kind", "subtype", "tolerance"), ODD)
@@ -110,14 +103,14 @@ def test_odd_but_legal_files_are_read(folder, kind, subtype, tolerance):
     assert np.abs(one(read(folder), name) - TONE[:800]).max() < tolerance
 
 
-@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFF000])
-def test_a_streamed_wav_has_no_length_in_its_header(folder, length):
+def test_a_streamed_wav_has_no_length_in_its_header(folder):
     """As ffmpeg and sox write to a pipe. A size that a file could have is believed, and the file refused as cut off."""
     content = bytearray((folder / "BD 01.wav").read_bytes())
     place = content.index(b"data") + 4
-    content[4:8] = content[place : place + 4] = length.to_bytes(4, "little")
-    (folder / "BD 02.wav").write_bytes(content)
-    assert np.array_equal(one(read(folder), "BD 02.wav"), one(read(folder), "BD 01.wav"))
+    for length in (0xFFFFFFFF, 0x7FFFF000):
+        content[4:8] = content[place : place + 4] = length.to_bytes(4, "little")
+        (folder / "BD 02.wav").write_bytes(content)
+        assert np.array_equal(one(read(folder), "BD 02.wav"), one(read(folder), "BD 01.wav"))
     content[place : place + 4] = (4000).to_bytes(4, "little")
     (folder / "BD 02.wav").write_bytes(content)
     refused(folder, "BD 02.wav breaks off", "export it again")
@@ -131,19 +124,24 @@ def test_a_name_that_is_not_utf_8_is_read_and_printed(folder, monkeypatch):
         pytest.skip("this file system holds UTF-8 names only")
     shots = read(folder)
     assert shots.names == ["BD \\xff.wav", "CH 01.wav", "SD 01.wav"] and (one(shots, "BD \\xff.wav") != 0).any()
-    refused(folder, "BD \\xff.wav has a sample rate of 44100 Hz", sample_rate_hz=48000)
+    refused(folder, "BD \\xff.wav has a sample rate of 44100 Hz", sample_rate_hz=48000, file_rate_hz=48000)
     monkeypatch.setenv("TR808_DIR", str(folder))
-    experiments._recordings.cache_clear()
     assert make_config("tr808_micro", "jtfs", 0, "smoke").sounds.startswith("recordings ")
 
 
-def test_the_folder_may_come_from_the_environment_and_becomes_absolute(folder, monkeypatch):
+def test_a_relative_folder_of_the_environment_becomes_absolute_for_all_that_follows(folder, monkeypatch):
+    """A run's config and its data, made in another working folder, are of the folder named first."""
     monkeypatch.chdir(folder.parent)
     monkeypatch.setenv("TR808_DIR", "kit")
-    assert recordings_folder() == folder == recordings_folder("kit") and len(read(None)) == 3
-    paths = audio_files(Path("kit"))[0]
+    before = make_config("tr808_micro", "jtfs", 0, "smoke").sounds
     monkeypatch.chdir("/")
-    assert len(paths) == 3 and all(path.is_absolute() and path.exists() for path in paths.values())
+    assert os.environ["TR808_DIR"] == str(folder) == str(recordings_folder()) and len(read(None)) == 3
+    other = shutil.copytree(folder, folder.parent / "elsewhere" / "kit")
+    write(other / "BD 02.wav")
+    monkeypatch.chdir(other.parent)
+    assert make_config("tr808_micro", "jtfs", 0, "smoke").sounds == before
+    monkeypatch.setenv("TR808_DIR", "kit")
+    assert make_config("tr808_micro", "jtfs", 0, "smoke").sounds != before
     monkeypatch.delenv("TR808_DIR")
     with pytest.raises(ValueError, match="set the environment variable TR808_DIR"):
         read(None)
@@ -159,7 +157,6 @@ def test_another_rate_is_refused_with_the_command_that_converts(folder):
     write(folder / "SD it's.flac", rate_hz=48000)
     command = f"""ffmpeg -i '{folder}/SD it'"'"'s.flac' -ar 44100 converted.flac && mv converted.flac '{folder}/SD"""
     refused(folder, "SD it's.flac has a sample rate of 48000 Hz, expected 44100 Hz", command)
-    refused(folder, "BD 01.wav", "44100 Hz, expected 48000 Hz", sample_rate_hz=48000)
 
 
 @pytest.mark.parametrize(("suffix", "n_samples"), [("wav", 1000), ("aiff", 1000), ("flac", 1000), ("flac", 80000)])
@@ -174,7 +171,7 @@ def test_a_file_that_breaks_off_is_refused(folder, suffix, n_samples):
 
 def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
     def sounds():
-        experiments._recordings.cache_clear()
+        tasks._recordings.cache_clear()
         return make_config("tr808_micro", "jtfs", 0, "smoke").sounds
 
     monkeypatch.setenv("TR808_DIR", str(folder))
@@ -184,17 +181,6 @@ def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
     assert sounds() == before
     write(folder / "sub" / "BD 09.wav")
     assert sounds() != before
-    monkeypatch.setenv("TR808_DIR", str(folder / "nowhere"))
-    with pytest.raises(ValueError, match="nowhere is no folder: set TR808_DIR"):
-        sounds()
-
-
-@pytest.mark.parametrize(
-    "name, value", [("n_samples", 0), ("sample_rate_hz", 0), ("seed", -1), ("min_files", -1), ("n_samples", 800.0)]
-)
-def test_numbers_out_of_range_are_refused_by_name(folder, name, value):
-    with pytest.raises(ValueError, match=f"{name} must be an integer of at least [01], got {value}"):
-        OneShots.from_folder(folder, **({"min_files": 3, "n_samples": 800} | {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -234,32 +220,21 @@ def test_too_few_files_or_no_folder(folder):
 
 
 def shots_of(n, seed=0):
-    return OneShots(torch.zeros(n, 1, 4), [f"BD {i}" for i in range(n)], "test", 8000, seed)
+    return OneShots(torch.zeros(n, 1, 4), [f"BD {i}" for i in range(n)], "test", seed)
 
 
-def test_the_split_and_batches_of_the_paper():
+def test_the_split_of_the_paper():
     """425 / 128 / 128, another one for another seed; 128 items drawn twice share 24 of 128 on average, std 4."""
-    one = shots_of(681, 1)
+    one, other = shots_of(681, 1), shots_of(681, 2)
     parts = (one.train, one.val, one.test)
     assert [len(part) for part in parts] == [425, 128, 128] and all((part.diff() > 0).all() for part in parts)
     assert torch.equal(torch.cat(parts).sort().values, torch.arange(681))
-    assert torch.equal(one.val, shots_of(681, 1).val) and torch.equal(one.train, shots_of(681, 1).train)
-    assert 5 < torch.isin(shots_of(681, 2).test, one.test).sum() < 43
+    assert torch.equal(one.val, shots_of(681, 1).val) and 5 < torch.isin(other.test, one.test).sum() < 43
     assert 5 < (one.test < 128).sum() < 43  # shuffled, not the last items
-    batches = one.batches("train", 8, epoch=2, seed=3)
-    assert (
-        OneShots.batches is ThetaGrid.batches and len(batches) == 53 and torch.isin(torch.cat(batches), one.train).all()
-    )
-
-
-def test_splits_of_other_sizes():
-    for n, other in ((3, 1), (7, 1), (8, 2), (100, 19), (64, 12)):  # round(n 128 / 681), at least 1
-        shots = shots_of(n)
-        assert [len(shots.train), len(shots.val), len(shots.test)] == [n - 2 * other, other, other]
+    for n, n_other in ((3, 1), (7, 1), (8, 2), (100, 19), (64, 12)):  # round(n 128 / 681), at least 1
+        assert OneShots.sizes(n) == [n - 2 * n_other, n_other, n_other]
     with pytest.raises(ValueError, match="expected 3 sounds or more .* got 2 and 2 names"):
         shots_of(2)
-    with pytest.raises(ValueError, match="got 4 and 3 names"):
-        OneShots(torch.zeros(4, 1, 4), ["BD"] * 3, "test", 8000)
 
 
 # ---- circuit model --------------------------------------------------------------------------------------------------
@@ -284,55 +259,51 @@ def peak_hz(audio, low_hz, high_hz):
 
 
 def test_every_drum_starts_on_time_sounds_and_decays(drums):
-    onsets_s = []
     for audio, settings in sum(drums.values(), []):
         assert audio.dtype == np.float64 and audio.shape == (RATE,) and np.isfinite(audio).all()
         peak = np.abs(audio).max()
         assert abs(peak - settings["accent"]) < 1e-12 and 4 / 14 <= peak <= 1
-        onsets_s.append(np.argmax(np.abs(audio) > 0.01 * peak) / RATE)
-        assert 0 <= settings["onset_s"] < 1e-3
-        assert -0.25e-3 < onsets_s[-1] - settings["onset_s"] < 0.25e-3  # 11 samples, the length of the last filter
+        late_s = np.argmax(np.abs(audio) > 0.01 * peak) / RATE - settings["onset_s"]
+        assert 0 <= settings["onset_s"] < 1e-3 and abs(late_s) < 0.25e-3  # 11 samples, the last filter's length
         assert np.sum(audio[-RATE // 10 :] ** 2) < 0.02 * np.sum(audio[: RATE // 2] ** 2)
         assert abs(audio.sum()) < 1e-3 * np.abs(np.fft.rfft(audio)).max()  # no direct current
-    assert np.ptp(onsets_s) > 0.4e-3
 
 
-def test_bass_drum_starts_an_octave_too_high_and_stays_at_its_frequency(drums):
+RESONANCES = [("BD", "f_hz", 0.2, (20, 500), 0.01), ("Tom", "f_hz", 0.06, (60, 300), 0.02)]  # after sigh and drop
+RESONANCES += [("SD", "low_hz", 0, (144, 216), 0.015), ("SD", "high_hz", 0, (264, 396), 0.015)]
+
+
+@pytest.mark.parametrize("voice, name, start_s, between_hz, tolerance", RESONANCES)
+def test_resonators_ring_at_their_frequency(drums, voice, name, start_s, between_hz, tolerance):
+    for audio, settings in drums[voice]:
+        if settings.get("decay_s", 1) > 0.2 or voice != "BD":
+            late = audio[int(start_s * RATE) :][: RATE // 5 if voice == "Tom" else None]
+            assert abs(peak_hz(late, *between_hz) / settings[name] - 1) < tolerance
+
+
+def test_bass_drum_starts_an_octave_too_high_and_decays_as_its_knob_says(drums):
     for audio, settings in drums["BD"]:
         assert 49 <= settings["f_hz"] <= 56 and 0.05 <= settings["decay_s"] <= 0.8
-        assert 45 < peak_hz(audio, 20, 20000) < 70
         crossings_s = np.flatnonzero(np.diff(np.signbit(audio[int(2e-3 * RATE) :]))) / RATE + 2e-3
         assert 0.25 < (crossings_s[0] - settings["onset_s"]) * 2 * settings["f_hz"] < 0.6  # 1 without the jump
     long = [(audio, settings) for audio, settings in drums["BD"] if settings["decay_s"] > 0.2]
     assert len(long) >= 2
     for audio, settings in long:
-        late = audio[RATE // 5 :]  # the sigh has gone
-        assert abs(peak_hz(late, 20, 500) / settings["f_hz"] - 1) < 0.01
         fall = np.abs(audio[RATE // 10 :][:2000]).max() / np.abs(audio[RATE // 5 :][:2000]).max()
         assert abs(np.log10(fall) * settings["decay_s"] / 0.1 - 1) < 0.1
 
 
-def test_snare_drum_has_two_resonances_and_noise(drums):
+def test_snappy_is_the_snare_drum_s_noise_and_toms_fall_in_pitch(drums):
     shares = []
     for audio, settings in drums["SD"]:
-        for name, nominal_hz in (("low_hz", 180), ("high_hz", 330)):
-            assert abs(settings[name] / nominal_hz - 1) < 0.05
-            assert abs(peak_hz(audio, 0.8 * nominal_hz, 1.2 * nominal_hz) / settings[name] - 1) < 0.015
         f_hz, power = spectrum(audio)
-        assert power[(f_hz > 220) & (f_hz < 260)].max() < 0.1 * power[(f_hz > 160) & (f_hz < 200)].max()
         shares.append((settings["snappy"], power[f_hz > 2000].sum() / power.sum()))
-    assert [share for _, share in sorted(shares)][0] < 0.02 < 0.1 < max(share for _, share in shares)
-
-
-def test_toms_are_tuned_and_fall_in_pitch(drums):
+    assert min(shares)[1] < 0.02 < 0.1 < max(share for _, share in shares)
     assert len({settings["tom"] for _, settings in drums["Tom"]}) > 1
     for audio, settings in drums["Tom"]:
         lowest_hz, highest_hz, decay_s = circuit_808.TOMS[settings["tom"]]
         assert lowest_hz <= settings["f_hz"] <= highest_hz and abs(settings["decay_s"] / decay_s - 1) <= 0.05
-        late = audio[int(0.06 * RATE) : int(0.26 * RATE)]
-        assert abs(peak_hz(late, 60, 300) / settings["f_hz"] - 1) < 0.02
-        first_cycles = audio[: int(2.5 / settings["f_hz"] * RATE)]
-        assert peak_hz(first_cycles, 60, 400) > peak_hz(late, 60, 300)
+        assert peak_hz(audio[: int(2.5 / settings["f_hz"] * RATE)], 60, 400) > settings["f_hz"]
 
 
 def test_hats_are_bright_and_as_long_as_their_knob(drums):
@@ -341,19 +312,9 @@ def test_hats_are_bright_and_as_long_as_their_knob(drums):
             f_hz, power = spectrum(audio)
             assert (f_hz * power).sum() / power.sum() > 6000 and power[f_hz < 2000].sum() < 0.01 * power.sum()
             assert lengths_s[0] <= settings["decay_s"] <= lengths_s[1]
-            halves = audio[int(0.002 * RATE) :][: int(settings["decay_s"] * RATE)].reshape(-1)
+            halves = audio[int(0.002 * RATE) :][: int(settings["decay_s"] * RATE)]
             first, second = np.array_split(halves, 2)  # the amplitude falls by 10 dB from one to the other
             assert abs(10 * np.log10((first @ first) / (second @ second)) - 10) < 1.5
-
-
-def test_hats_hold_their_oscillators_and_hardly_an_alias(monkeypatch):
-    """Without the amplifier, all energy lies on odd multiples of six frequencies; the rest is 40 dB below."""
-    monkeypatch.setattr(circuit_808, "_amplify", lambda audio, envelope: audio)
-    monkeypatch.setattr(circuit_808, "_part", lambda rng, value: value)
-    audio, _ = circuit_808.strike("OH", np.random.default_rng(0), RATE, RATE)
-    f_hz, power = spectrum(audio * np.blackman(RATE))
-    beside = np.min([np.abs(f_hz % (2 * f) - f) for f in circuit_808.OSCILLATORS_HZ], axis=0) > 4
-    assert power[beside].sum() < 2e-4 * power.sum()
 
 
 def test_another_rate_is_the_same_sound():
@@ -363,13 +324,10 @@ def test_another_rate_is_the_same_sound():
             circuit_808.strike(name, np.random.default_rng(5), rate, rate // 4) for rate in (44100, 14700)
         )
         assert settings == same and len(low) == 14700 // 4
-        expected = signal.resample_poly(high, 1, 3)
-        assert expected @ low / math.sqrt((expected @ expected) * (low @ low)) > 0.9999, name
+        assert np.corrcoef(signal.resample_poly(high, 1, 3), low)[0, 1] > 0.9999, name
     assert np.isfinite(circuit_808.strike("BD", np.random.default_rng(0), 8400, 84)[0]).all()
     for bad in ((7999, 8000), (44100.5, 44100), (44100, 440)):
-        with pytest.raises(
-            ValueError, match="integer sample rate of at least 8000 Hz and at least 10 ms of sound, got"
-        ):
+        with pytest.raises(ValueError, match="of at least 8000 Hz and at least 10 ms of sound, got"):
             circuit_808.strike("BD", np.random.default_rng(0), *bad)
 
 
@@ -377,14 +335,9 @@ def test_an_item_is_the_same_whatever_the_counts(capsys):
     all_kinds = circuit_808.render_corpus({"BD": 2, "SD": 2, "Tom": 2, "HH": 3}, 3, 8000, 400)
     assert all_kinds.shape == (9, 400) and all_kinds.dtype == np.float32
     some = circuit_808.render_corpus({"HH": 2, "SD": 1}, 3, 8000, 400)
-    assert np.array_equal(some, all_kinds[[2, 6, 7]])
-    assert len(np.unique(all_kinds.round(3), axis=0)) == 9
+    assert np.array_equal(some, all_kinds[[2, 6, 7]]) and len(np.unique(all_kinds.round(3), axis=0)) == 9
     assert not np.isclose(circuit_808.render_corpus({"SD": 1}, 4, 8000, 400), some[0]).all()
-    names = circuit_808.corpus_names({"HH": 3, "BD": 2})
-    assert names == ["BD 000", "BD 001", "OH 000", "CH 001", "OH 002"]
-    for wrong in ({"RS": 1}, {"BD": -1}, {"BD": 1.5}):
-        with pytest.raises(ValueError, match="counts must be numbers of sounds from 0 by kind"):
-            circuit_808.corpus_names(wrong)
+    assert len(circuit_808.corpus_names(data.COUNTS)) == 681  # as the paper's
 
 
 def test_the_model_is_the_one_of_its_version():
@@ -409,11 +362,6 @@ def corpus(cache, **options):
     return OneShots.from_circuit({"BD": 2, "SD": 1, "HH": 2}, **{**TINY, **options}, cache=cache)
 
 
-def test_the_default_corpus_is_of_the_papers_size():
-    names = circuit_808.corpus_names(data.COUNTS)
-    assert len(names) == 681 and data.COUNTS == {"BD": 215, "SD": 240, "Tom": 189, "HH": 37}
-
-
 @pytest.mark.filterwarnings("error")
 def test_a_cached_corpus_is_not_rendered_again(tmp_path, rendered, capsys):
     first, second, plain = corpus(tmp_path / "new"), corpus(tmp_path / "new", seed=1), corpus(None)
@@ -433,55 +381,22 @@ def test_another_corpus_is_another_file(tmp_path, rendered, change, monkeypatch)
     assert len(rendered) == 3 and len(list(tmp_path.iterdir())) == 3
 
 
-@pytest.mark.parametrize("place", [0, 100, 4000, -1])
-def test_a_broken_file_is_said_and_rendered_again(tmp_path, rendered, capsys, place):
+def test_a_broken_file_is_said_and_rendered_again(tmp_path, rendered, capsys):
     good = corpus(tmp_path).x
     (path,) = tmp_path.iterdir()
     written = path.read_bytes()
-    flipped = bytearray(written)
-    flipped[place] ^= 1
-    for content in (bytes(flipped), written[: len(written) // 2], b""):
+    flipped = [bytearray(written) for _ in range(3)]
+    for content, place in zip(flipped, (0, 100, -1)):
+        content[place] ^= 1
+    for content in (*flipped, written[: len(written) // 2], b""):
         path.write_bytes(content)
         capsys.readouterr()
         assert torch.equal(corpus(tmp_path).x, good)
         assert f"{path} is not what was written there" in capsys.readouterr().err and path.read_bytes() == written
-    assert len(rendered) == 4
-
-
-def test_a_file_of_another_corpus_is_not_taken(tmp_path, rendered, capsys):
-    corpus(tmp_path, corpus_seed=1)
-    (other,) = tmp_path.iterdir()
-    content = other.read_bytes()
-    corpus(tmp_path)
-    (path,) = set(tmp_path.iterdir()) - {other}
-    path.write_bytes(content)
-    corpus(tmp_path)
-    assert len(rendered) == 3 and path.read_bytes() != content
-
-
-def test_a_killed_write_leaves_nothing(tmp_path, monkeypatch):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(data.os, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
-        corpus(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert len(rendered) == 6
 
 
 def test_a_corpus_that_cannot_be_kept_is_used_all_the_same(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert len(corpus(tmp_path / "file" / "cache")) == 5
     assert "the corpus is not kept" in capsys.readouterr().err
-
-
-def test_several_at_once(tmp_path, rendered, monkeypatch, capsys):
-    """Each has written its file before the first is renamed."""
-    together, replace = Barrier(4), data.os.replace
-    monkeypatch.setattr(data.os, "replace", lambda *paths: together.wait(60) is None or replace(*paths))
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(corpus, [tmp_path] * 4))
-    assert all(torch.equal(shots.x, found[0].x) for shots in found)
-    corpus(tmp_path)
-    assert len(rendered) == 4 and len(list(tmp_path.iterdir())) == 1
-    assert "not kept" not in capsys.readouterr().err

@@ -25,7 +25,7 @@ from replication.status import kept_of, states
 from replication.tasks import TASKS, TR808, grid, importance_config, make_config
 from replication.trainer import train, train_steps
 
-CPU, TASK = torch.device("cpu"), "chirplet_slow_slow"
+TASK = "chirplet_slow_slow"
 N_PATHS = {"granular": 35, TASK: 21}  # of the smoke profile
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,7 +45,7 @@ def test_they_are_those_of_the_start_of_training(tmp_path, importances, task, n_
     assert compute_importance(task, "smoke", "here", watch=lambda: monkeypatch.chdir("/")) == "done"
     assert folder_of(tmp_path / "here", task).exists()
     (call,) = importances
-    run = Problem(scrapl(task=task), CPU)
+    run = Problem(scrapl(task=task))
     weights = list(run.encoder.parameters())
     assert all(map(torch.equal, call["params"], weights)) and len(call["params"]) == len(weights) > 10
     batches = run.data.batches("train", 4, 0, 0)[:n_batches]
@@ -80,16 +80,12 @@ def test_the_record_and_the_runs_that_draw_from_it(tmp_path, importances):
     assert recorded_importance("granular", "smoke", tmp_path) == "no record yet"
 
     assert compute_importance(TASK, "smoke", tmp_path) == "done" and len(importances) == 1  # not computed again
-    probs = path_probabilities(scrapl(7, lr=0.5), tmp_path)  # seeds and learning rates share them
+    probs, digest = path_probabilities(scrapl(7, lr=0.5), tmp_path)  # seeds and learning rates share them
     assert abs(probs.sum() - 1) < 1e-12 and np.abs(probs.numpy() - expected).max() < 1e-9
     drawn = list(train_steps(scrapl(1), tmp_path))
     run = train(scrapl(1), tmp_path)  # is there already
-    assert run.ok and torch.equal(drawn[0].loss.probs, probs)
-    table_hash = hashlib.sha256((folder / "probabilities.csv").read_bytes()).hexdigest()
-    assert run.info["probabilities_sha256"] == table_hash
-    uniform = train(make_config(TASK, "scrapl_no_theta_is", 1, "smoke"), tmp_path)
-    first = [list(r.history.query("step == 0 and metric != 'loss'")["value"]) for r in (run, uniform)]
-    assert first[0] == first[1] and len(first[0]) == 3  # the same initial weights
+    assert run.ok and torch.equal(drawn[0].loss.probs, probs) and run.info["probabilities_sha256"] == digest
+    assert hashlib.sha256((folder / "probabilities.csv").read_bytes()).hexdigest() == digest
 
 
 def test_runs_without_their_probabilities_are_refused(tmp_path):
@@ -126,7 +122,7 @@ def test_in_parts_and_resumed_after_a_kill(tmp_path, importances):
 
     with pytest.raises(KeyboardInterrupt):  # three paths are saved
         compute_importance(TASK, "smoke", tmp_path, watch=kill)
-    assert sorted(saved_curvature(config, tmp_path)) == [*range(14), 14] and kept_of(config, tmp_path) == "15 paths"
+    assert sorted(saved_curvature(config, tmp_path)) == [*range(15)] and kept_of(config, tmp_path) == "15 paths"
     assert compute_importance(TASK, "smoke", tmp_path) == "done"
     assert importances[-1]["paths"] == list(range(15, 21))
     assert (importance_table(scrapl(), tmp_path)["curvature_am"] == np.arange(1, 22)).all()
@@ -156,7 +152,6 @@ def test_calls_at_the_same_time_may_share_paths(tmp_path, importances, monkeypat
     [
         (lambda text: text[:-20], "path_3.json is no file of a path's curvature .*: delete it"),
         (lambda text: text.replace("4.0", "-4.0"), r"path_3.json is no file .*curvature \[-4.0, 5.0\]"),
-        (lambda text: text.replace("4.0", "NaN"), "path_3.json is no file"),
         (lambda text: text.replace('hash": "', 'hash": "0'), "path_3.json holds curvature of another configuration"),
     ],
 )

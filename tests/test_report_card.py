@@ -1,23 +1,22 @@
 """The report card: rules at their borders, the paper's own numbers, claims and cells of made-up runs."""
 
 import math
-import os
 import re
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic_records as synthetic
-from scipy.stats import ttest_1samp, ttest_ind_from_stats, ttest_rel
+from scipy.stats import sem
 
 from replication import __main__, report_card, tables
 from replication.__main__ import main
 from replication.data import ThetaGrid
-from replication.published import DATA, NAMES, authors_seeds, methods_in
-from replication.records import ROOT, load_runs
+from replication.published import DATA, NAMES, methods_in
+from replication.records import load_runs
 from replication.report_card import CLAIMS, summary
+from replication.stats import equivalence, mean_ci95
 from replication.tables import Cell, chance_permille
 from replication.tasks import TASKS
 
@@ -25,9 +24,10 @@ EACH = "with each technique the mean error is lower: plain, + P-Adam, + P-SAGA, 
 P_LOSS = (20.0, 20.4, 20.9, 21.0, 20.6)
 
 
-def granular_card(output, not_run=(), costs=None):
-    """The report card of the granular runs of `output`, by claim."""
-    return report_card.report_card("granular", synthetic.load(output), dict(not_run), "quick", costs).set_index("claim")
+def card_of(part, output, not_run=(), costs=None):
+    """A report card of the runs of `output`, by claim."""
+    runs = synthetic.load(output, tasks=TASKS)
+    return report_card.report_card(part, runs, dict(not_run), "quick", costs).set_index("claim")
 
 
 def write_errors(output, method, values, profile="paper", metric="theta_synth_l1"):
@@ -36,13 +36,9 @@ def write_errors(output, method, values, profile="paper", metric="theta_synth_l1
         synthetic.write(output, method, seed, profile=profile, **{metric: value})
 
 
-def everything(output, profile):
-    return synthetic.load(output, profile, TASKS)
-
-
 def cells_of(output, profile):
     folder = output / "results" / profile / "tables"
-    return report_card.cells(everything(output, profile), synthetic.NOT_RUN, profile, folder)
+    return report_card.cells(synthetic.load(output, profile, TASKS), synthetic.NOT_RUN, profile, folder)
 
 
 def cell(table, number, method, metric, task="granular"):
@@ -54,60 +50,59 @@ def cell(table, number, method, metric, task="granular"):
 # ---- the rules ------------------------------------------------------------------------------------------------------
 
 
-def one(mean, half_width=0.0, seeds=(), **more):
-    series = pd.Series(list(seeds), dtype=float)
-    return Cell("x", mean, half_width, len(series) or 5, series, **more)
+BORDERS = """
+lower            | 10±1          | 13±1 20     | holds
+lower            | 10±1 11.5±1   | 13±1        | holds in part
+lower            | 10±5 11±0.1   | 13±0.5      | holds in part
+lower            | 10±1 14±0.1   | 13±1        | does not hold
+within_factor_2  | 20            | 10          | holds
+within_factor_2  | 30            | 10 20       | holds
+within_factor_2  | 21±1          | 10±0.1      | holds in part
+within_factor_2  | 21±0.5        | 10±0.1      | does not hold
+within_a_quarter | 125           | 100         | holds
+within_a_quarter | 125.1±25.1    | 100         | holds in part
+within_a_quarter | 125.1±25.0    | 100         | does not hold
+grows            | 3±0.3         | 3.8±0.3     | holds
+grows            | 3±0.5         | 3.8±0.5     | holds in part
+grows            | 3±0.1         | 3.7±0.1     | does not hold
+at_chance        | 219 500       | holds
+at_chance        | 217@235.3     | holds
+at_chance        | 217 240       | holds in part
+at_chance        | 217 100       | does not hold
+lowers           | 5,6,7,8       | 3,4,5.1,6   | holds
+lowers           | 5,6,7,8       | 3,6.5,5,8   | holds in part
+lowers           | 5,6,7,8       | 4,4,6,7.8   | holds in part
+lowers           | 3,4,5.1,6     | 5,6,7,8     | does not hold
+lowers           | 3,4           | 5,6,7       | too few seeds
+raises           | 3,4,5.1,6     | 5,6,7,8     | holds
+raises           | 5,6,7,8       | 3,4,5.1,6   | does not hold
+improves         | 5,6,7,8       | 3,4,5.1,6   | holds
+improves         | 5,6,7,8       | 3,6.5,5,8   | holds in part
+improves         | 3,4,5.1,6     | 5,6,7,8     | does not hold
+improves         | 3,4           | 5,6,7       | too few seeds
+improves         | 10±1*         | 7±1*        | holds
+improves         | 10±1*         | 8.5±1*      | holds in part
+improves         | 10±1*         | 11±1*       | does not hold
+falls_in_order   | 6,6,6         | 5,5,5       | 4,3,5  | holds
+falls_in_order   | 6,6,6         | 4,3,5       | 5,5,5  | holds in part
+falls_in_order   | 4,3,5         | 6,6,6       | 5,5,5  | does not hold
+falls_in_order   | 6,6           | 5,5,5       | too few seeds
+"""
 
 
-def of_seeds(*values):
-    return [one(np.mean(values), seeds=values)]
+def made_up(word):
+    """A cell, of mean±half-width or of values by seed; * has no values by seed, @ tells what guessing costs."""
+    numbers, _, chance = word.rstrip("*").partition("@")
+    mean, _, half_width = numbers.partition("±")
+    seeds = pd.Series([float(value) for value in mean.split(",")])
+    known = None if word.endswith("*") else seeds
+    return Cell("x", seeds.mean(), float(half_width or 0), max(len(seeds), 2), known, float(chance or 242.4))
 
 
-FALLING, LESS = of_seeds(5, 6, 7, 8), of_seeds(3, 4, 5.1, 6)
-
-
-@pytest.mark.parametrize(
-    ("rule", "groups", "verdict"),
-    [
-        ("lower", [[one(10, 1)], [one(13, 1), one(20)]], "holds"),
-        ("lower", [[one(10, 1), one(11.5, 1)], [one(13, 1)]], "holds in part"),
-        ("lower", [[one(10, 1), one(14, 0.1)], [one(13, 1)]], "does not hold"),
-        ("lower", [[one(10, 5), one(11, 0.1)], [one(13, 0.5)]], "holds in part"),
-        ("within_factor_2", [[one(20)], [one(10)]], "holds"),
-        ("within_factor_2", [[one(30)], [one(10), one(20)]], "holds"),
-        ("within_factor_2", [[one(21, 1)], [one(10, 0.1)]], "holds in part"),
-        ("within_factor_2", [[one(21, 0.5)], [one(10, 0.1)]], "does not hold"),
-        ("within_a_quarter", [[one(125)], [one(100)]], "holds"),
-        ("within_a_quarter", [[one(125.1, 25.1)], [one(100)]], "holds in part"),
-        ("within_a_quarter", [[one(125.1, 25.0)], [one(100)]], "does not hold"),
-        ("grows", [[one(3, 0.1)], [one(3.7, 0.1)]], "does not hold"),  # a quarter above 3 is 3.75
-        ("grows", [[one(3, 0.5)], [one(3.8, 0.5)]], "holds in part"),  # the intervals overlap
-        ("grows", [[one(3, 0.3)], [one(3.8, 0.3)]], "holds"),
-        ("at_chance", [[one(219), one(500)]], "holds"),
-        ("at_chance", [[one(217), one(240)]], "holds in part"),
-        ("at_chance", [[one(217), one(100)]], "does not hold"),
-        ("at_chance", [[one(217, chance=235.3)]], "holds"),
-        ("lowers", [FALLING, LESS], "holds"),
-        ("lowers", [FALLING, of_seeds(3, 6.5, 5, 8)], "holds in part"),
-        ("lowers", [FALLING, of_seeds(4, 4, 6, 7.8)], "holds in part"),  # p = 0.065
-        ("lowers", [LESS, FALLING], "does not hold"),
-        ("lowers", [of_seeds(3, 4), of_seeds(5, 6, 7)], "too few seeds"),
-        ("raises", [LESS, FALLING], "holds"),
-        ("raises", [FALLING, LESS], "does not hold"),
-        ("improves", [FALLING, LESS], "holds"),
-        ("improves", [FALLING, of_seeds(3, 6.5, 5, 8)], "holds in part"),
-        ("improves", [LESS, FALLING], "does not hold"),
-        ("improves", [of_seeds(3, 4), of_seeds(5, 6, 7)], "too few seeds"),
-        ("improves", [[Cell("x", 10, 1, 20)], [Cell("x", 7, 1, 20)]], "holds"),  # no values by seed: as printed
-        ("improves", [[Cell("x", 10, 1, 20)], [Cell("x", 8.5, 1, 20)]], "holds in part"),
-        ("improves", [[Cell("x", 10, 1, 20)], [Cell("x", 11, 1, 20)]], "does not hold"),
-        ("falls_in_order", [of_seeds(6, 6, 6), of_seeds(5, 5, 5), of_seeds(4, 3, 5)], "holds"),
-        ("falls_in_order", [of_seeds(6, 6, 6), of_seeds(4, 3, 5), of_seeds(5, 5, 5)], "holds in part"),
-        ("falls_in_order", [of_seeds(4, 3, 5), of_seeds(6, 6, 6), of_seeds(5, 5, 5)], "does not hold"),
-        ("falls_in_order", [of_seeds(6, 6), of_seeds(5, 5, 5)], "too few seeds"),
-    ],
-)
-def test_rules_at_their_borders(rule, groups, verdict):
+@pytest.mark.parametrize("line", BORDERS.strip().splitlines())
+def test_rules_at_their_borders(line):
+    rule, *sides, verdict = (part.strip() for part in line.split("|"))
+    groups = [[made_up(word) for word in side.split()] for side in sides]
     assert getattr(report_card, rule)(groups)[1] == verdict
 
 
@@ -138,51 +133,71 @@ def test_the_papers_own_numbers_hold_but_for_two():
         assert card["paper_verdict"].tolist() == expected
 
 
-def test_report_card_of_synthetic_records(tmp_path):
-    synthetic.write_all(tmp_path)
-    synthetic.write(tmp_path, "mss_random", 4, status="failed:nonfinite loss at step 7")
-    card = granular_card(tmp_path, synthetic.NOT_RUN)
-    assert set(card["profile"]) == {"quick"} and set(card["suspected_cause"]) == {""}
-    best = card.loc["P-loss, the supervised bound, is the most accurate"]
-    assert best["verdict"] == "holds" and best["seeds"] == "3 to 5"
-    assert best["ours"] == "P-loss 30.0 ± 0.74 against JTFS 61.7 ± 1.2 (the lowest of 8)"
-    assert best["paper"] == "P-loss 20.5 ± 0.20 against JTFS 42.4 (the lowest of 11)"
-    assert "MS-CLAP, PANNs Wavegram-Logmel (not run: weights unavailable)" in best["left_out"]
-    assert "MSS random (seed 4 failed:nonfinite loss at step 7)" in best["left_out"]
-    ratio = card.loc["SCRAPL (no θ-IS) is within a factor 2 of JTFS in accuracy"]
-    assert ratio["verdict"] == "holds" and ratio["ours"].startswith("ratio 1.70: ")
-    assert card.loc["SCRAPL is within a factor 2 of JTFS in accuracy", "verdict"] == "not run"
-    slope = card.loc["MSS losses never learn slope"]
-    assert slope["verdict"] == "holds" and slope["paper"].endswith(" (chance 242)")
-    assert slope["ours"].endswith("MSS random 240 ± 5.3 (chance 235)")  # their grid: 16 points
-    assert card.loc[EACH, "verdict"] == "not run"  # theta-IS has no runs
-    change = card.loc["P-SAGA lowers the θ L1"]
-    assert change["verdict"] == "holds" and change["ours"].startswith("-35.0 ± 1.4 (p = ")
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("output")
+    synthetic.write_everything(folder)
+    return folder
+
+
+JUDGED = {  # claim: verdict, ours, what else is said
+    "P-loss, the supervised bound, is the most accurate": (
+        "holds",
+        "P-loss 30.0 ± 0.74 against JTFS 61.7 ± 1.2 (the lowest of 8)",
+        "P-loss 20.5 ± 0.20 against JTFS 42.4 (the lowest of 11)",
+        "MS-CLAP, PANNs Wavegram-Logmel (not run: weights unavailable)",
+        "MSS random (seed 4 failed:nonfinite loss at step 7)",
+    ),
+    "SCRAPL (no θ-IS) is within a factor 2 of JTFS in accuracy": ("holds", "ratio 1.70: "),
+    "SCRAPL is within a factor 2 of JTFS in accuracy": ("not run", ""),
+    "MSS losses never learn slope": (
+        "holds",
+        "MSS linear 243 ± 6.0, ",
+        "MSS random 240 ± 5.3 (chance 235)",
+    ),  # 16 points
+    EACH: ("not run", ""),
+    "P-SAGA lowers the θ L1": ("holds", "-35.0 ± 1.4 (p = "),
+    "slow AM, slow FM: θ-IS lowers AM L1 (text: by 25 to 55 %)": (
+        "holds",
+        "39 %: SCRAPL (no θ-IS) 100 ± 2.5 → SCRAPL 60.6 ± ",
+        "37 %: SCRAPL (no θ-IS) 124 ± 10 → SCRAPL 77.7 ± 6.7",
+    ),
+    "slow AM, slow FM: θ-IS lowers FM L1 (text: by 14 to 80 %)": ("does not hold", "-1 %: "),
+    "JTFS keeps the transient when misaligned": ("holds", "ratio 1.10: JTFS, misaligned 220 ± "),
+    "MSS random loses the transient when misaligned: its loudness error grows": ("holds", "ratio 3.00: "),
+    "MSS linear loses the transient when misaligned: its loudness error grows": (
+        "does not hold",
+        "ratio 0.960: ",
+        "MSS linear, aligned is next to silence: 25 dB off in the loudness of the transient",
+    ),
+    "misaligned, JTFS and SCRAPL are closer than any MSS in transient loudness": ("holds", "", "SCRAPL, misaligned"),
+}
+
+
+@pytest.mark.parametrize("part", CLAIMS)
+def test_cards_of_made_up_runs(output, part):
+    card = card_of(part, output, synthetic.NOT_RUN)
+    for claim in card.index.intersection(list(JUDGED)):
+        verdict, ours, *more = JUDGED[claim]
+        row = card.loc[claim]
+        assert row["verdict"] == verdict and row["ours"].startswith(ours), claim
+        said = " ".join(row[["ours", "paper", "suspected_cause", "left_out"]])
+        assert all(text in said for text in more), claim
     text = summary(card.reset_index())
     assert all(text.count(f"- {claim} (") == 1 for claim in card.index)
-    assert text.index("**Holds**") < text.index("**Not run**") and "Ours: ratio 1.70: " in text
+    assert text.index("**Holds**") < text.index("**Not run**")
 
 
-@pytest.mark.parametrize(("error", "verdict"), [(90, "holds"), (140, "holds in part"), (500, "does not hold")])
-def test_each_technique_lowers_the_mean_error(tmp_path, monkeypatch, error, verdict):
-    """The others are at 185, 140 and 105 per mille."""
-    monkeypatch.setitem(synthetic.OUTCOME, "scrapl", synthetic.OUTCOME["scrapl_no_theta_is"])
-    synthetic.write_all(tmp_path, tables.ABLATION[:3])
-    write_errors(tmp_path, "scrapl", [error] * 5, "quick")
-    row = granular_card(tmp_path).loc[EACH]
-    assert row["verdict"] == verdict and row["ours"].count("→") == 3
-
-
-@pytest.mark.parametrize(("scrapl_ms", "verdict"), [(39, "holds"), (41, "does not hold"), (None, "not run")])
-def test_claims_on_time_are_judged_by_measured_costs(tmp_path, scrapl_ms, verdict):
+def test_claims_on_time_are_judged_by_measured_costs(tmp_path):
     """Not by the steps of runs, which shared the machine: 46 ms of SCRAPL in these, 27.5 of the MSS."""
     synthetic.write_all(tmp_path)
-    costs = dict.fromkeys(report_card.GROUPS["MSS"], 20.0) | {"scrapl_no_theta_is": scrapl_ms, "jtfs": 900.0}
-    row = granular_card(tmp_path, costs=costs if scrapl_ms else None)
-    row = row.loc["SCRAPL (no θ-IS) is within a factor 2 of MSS in time per step"]
-    assert row["verdict"] == verdict and row["seeds"] == ""
-    assert row["ours"].startswith(f"ratio {scrapl_ms / 20:.2f}: ") if scrapl_ms else row["ours"] == ""
-    assert ("not measured: notebook 08_cost does it" in row["left_out"]) == (scrapl_ms is None)
+    others = dict.fromkeys(report_card.GROUPS["MSS"], 20.0) | {"jtfs": 900.0}
+    for ms, verdict in ((39, "holds"), (41, "does not hold"), (None, "not run")):
+        card = card_of("granular", tmp_path, costs=others | {"scrapl_no_theta_is": ms} if ms else None)
+        row = card.loc["SCRAPL (no θ-IS) is within a factor 2 of MSS in time per step"]
+        assert row["verdict"] == verdict and row["seeds"] == ""
+        assert row["ours"].startswith(f"ratio {ms / 20:.2f}: ") if ms else row["ours"] == ""
+        assert ("not measured: notebook 08_cost does it" in row["left_out"]) == (ms is None)
 
 
 def test_few_seeds_are_left_out_by_name(tmp_path):
@@ -191,7 +206,7 @@ def test_few_seeds_are_left_out_by_name(tmp_path):
     for seed in range(5):
         for method in ("scrapl_plain", "scrapl_padam")[: 1 + (seed < 4)]:
             synthetic.write(tmp_path, method, seed, val_convergence_steps=None)
-    card = granular_card(tmp_path)
+    card = card_of("granular", tmp_path)
     slope = card.loc["MSS losses never learn slope"]
     assert slope["verdict"] == "holds" and slope["ours"] == "MSS linear 243 ± 6.0 (chance 235)"
     assert "MSS random (seeds with a value: 1 of 1)" in slope["left_out"]
@@ -207,7 +222,7 @@ def test_suspected_causes_are_those_that_the_runs_show(tmp_path, monkeypatch):
     synthetic.write_all(tmp_path, ["jtfs"])
     write_errors(tmp_path, "scrapl_padam", [100] * 5, "quick")
     write_errors(tmp_path, "scrapl_no_theta_is", [70, 110, 70, 70, 110], "quick")  # lower on average, p > 0.01
-    card = granular_card(tmp_path)
+    card = card_of("granular", tmp_path)
     row = card.loc["P-SAGA lowers the θ L1"]
     assert row["verdict"] == "holds in part"
     assert row["suspected_cause"] == "few seeds: p < 0.01 takes |t| > 4.6 with 5, 2.9 with the paper's 20"
@@ -215,55 +230,10 @@ def test_suspected_causes_are_those_that_the_runs_show(tmp_path, monkeypatch):
     assert factor_2["verdict"] == "holds" and factor_2["suspected_cause"] == ""
     monkeypatch.setattr(synthetic, "STEPS", (0, 1, 2, 3))
     write_errors(tmp_path, "scrapl_padam", [10] * 5, "quick")
-    row = granular_card(tmp_path).loc["P-SAGA lowers the θ L1"]
+    row = card_of("granular", tmp_path).loc["P-SAGA lowers the θ L1"]
     fall = 100 * (1 - (140 + 260 / 4) / (140 + 260 / 3))
     learning = "stopped while learning: the validation θ L1 fell from the third to the last quarter"
     assert (row["verdict"], row["suspected_cause"]) == ("does not hold", f"{learning}, SCRAPL (P-Adam) {fall:.0f} %")
-
-
-def test_chirplet_card(tmp_path):
-    for seed in range(5):
-        for method, am, steps in (("scrapl_no_theta_is", 100, 400), ("scrapl", 70, 500)):
-            synthetic.write_chirplet(tmp_path, "chirplet_slow_slow", method, seed, am, 80, steps, None)
-    card = report_card.report_card("chirplet", everything(tmp_path, "quick"), {}, "quick").set_index("claim")
-    counts = {"not run": 11, "does not hold": 2, "holds": 1, "too few seeds": 1}
-    assert card["verdict"].value_counts().to_dict() == counts
-    row = card.loc["slow AM, slow FM: θ-IS lowers AM L1 (text: by 25 to 55 %)"]
-    assert (row["verdict"], row["place"], row["seeds"], row["paper_verdict"]) == ("holds", "Table 3", "5", "holds")
-    assert row["ours"].startswith("30 %: SCRAPL (no θ-IS) 100 ± 2.5 → SCRAPL 70.0 ± 1.7, paired -30.0 ± 1.2 (p = ")
-    assert row["paper"] == "37 %: SCRAPL (no θ-IS) 124 ± 10 → SCRAPL 77.7 ± 6.7"
-    steps = card.loc["slow AM, slow FM: θ-IS lowers AM steps to 100 ‰ (text: by 23 to 50 %)"]
-    assert steps["verdict"] == "does not hold" and steps["ours"].startswith("-25 %: ")
-    assert card.loc["slow AM, slow FM: θ-IS lowers FM L1 (text: by 14 to 80 %)", "verdict"] == "does not hold"
-
-
-def test_drum_card_tells_aligned_from_misaligned(tmp_path):
-    """MSS linear is next to silence before and after: what is lost already cannot get lost; 19 dB off is no silence."""
-    loudness = {
-        "jtfs": (2.0, 2.2),
-        "mss_random": (3.0, 9.0),
-        "mss_linear": (25.0, 24.0),
-        "mss_log_linear": (19.0, 18.0),
-    }
-    for method, errors in loudness.items():
-        for task, error in zip(("tr808_micro", "tr808_meso"), errors):
-            for seed in range(3):
-                synthetic.write_drums(tmp_path, task, method, seed, error)
-    card = report_card.report_card("drum", everything(tmp_path, "quick"), {}, "quick").set_index("claim")
-    keeps = card.loc["JTFS keeps the transient when misaligned"]
-    assert keeps["verdict"] == "holds" and keeps["seeds"] == "3"
-    assert keeps["ours"].startswith("ratio 1.10: JTFS, misaligned 216 ± ")
-    ending = "loses the transient when misaligned: its loudness error grows"
-    loses = {name: card.loc[f"MSS {name} {ending}"] for name in ("random", "linear", "log + linear")}
-    assert [row["verdict"] for row in loses.values()] == ["holds", "does not hold", "does not hold"]
-    paper = "ratio 6.59: MSS linear, aligned 381 ± 12 → MSS linear, misaligned 2510 ± 480"
-    assert loses["linear"]["paper"] == paper
-    off = f"{25 * np.mean([synthetic.spread(seed) for seed in range(3)]):.0f} dB off in the loudness of the transient"
-    causes = ["", f"MSS linear, aligned is next to silence: {off}", ""]
-    assert [row["suspected_cause"] for row in loses.values()] == causes
-    closer = card.loc["misaligned, JTFS and SCRAPL are closer than any MSS in transient loudness"]
-    assert closer["verdict"] == "holds" and "SCRAPL, misaligned" in closer["left_out"]
-    assert card.loc["SCRAPL keeps the transient when misaligned", "verdict"] == "not run"
 
 
 def test_report_card_as_people_read_it(tmp_path):
@@ -286,12 +256,8 @@ def test_every_printed_cell_is_there_once(tmp_path):
     assert set(table["verdict"]) == {"not run"} and set(table["records"]) == {""} and table["difference"].isna().all()
     printed = pd.read_csv(DATA / "published_tables.csv")
     printed = printed[printed["table"].str.startswith("table_") & ~printed["metric"].str.endswith("p_value")]
-    theirs = printed.assign(
-        method=printed["method"].replace(NAMES["tables"]),
-        metric=printed["metric"].str.replace("^(delta_)?(test_)?", "", regex=True),
-        value=printed["value"].astype(float),
-        n=printed["n_seeds"],
-    )
+    printed["metric"] = printed["metric"].str.replace("^(delta_)?(test_)?", "", regex=True)
+    theirs = printed.replace({"method": NAMES["tables"]}).astype({"value": float}).rename(columns={"n_seeds": "n"})
     ours = table.drop(columns="ci95").rename(columns={"paper_mean": "value", "paper_ci95": "ci95", "paper_n": "n"})
     columns = ["table", "method", "metric", "value", "ci95", "n"]
     both = [frame[columns].fillna(-1.0).sort_values(columns).to_numpy().tolist() for frame in (ours, theirs)]
@@ -299,58 +265,63 @@ def test_every_printed_cell_is_there_once(tmp_path):
     assert table.value_counts(["table", "task", "method", "metric"]).max() == 1
 
 
-def larger_of_two_tests(mean, std, n, their_mean, their_std, margin):
-    """p of Welch's two one-sided tests with a printed mean of 20 seeds, by SciPy."""
-    sides = ((margin, "greater"), (-margin, "less"))
-    theirs = (their_mean, their_std, 20)
-    tests = [
-        ttest_ind_from_stats(mean + shift, std, n, *theirs, equal_var=False, alternative=side) for shift, side in sides
-    ]
-    return max(test.pvalue for test in tests)
+ERRORS = {  # seed by seed; the paper's: 20.5 +- 0.2, 42.4, 195, 370 +- 0.52, 99.7, 87.4, 73.8 +- 13
+    "p_loss": P_LOSS,
+    "jtfs": (41.0, 43.5, 44.0, 46.0),
+    "mss_random": (195.0, 195.0),
+    "mss_linear": (200, 201, 202),
+    "scrapl_plain": (100.0, 90, 120, 80, 105),
+    "scrapl_padam": (85.0, 79, 107, 66, 95),
+    "scrapl_no_theta_is": (40, 110, 70, 60, 95),
+}
+FAST = "chirplet_fast_moderate"
 
 
-def test_verdicts_of_the_paper_profile(tmp_path):
-    errors = {"p_loss": P_LOSS, "jtfs": [41.0, 43.5, 44.0, 46.0], "mss_random": [195.0, 195.0]}
-    errors |= {
-        "scrapl_no_theta_is": [40, 110, 70, 60, 95],
-        "mss_linear": [200, 201, 202],
-    }  # paper 73.8 +- 13, 370 +- 0.52
-    for method, values in errors.items():
-        write_errors(tmp_path, method, values)
-    table = cells_of(tmp_path, "paper")
-    verdicts = {m: cell(table, 1, m, "theta_synth_l1")["verdict"] for m in methods_in("table_1")}
-    found = dict.fromkeys(errors, "equivalent") | {"mss_random": "too few seeds", "mss_linear": "different"}
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    """Cells of runs of the paper profile. Chirplets: 5 and then 1 of 5 seeds converge in FM, the paper's 0 and 20."""
+    folder = tmp_path_factory.mktemp("paper")
+    for method, values in ERRORS.items():
+        write_errors(folder, method, values)
+    for seed in range(5):
+        for method, steps in (("scrapl_no_theta_is", 300), ("scrapl", 300 if seed == 0 else None)):
+            synthetic.write_chirplet(folder, FAST, method, seed, 50, 50, fm_steps=steps, profile="paper")
+    return cells_of(folder, "paper")
+
+
+def test_verdicts_of_the_paper_profile(paper):
+    """The tests themselves: test_stats."""
+    verdicts = {m: cell(paper, 1, m, "theta_synth_l1")["verdict"] for m in methods_in("table_1")}
+    found = {"p_loss": "equivalent", "jtfs": "equivalent", "mss_random": "too few seeds", "mss_linear": "different"}
     found["scrapl_no_theta_is"] = "intervals overlap"
     assert verdicts == dict.fromkeys(verdicts, "not run") | found
-    row, std = (
-        cell(table, 1, "p_loss", "theta_synth_l1"),
-        0.2 / 1.96 * math.sqrt(20) * math.sqrt(20 / 19),
-    )  # of 20.5 +- 0.2
-    expected = larger_of_two_tests(np.mean(P_LOSS), np.std(P_LOSS, ddof=1), 5, 20.5, std, 4.1)
+    row = cell(paper, 1, "p_loss", "theta_synth_l1")
+    their_error = 0.2 / 1.96 * math.sqrt(20 / 19)  # of 20 seeds
+    expected = equivalence(0.08, [(sem(P_LOSS), 5), (their_error, 20)], 4.1)
     assert abs(row["equivalence_p"] / expected - 1) < 1e-6 and row["records"] == "results/paper/granular/p_loss"
     assert abs(row["difference"] - 0.08) < 1e-6 and abs(row["percent"] - 8 / 20.5) < 1e-6
-    one_sample = [  # the paper's JTFS is printed without an interval
-        ttest_1samp(errors["jtfs"], 42.4 * k, alternative=side).pvalue for k, side in ((0.8, "greater"), (1.2, "less"))
-    ]
-    assert abs(cell(table, 1, "jtfs", "theta_synth_l1")["equivalence_p"] / max(one_sample) - 1) < 1e-6
-    assert cell(table, 1, "ms_clap", "theta_synth_l1")["note"] == "not run: weights unavailable"
-    assert math.isnan(cell(table, 1, "mss_random", "theta_synth_l1")["equivalence_p"])
+    alone = equivalence(43.625 - 42.4, [(sem(ERRORS["jtfs"]), 4)], 0.2 * 42.4)  # printed without an interval
+    assert abs(cell(paper, 1, "jtfs", "theta_synth_l1")["equivalence_p"] / alone - 1) < 1e-6
+    assert cell(paper, 1, "ms_clap", "theta_synth_l1")["note"] == "not run: weights unavailable"
+    assert math.isnan(cell(paper, 1, "mss_random", "theta_synth_l1")["equivalence_p"])
 
 
 @pytest.mark.parametrize(
-    ("method", "ours", "verdict"),
+    ("printed", "ours", "verdict"),
     [
-        ("scrapl_no_theta_is", (70, 71, 75), "equivalent"),  # the paper has 70.4 +- 8.8, a margin of 14.1
-        ("scrapl_no_theta_is", (78.0, 79.0, 80.0), "intervals overlap"),
-        ("scrapl_no_theta_is", (74.0, 80.0, 86.0), "intervals overlap"),  # 9.6 apart, ours +- 5.5
-        ("scrapl_no_theta_is", (80.2, 81.2, 82.2), "different"),
-        ("p_loss", (26.0, 26.1, 26.2), "equivalent"),  # apart from 24.7 +- 0.31, but within the margin of 4.9
-        ("p_loss", (29.5, 29.6, 29.7), "different"),
+        ((70.4, 8.8), (70, 71, 75), "equivalent"),  # a margin of 14.1
+        ((70.4, 8.8), (78.0, 79.0, 80.0), "intervals overlap"),
+        ((70.4, 8.8), (74.0, 80.0, 86.0), "intervals overlap"),  # 9.6 apart, ours +- 5.5
+        ((70.4, 8.8), (80.2, 81.2, 82.2), "different"),
+        ((24.7, 0.31), (26.0, 26.1, 26.2), "equivalent"),  # apart, but within the margin of 4.9
+        ((24.7, 0.31), (29.5, 29.6, 29.7), "different"),
     ],
 )
-def test_the_order_of_the_rules(tmp_path, method, ours, verdict):
-    write_errors(tmp_path, method, ours, metric="theta_density_l1")
-    assert cell(cells_of(tmp_path, "paper"), 1, method, "theta_density_l1")["verdict"] == verdict
+def test_the_order_of_the_rules(printed, ours, verdict):
+    row = dict(zip(("paper_mean", "paper_ci95", "mean", "ci95"), (*printed, *mean_ci95(ours))))
+    row |= {"difference": row["mean"] - printed[0], "n_seeds": 3, "paper_n": 20}
+    row |= {"table": "table_1", "metric": "theta_density_l1", "note": ""}
+    assert report_card._judged(SimpleNamespace(**row), "paper")[1] == verdict
 
 
 def write_table_5(output, profile, **change):
@@ -379,103 +350,59 @@ def test_reduced_problems_and_costs_are_not_compared(tmp_path):
         assert (row["verdict"], row["note"], row["records"]) == ("not run", f"not run: {note}", "")
 
 
-def test_shares_of_seeds_are_judged_by_their_intervals(tmp_path):
-    """The paper: 0 and 100 % of 20, never in steps; ours: 5 and then 1 of 5."""
-    task = "chirplet_fast_moderate"
-    for seed in range(5):
-        for method, steps in (("scrapl_no_theta_is", 300), ("scrapl", 300 if seed == 0 else None)):
-            synthetic.write_chirplet(tmp_path, task, method, seed, 50, 50, fm_steps=steps, profile="paper")
-    table = cells_of(tmp_path, "paper")
-    verdicts = {
-        kind: [cell(table, 7, method, f"theta_{kind}", task)["verdict"] for method in tables.SAMPLERS]
-        for kind in ("am_convergence_rate", "fm_convergence_rate", "fm_convergence_steps")
-    }
-    assert verdicts == {
+def test_shares_of_seeds_are_judged_by_their_intervals(paper):
+    for kind, expected in {
         "am_convergence_rate": ["intervals overlap", "intervals overlap"],
         "fm_convergence_rate": ["different", "different"],
         "fm_convergence_steps": ["not printed", "too few seeds"],
-    }
-    blank = cell(table, 7, "scrapl_no_theta_is", "theta_fm_convergence_rate", task)
+    }.items():
+        assert [cell(paper, 7, m, f"theta_{kind}", FAST)["verdict"] for m in tables.SAMPLERS] == expected, kind
+    blank = cell(paper, 7, "scrapl_no_theta_is", "theta_fm_convergence_rate", FAST)
     assert blank["paper_mean"] == 0 and math.isnan(blank["percent"]) and blank["difference"] == 100
 
 
-def test_table_6_compares_differences_and_corrects_for_its_tests(tmp_path):
-    plain, padam = [100.0, 90, 120, 80, 105], [85.0, 79, 107, 66, 95]  # the paper: -12.3 +- 17
-    write_errors(tmp_path, "scrapl_plain", plain)
-    write_errors(tmp_path, "scrapl_padam", padam)
-    table = cells_of(tmp_path, "paper")
-    rows = table[table["table"] == "table_6"].set_index(["method", "metric"])
-    row = rows.loc["plus_padam", "theta_synth_l1"]
+def test_table_6_compares_differences_and_corrects_for_its_tests(paper):
+    rows = paper[paper["table"] == "table_6"].set_index(["method", "metric"])
+    row = rows.loc["plus_padam", "theta_synth_l1"]  # the paper: -12.3 +- 17
     assert abs(row["mean"] + 12.6) < 1e-6 and abs(row["difference"] + 0.3) < 1e-6
-    their_std = 17 / 2.0930240544 * math.sqrt(20)  # the sample std behind a t interval
-    expected = larger_of_two_tests(-12.6, np.subtract(padam, plain).std(ddof=1), 5, -12.3, their_std, 2.46)
+    error = sem(np.subtract(ERRORS["scrapl_padam"], ERRORS["scrapl_plain"]))
+    expected = equivalence(-0.3, [(error, 5), (17 / 2.0930240544, 20)], 2.46)  # 17: behind a t interval
     assert abs(row["equivalence_p"] / expected - 1) < 1e-6 and row["verdict"] == "intervals overlap"
     assert row["records"] == "results/paper/granular/scrapl_plain results/paper/granular/scrapl_padam"
-    mine = rows.loc["plus_padam"]["p_value"].to_numpy()
-    assert np.isfinite(mine).all() and rows["p_value"].notna().sum() == 3
-    expected = np.maximum.accumulate(np.sort(mine) * [3, 2, 1])
-    assert np.abs(np.sort(rows.loc["plus_padam"]["p_holm"].to_numpy()) - expected).max() < 1e-12
-    assert rows.loc["plus_theta_is"]["verdict"].tolist() == ["not run"] * 3
-    text = tables.as_markdown(table, "cells", "paper", report_card.RULE)
-    assert (
-        len(text.splitlines()) == 4 + 258
-        and "ours are fewer than 3." in text
-        and "of the paper's value, p < 0.05" in text
-    )
-    shown = tables.show(table)
+    tested = rows[["p_value", "p_holm"]].dropna().sort_values("p_value")
+    assert len(tested) == 6 and set(rows.loc["plus_theta_is"]["verdict"]) == {"not run"}
+    expected = np.minimum(np.maximum.accumulate(tested["p_value"] * [6, 5, 4, 3, 2, 1]), 1)
+    assert np.abs(tested["p_holm"] - expected).max() < 1e-12
+    text = tables.as_markdown(paper, "cells", "paper", report_card.RULE)
+    assert len(text.splitlines()) == 4 + 258
+    assert "ours are fewer than 3." in text and "within 20 % of the paper's value, p < 0.05." in text
+    shown = tables.show(paper)
     assert set(shown["task"]) == {"cost", *(task.label for task in TASKS.values())}
     row = shown[(shown["table"] == "6") & (shown["metric"] == "θ L1 (‰)") & (shown["method"] == "+ P-Adam")].iloc[0]
-    expected = ("-12.6 ± 2.6 (p = 0.00017)", "-12.3 ± 17 (p = 0.15)", "0.3", "-0.300", "-2.4")
-    assert tuple(row[["ours", "paper", "paper: Holm", "difference", "in %"]]) == expected
-
-
-def test_two_of_the_papers_p_values_do_not_stay_below_1_percent(tmp_path):
-    """Nine tests; 0.0028 and 0.0039, the sixth and seventh smallest, are taken 4 and 3 times."""
-    table = report_card.cells([], {}, "paper", tmp_path)
-    rows = table[table["table"] == "table_6"].set_index(["method", "metric"])
-    seeds = authors_seeds().pivot_table(index=["metric", "seed"], columns="method", values="value")
-    for step, factor in (("plus_padam", 4), ("plus_psaga", 3)):
-        before, after = (seeds.loc["val_convergence_steps", method] for method in tables.STEPS[step][1:])
-        uncorrected, corrected = (
-            ttest_rel(after, before).pvalue,
-            rows.loc[(step, "val_convergence_steps"), "paper_p_holm"],
-        )
-        assert uncorrected < 0.01 < corrected and abs(corrected - factor * uncorrected) < 1e-9
-    printed = rows[rows["paper_p"] == "<0.01"]
-    assert len(printed) == 7 and (printed["paper_p_holm"] < 0.01).sum() == 5
-    assert rows.loc[("plus_padam", "theta_synth_l1"), "paper_p"] == 0.15
+    expected = ["-12.6 ± 2.6 (p = 0.00017)", "-12.3 ± 17 (p = 0.15)", "0.3", "-0.300", "-2.4"]
+    assert row[["ours", "paper", "paper: Holm", "difference", "in %"]].tolist() == expected
 
 
 def test_claims_stand_side_by_side(tmp_path):
     synthetic.write_all(tmp_path)
-    for seed in range(5):
-        for method, am, fm in (("scrapl_no_theta_is", 100, 80), ("scrapl", 70, 90 - 10 * seed)):
-            synthetic.write_chirplet(tmp_path, "chirplet_slow_slow", method, seed, am, fm, 4 * am, None)
     (tmp_path / "results/quick/tables").mkdir(parents=True)
     cost = pd.DataFrame({"claim": ["a path is cheaper"], "ours": ["2"], "verdict": ["holds"]})
     cost.to_csv(tmp_path / "results/quick/tables/cost_card.csv", index=False)
-    runs = {name: everything(tmp_path, name) for name in report_card.compared("quick")}
+    runs = {name: synthetic.load(tmp_path, name, TASKS) for name in report_card.compared("quick")}
     table, caption = report_card.comparison(runs, synthetic.NOT_RUN, "quick", tmp_path)["claims"]
     counts = {"granular": 18, "chirplet": 15, "drum": 14, "cost": 1}
     assert table.groupby("part", sort=False).size().to_dict() == counts
     assert set(table["profile_paper_verdict"]) == {"not run"} and table["profile_paper_p"].isna().all()
-    rows = table.set_index("claim")
-    assert rows.loc["P-SAGA lowers the θ L1", ["paper_verdict", "profile_quick_verdict"]].tolist() == ["holds", "holds"]
-    assert rows.loc["a path is cheaper", ["paper_verdict", "profile_quick_verdict"]].tolist() == ["", "holds"]
-    tested = table[table["profile_quick_p"].notna()].groupby("place")
-    assert tested.size().to_dict() == {"Table 3": 2, "Table 6": 5, "Table 7": 1}
-    for _, group in tested:
-        p, corrected = group["profile_quick_p"].to_numpy(), group["profile_quick_p_holm"].to_numpy()
-        assert abs(corrected[p.argmin()] - len(p) * p.min()) < 1e-12 and (corrected >= p).all()
-    am = rows.loc["slow AM, slow FM: θ-IS lowers AM L1 (text: by 25 to 55 %)"]
-    expected = ttest_rel(*(np.array([synthetic.spread(seed) * am for seed in range(5)]) for am in (70, 100))).pvalue
-    assert abs(am["profile_quick_p"] / expected - 1) < 1e-4 and am["profile_quick_verdict"] == "holds"
+    verdicts = table.set_index("claim")[["paper_verdict", "profile_quick_verdict"]]
+    assert verdicts.loc["P-SAGA lowers the θ L1"].tolist() == ["holds", "holds"]
+    assert verdicts.loc["a path is cheaper"].tolist() == ["", "holds"]
+    tested = table[table["profile_quick_p"].notna()]
+    assert set(tested["place"]) == {"Table 6"} and len(tested) == 5
+    p, corrected = tested["profile_quick_p"].to_numpy(), tested["profile_quick_p_holm"].to_numpy()
+    assert abs(corrected[p.argmin()] - 5 * p.min()) < 1e-12 and (corrected >= p).all()
     assert "Profile quick" not in caption  # which the heading says
     assert "Profile quick: a reduced problem" in report_card.comparison(runs, {}, "paper", tmp_path)["claims"][1]
-    assert report_card.compared("smoke") == ["quick", "paper", "smoke"] and report_card.compared("paper") == [
-        "quick",
-        "paper",
-    ]
+    assert report_card.compared("smoke") == ["quick", "paper", "smoke"]
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------
@@ -494,13 +421,6 @@ def test_compare_prints_both_tables_whatever_the_verdicts_and_writes_nothing(tmp
     claim = "P-loss, the supervised bound, is the most accurate | Table 1 | holds | not run |  |  | does not hold |"
     assert f"| granular | {claim}" in claims
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_compare_prints_to_whatever_encoding(tmp_path):
-    environment = os.environ | {"PYTHONIOENCODING": "latin-1"}
-    command = [sys.executable, "-m", "replication", "compare", "--output", str(tmp_path)]
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
-    assert found.stdout.decode("latin-1").count("\n| ") == 4 + 258 + 47
 
 
 def test_a_broken_record_or_table_stops_compare(tmp_path, capsys):

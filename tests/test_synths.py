@@ -10,7 +10,7 @@ from odd_surroundings import odd_surroundings
 from scipy import stats
 from scipy.signal import lfilter
 
-from scrapl_lib.synths import _GOLDEN, ChirpletSynth, GranularSynth, Parameter, SnareSynth, _mix64
+from scrapl_lib.synths import ChirpletSynth, GranularSynth, Parameter, SnareSynth
 
 REFERENCE = Path(__file__).parent / "reference"
 RANGES = {
@@ -33,17 +33,18 @@ def rand(*shape, dtype=torch.float32, seed=0):
     return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-OFFICIAL = [
-    ("granular", 1e-5, 1e-5),
-    ("snare", 1e-4, 2e-3),
-    ("slow_slow", 6e-4, 6e-4),
-    ("slow_moderate", 1.6e-4, 1.6e-4),
-]
-OFFICIAL += [("fast_moderate", 1.6e-4, 1.6e-4), ("fast_fast", 4e-5, 4e-5)]
+TOLERANCES = {  # in float32 and float64
+    "granular": (1e-5, 1e-5),
+    "snare": (1e-4, 2e-3),
+    "slow_slow": (6e-4, 6e-4),
+    "slow_moderate": (1.6e-4, 1.6e-4),
+    "fast_moderate": (1.6e-4, 1.6e-4),
+    "fast_fast": (4e-5, 4e-5),
+}
 
 
-@pytest.mark.parametrize(("name", "single", "double"), OFFICIAL)
-def test_equals_the_official_audio(name, single, double):
+@pytest.mark.parametrize("name", TOLERANCES)
+def test_equals_the_official_audio(name):
     """Maximum difference, of the chirplets (every 7th sample) relative to the peak. What remains is a float32 phase of
     thousands of cycles; of the snare in float64 what rounding an envelope's factor to float32 does to a phase.
 
@@ -51,16 +52,14 @@ def test_equals_the_official_audio(name, single, double):
     """
     stored = np.load(REFERENCE / ("snare.npz" if name == "snare" else "synths.npz"))
     kind = "chirplet" if name in RANGES else name
-    synth = {
-        "granular": lambda: GranularSynth(),
-        "chirplet": lambda: ChirpletSynth(*RANGES[name]),
-        "snare": lambda: SnareSynth(noise=torch.from_numpy(stored["snare_noise"])),
-    }[kind]()
+    synth = ChirpletSynth(*RANGES[name]) if kind == "chirplet" else GranularSynth()
+    if kind == "snare":
+        synth = SnareSynth(noise=torch.from_numpy(stored["snare_noise"]))
     official = stored[f"chirplet_{name}_audio_every_7th" if kind == "chirplet" else f"{name}_audio"]
     theta, *draws = (torch.from_numpy(stored[f"{kind}_{k.replace('shift', 'delta')}"]) for k in ("theta", *synth.drawn))
     peak = np.abs(official).max(axis=1)
     assert len(peak) == 4 and peak.min() > 0.02
-    for dtype, tolerance in ((torch.float32, single), (torch.float64, double)):
+    for dtype, tolerance in zip((torch.float32, torch.float64), TOLERANCES[name]):
         audio = synth.render(theta.to(dtype), *draws)
         assert audio.shape == (4, 1, synth.n_samples) and audio.dtype == dtype
         error = np.abs(audio[:, 0, :: 7 if kind == "chirplet" else 1].numpy() - official).max(axis=1)
@@ -94,42 +93,7 @@ def test_granular_equals_closed_form(dtype, tolerance):
     audio = synth.render(theta, f0_hz, onset)[:, 0].double().numpy()
     for i in range(6):
         expected = granular_closed_form(synth, theta[i].double().numpy(), f0_hz[i].numpy(), onset[i].numpy())
-        assert np.abs(expected).max() > 0.05
-        assert np.abs(audio[i] - expected).max() < tolerance
-    assert np.abs(np.linalg.norm(audio, axis=1) - 1).max() < tolerance
-
-
-def test_density_adds_grains_and_slope_glides():
-    """Energy spreads over more frames with density; the instantaneous frequency rises for s > 0, falls for s < 0."""
-    synth, seed = GranularSynth(), torch.tensor([3])
-    frames = [synth(torch.tensor([[d, 0.5]]), seed)[0, 0].view(64, 512).square().sum(1) for d in (0.05, 0.5, 0.95)]
-    sounding = [int((energy > 1e-4).sum()) for energy in frames]
-    assert sounding[0] < sounding[1] < sounding[2]
-
-    ratios = []
-    for slope in (0.02, 0.98):
-        theta, draws = torch.tensor([[0.5, slope]]), (torch.tensor([[700.0]]), torch.tensor([[1000]]))
-        audio = GranularSynth(n_grains=1).render(theta, *draws)
-        power = torch.fft.rfft(audio[0, 0, 1000:5096].view(2, 2048)).abs().square()
-        centroid = (power * torch.arange(1025)).sum(1) / power.sum(1)
-        ratios.append(float(centroid[1] / centroid[0]))
-    assert ratios[0] < 1 / 1.3 and ratios[1] > 1.3
-
-
-def test_granular_is_twice_differentiable():
-    """Finite differences in float64, first and second order."""
-    synth = SMALL[0]
-    draws = synth.draw(torch.arange(2))
-    target = synth.render(torch.tensor([[0.7, 0.3], [0.2, 0.6]], dtype=torch.float64), *draws)
-    theta = torch.tensor([[0.4, 0.55], [0.5, 0.45]], dtype=torch.float64, requires_grad=True)
-
-    def loss(theta):
-        return ((synth.render(theta, *draws) - target) ** 2).sum()
-
-    (gradient,) = torch.autograd.grad(loss(theta), theta)
-    assert gradient.abs().min() > 1e-4
-    assert torch.autograd.gradcheck(loss, theta, eps=1e-6, atol=1e-6)
-    assert torch.autograd.gradgradcheck(loss, theta, eps=1e-6, atol=1e-5)
+        assert np.abs(expected).max() > 0.05 and np.abs(audio[i] - expected).max() < tolerance
 
 
 # ---- chirplet -------------------------------------------------------------------------------------------------------
@@ -154,49 +118,30 @@ def test_chirplet_equals_closed_form(dtype, tolerance):
     audio = SMALL[1].render(theta, shift)[:, 0].double().numpy()
     for i in range(6):
         expected = chirplet_closed_form((8, 16), (4, 8), theta[i].double().numpy(), int(shift[i]), 2048, 1024, 200, 1.5)
-        assert np.abs(expected).max() > 0.5
-        assert np.abs(audio[i] - expected).max() < tolerance
+        assert np.abs(expected).max() > 0.5 and np.abs(audio[i] - expected).max() < tolerance
     assert not audio[1, :64].any() and not audio[2, -64:].any()
 
 
-@pytest.mark.parametrize("window_gradient", [False, True])
-def test_chirplet_is_twice_differentiable(window_gradient):
-    """Finite differences in float64; as run the window is that of the unchanged FM rate, which changes the gradient."""
-    theta_0 = torch.tensor([[0.4, 0.55], [0.5, 0.45]], dtype=torch.float64)
+def test_chirplets_window_is_a_constant_to_gradients_as_run():
+    """Two derivatives are those of the audio with the window that moves with the FM rate divided out."""
     full, as_run = (ChirpletSynth(**CHIRPLET, window_gradient=w) for w in (True, False))
-    shift = torch.tensor([3, -20])
+    theta_0, shift = torch.tensor([[0.4, 0.55], [0.5, 0.45]], dtype=torch.float64), torch.tensor([3, -20])
     target = full.render(torch.tensor([[0.7, 0.3], [0.2, 0.6]], dtype=torch.float64), shift)
+    t_s = (torch.arange(1024) - shift[:, None, None] - 511.5).double() / 2048
 
-    def windows(theta):
-        t_s = (torch.arange(1024) - shift[:, None, None] - 511.5).double() / 2048
+    def window(theta):
         fm = full.parameters[1].value(theta[:, 1:, None])
         return fm * torch.exp(-0.5 * (t_s / (0.15 / fm)) ** 2)
 
-    def loss(theta, synth=full if window_gradient else as_run):
-        return ((synth.render(theta, shift) - target) ** 2).sum()
-
-    def by_hand(theta):  # as run: the window of theta_0 instead of theta's
-        x = full.render(theta, shift)
-        return (((x if window_gradient else x / windows(theta) * windows(theta_0)) - target) ** 2).sum()
-
-    def gradient_at(function, theta, **options):
-        theta = theta.clone().requires_grad_()
-        return theta, torch.autograd.grad(function(theta), theta, **options)[0]
-
-    def difference(function, u, step=1e-6):
-        nudge = torch.zeros(4, dtype=torch.float64)
-        nudge[u] = step
-        return (function(theta_0 + nudge.view(2, 2)) - function(theta_0 - nudge.view(2, 2))) / (2 * step)
-
-    theta, gradient = gradient_at(loss, theta_0, create_graph=True)
-    hessian = torch.stack([torch.autograd.grad(g, theta, retain_graph=True)[0] for g in gradient.flatten()])
-    numeric = torch.stack([difference(by_hand, u) for u in range(4)]).view(2, 2)
-    assert gradient.abs().min() > 1 and (gradient - numeric).abs().max() < 1e-4 * gradient.abs().max()
-    numeric = torch.stack([difference(lambda theta: gradient_at(by_hand, theta)[1], u, 1e-5) for u in range(4)])
-    assert hessian.abs().amax((1, 2)).min() > 10 and (hessian - numeric).abs().max() < 1e-4 * hessian.abs().max()
-    if window_gradient:
-        other = gradient_at(lambda theta: loss(theta, as_run), theta_0)[1] - gradient
-        assert other[:, 1].abs().min() > 1 and other[:, 0].abs().max() < 1e-9
+    sounds = [
+        lambda theta: as_run.render(theta, shift),
+        lambda theta: full.render(theta, shift) / window(theta) * window(theta_0),
+        lambda theta: full.render(theta, shift),
+    ]
+    for derivative in (torch.autograd.functional.jacobian, torch.autograd.functional.hessian):
+        found, expected, other = (derivative(lambda t, s=s: ((s(t) - target) ** 2).sum(), theta_0) for s in sounds)
+        assert (found - expected).abs().max() < 1e-9 * expected.abs().max()
+        assert (found - other).abs().max() > 0.05 * expected.abs().max()
 
 
 # ---- TR-808 snare ---------------------------------------------------------------------------------------------------
@@ -245,13 +190,12 @@ def test_snare_equals_closed_form(dtype):
     theta[0], theta[1], theta[2, 8], theta[:6, 12] = 0, 1, 1, 0
     theta[3:6, 13] = 0.9
     theta[6:8, 8:10] = torch.tensor([0.2, 1.0], dtype=dtype)
-    shift = torch.tensor([0, 64, -64, 1, -1, 17] * 2)
+    shift, clipped = torch.tensor([0, 64, -64, 1, -1, 17] * 2), 0
     audio = synth.render(theta, shift)[:, 0].double().numpy()
-    clipped = 0
     for i in range(12):
         expected, loudest = snare_closed_form(synth, theta[i].double().numpy(), int(shift[i]), exact)
         clipped += loudest > 1
-        assert np.abs(expected).max() > (1e-5 if i == 0 else 0.01)
+        assert np.abs(expected).max() > (1e-5 if i == 0 else 0.01) and not audio[i, : 128 + shift[i]].any()
         assert np.abs(audio[i] - expected).max() < (1e-6 if i < 6 else 1e-5)
     assert clipped >= 2
 
@@ -267,32 +211,8 @@ def test_snare_filter_equals_the_time_domain_one(cutoff_hz, q):
     assert np.abs(synth._high_pass(x[None], cutoff, quality)[0].numpy() - expected).max() < 1e-5
 
 
-def test_snare_is_twice_differentiable_in_all_parameters():
-    """Finite differences in float64, first and second order; the noise clips at places, no sample is near a kink."""
-    synth = SnareSynth(**(SNARE | {"n_samples": 512}), noise=1.5 * (2 * rand(512, seed=3) - 1))
-    theta = 0.3 + 0.4 * rand(2, 14, dtype=torch.float64, seed=3)
-    theta[:, 10:13] = 0.8  # audible
-    theta[:, 8] = torch.tensor([0.9, 0.2])
-    value = synth.controls(theta)
-    envelope = synth._envelopes(value[7], torch.float64)[:, 0]
-    filtered = synth._high_pass(synth.noise * envelope, value[8], value[9]).abs()
-    assert (filtered > 1).sum(1).min() >= 5 and (filtered - 1).abs().min() > 1e-4
-    shift = torch.tensor([5, -20])
-    target = synth.render(torch.full((2, 14), 0.6, dtype=torch.float64), shift)
-    theta.requires_grad_()
-
-    def loss(theta):
-        return ((synth.render(theta, shift) - target) ** 2).sum()
-
-    (gradient,) = torch.autograd.grad(loss(theta), theta)
-    assert gradient.abs().min() > 1e-3
-    assert torch.autograd.gradcheck(loss, theta, eps=1e-6, atol=1e-4, rtol=1e-5)
-    # second derivatives reach 2e6, and differences over 1e-6 of gradients that large round to some 1e-3
-    assert torch.autograd.gradgradcheck(loss, theta, eps=1e-6, atol=1e-2, rtol=1e-4)
-
-
 @each_dtype
-@pytest.mark.parametrize("sample_rate_hz", [4000, 8192, 44100])
+@pytest.mark.parametrize("sample_rate_hz", [4000, 44100])
 def test_snare_has_finite_derivatives_at_the_ends(dtype, sample_rate_hz):
     synth = SnareSynth(sample_rate_hz, n_samples=4096)
     theta = torch.tensor([[0.0] * 14, [1.0] * 14, [0.0, 1.0] * 7, [1.0, 0.0] * 7], dtype=dtype, requires_grad=True)
@@ -304,32 +224,36 @@ def test_snare_has_finite_derivatives_at_the_ends(dtype, sample_rate_hz):
     assert gradient.abs().amax(1).min() > 0 and gradient.isfinite().all() and second.isfinite().all()
 
 
-def test_snare_starts_at_the_common_delay_plus_its_shift():
-    """Exact zeros before; shifted audio is the same audio, bit for bit, less its end."""
-    theta = torch.full((3, 14), 0.6)
-    audio = SMALL[2].render(theta, torch.tensor([0, 64, -64]))[:, 0]
-    for row, start in zip(audio, (128, 192, 64)):
-        assert not row[:start].any() and row[start].abs() < 1e-7 < row[start + 1].abs()  # an envelope begins with 0
-        assert torch.equal(row[start:], audio[2, 64 : 64 + 1024 - start])
-    micro = SnareSynth(**(SNARE | {"max_shift": 0}))
-    assert micro.draw(torch.arange(50))[0].unique().tolist() == [0]
-    assert torch.equal(micro(theta[:1], torch.tensor([3]))[0, 0], audio[0])
+# ---- derivatives, parameters, draws, surroundings -------------------------------------------------------------------
 
 
-def test_snare_noise_is_fixed_and_uniform():
-    """Kolmogorov-Smirnov, n = 44100, p > 0.01; a shorter buffer begins a longer one, no global seed counts."""
-    torch.manual_seed(1)
-    noise = SnareSynth().noise
-    torch.manual_seed(2)
-    assert torch.equal(SnareSynth(**SNARE).noise, noise[:1024]) and noise.dtype == torch.float64
-    assert stats.kstest(noise.numpy() / 2 + 0.5, "uniform").pvalue > 0.01
-    assert abs(float((noise[1:] * noise[:-1]).mean())) < 0.01
+def test_all_are_twice_differentiable_in_all_parameters():
+    """Finite differences in float64. The snare's noise clips at places, no sample is near a kink; its second
+    derivatives reach 2e6, and differences over 1e-6 of gradients that large round to some 1e-3."""
+    snare = SnareSynth(**(SNARE | {"n_samples": 512}), noise=1.5 * (2 * rand(512, seed=3) - 1))
+    drum = 0.3 + 0.4 * rand(2, 14, dtype=torch.float64, seed=3)
+    drum[:, 10:13] = 0.8  # audible
+    drum[:, 8] = torch.tensor([0.9, 0.2])
+    decay, cutoff, q = (snare.parameters[i].value(drum[:, i : i + 1]) for i in (7, 8, 9))
+    filtered = snare._high_pass(snare.noise * snare._envelopes(decay, torch.float64)[:, 0], cutoff, q).abs()
+    assert (filtered > 1).sum(1).min() >= 5 and (filtered - 1).abs().min() > 1e-4
+    pair = torch.tensor([[0.4, 0.55], [0.5, 0.45]], dtype=torch.float64)
+    chirplet = ChirpletSynth(**CHIRPLET, window_gradient=True)
+    for synth, theta, atol in ((SMALL[0], pair, 1e-6), (chirplet, pair, 1e-4), (snare, drum, 1e-4)):
+        draws = synth.draw(torch.arange(2))
+        target = synth.render(torch.full_like(theta, 0.6), *draws)
 
+        def loss(theta, synth=synth, draws=draws, target=target):
+            return ((synth.render(theta, *draws) - target) ** 2).sum()
 
-# ---- parameters, draws, surroundings --------------------------------------------------------------------------------
+        assert torch.autograd.functional.jacobian(loss, theta).abs().min() > 1e-4
+        theta.requires_grad_()
+        assert torch.autograd.gradcheck(loss, theta, eps=1e-6, atol=atol, rtol=1e-5)
+        assert torch.autograd.gradgradcheck(loss, theta, eps=1e-6, atol=100 * atol, rtol=1e-4)
 
 
 def test_parameters_convert_both_ways():
+    assert all(synth.n_params == len(synth.parameters) for synth in SMALL)
     theta = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     linear, octaves = Parameter("s", -1, 1, ""), Parameter("r", 2.0, 8.0, "Hz", "log2")
     for parameter, values in ((linear, [-1, 0, 1]), (octaves, [2, 4, 8])):
@@ -338,20 +262,6 @@ def test_parameters_convert_both_ways():
     for curve in ("linear", "log2"):
         alone = Parameter("one", 3.0, 3.0, "", curve)
         assert alone.value(theta).tolist() == [3] * 3 and alone.theta(alone.value(theta)).tolist() == [0] * 3
-
-
-def test_parameters_of_the_paper():
-    (am, fm), snare = ChirpletSynth(*RANGES["fast_fast"]).parameters, SnareSynth()
-    assert GranularSynth().parameters == (Parameter("density", 0, 1, ""), Parameter("slope", -1, 1, ""))
-    assert (am, fm) == (Parameter("am", 3.9598, 7.9196, "Hz", "log2"), Parameter("fm", 8, 16, "octaves/s", "log2"))
-    assert {p.curve for p in snare.parameters} == {"linear"} and [p.min for p in snare.parameters] == SNARE_MIN.tolist()
-    assert [p.max for p in snare.parameters] == np.where(np.isnan(SNARE_MAX), 22050, SNARE_MAX).tolist()
-    assert " ".join(f"{p.name}/{p.unit}" for p in snare.parameters) == (
-        "osc1_freq/Hz osc1_mod/ osc2_freq/Hz osc2_mod/ freq_decay/ms osc1_decay/ms osc2_decay/ms noise_decay/ms "
-        "noise_cutoff/Hz noise_q/ osc1_gain/dB osc2_gain/dB noise_gain/dB tanh_gain/dB"
-    )
-    assert SMALL[2].parameters[8].max == 4000
-    assert [synth.n_params for synth in SMALL] == [2, 2, 14] == [len(synth.parameters) for synth in SMALL]
 
 
 @each_synth
@@ -372,31 +282,27 @@ def test_an_item_depends_on_its_own_seed_and_theta_only(synth):
 def test_random_bits_are_splitmix64():
     """The first outputs for seed 1234567, as published with the algorithm; and one whole draw in Python integers."""
     golden, mask = 0x9E3779B97F4A7C15, 2**64 - 1
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    assert [int(z) & mask for z in _mix64(1234567 + torch.arange(1, 4) * _GOLDEN)] == published
 
     def mix(z):
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
         return z ^ (z >> 31)
 
+    published = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [mix((1234567 + i * golden) & mask) for i in (1, 2, 3)] == published
     f0_hz, onset = SMALL[0].draw(torch.tensor([41]))
-    start = mix(41 + golden)
-    for i in range(6):
-        u = [(mix((start + k * golden) & mask) >> 11) / 2**53 for k in (2 * i + 1, 2 * i + 2)]
-        assert abs(f0_hz[0, i].item() - 256 * 2 ** u[0]) < 1e-9
-        assert onset[0, i].item() == int(u[1] * (2048 - 256))
+    u = [(mix((mix(41 + golden) + k * golden) & mask) >> 11) / 2**53 for k in range(1, 13)]
+    assert np.abs(f0_hz[0].numpy() - 256 * 2 ** np.array(u[::2])).max() < 1e-9
+    assert onset[0].tolist() == [int(each * (2048 - 256)) for each in u[1::2]]
 
 
 def test_draws_are_uniform_and_independent():
     """Grains: Kolmogorov-Smirnov and rank correlations, n = 64000; shifts: chi-square, n = 10000; p > 0.01."""
     f0_hz, onset = GranularSynth().draw(torch.arange(1000))
     octave, place = (torch.log2(f0_hz) - 8) / 3, onset.double() / 28672
-    assert octave.shape == (1000, 64)
-    assert 0 <= octave.min() < 1e-3 and 1 - 1e-3 < octave.max() < 1
-    assert onset.min() >= 0 and 28672 - 30 < onset.max() < 28672
-    assert stats.kstest(octave.flatten().numpy(), "uniform").pvalue > 0.01
-    assert stats.kstest(place.flatten().numpy(), "uniform").pvalue > 0.01
+    for u in (octave, place):
+        assert u.shape == (1000, 64) and 0 <= u.min() < 1e-3 and 1 - 1e-3 < u.max() < 1
+        assert stats.kstest(u.flatten().numpy(), "uniform").pvalue > 0.01
     for a, b in ((octave, place), (octave[:, :-1], octave[:, 1:]), (place[:-1], place[1:])):
         assert stats.spearmanr(a.flatten().numpy(), b.flatten().numpy()).pvalue > 0.01
     for synth in (ChirpletSynth(*RANGES["slow_slow"], max_shift=4), SnareSynth(max_shift=4)):
@@ -405,12 +311,11 @@ def test_draws_are_uniform_and_independent():
 
 
 @each_synth
-@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_surroundings_change_no_bit(synth, default):
+def test_surroundings_change_no_bit(synth):
     theta, seeds = torch.sigmoid(torch.linspace(-200, 200, 2 * synth.n_params)).view(2, -1), torch.arange(2)
     expected = synth(theta, seeds)
     assert theta.min() == 0 and theta.max() == 1 and expected.isfinite().all()  # of a saturated sigmoid, too
-    with odd_surroundings(default):
+    with odd_surroundings(torch.bfloat16):
         again = dict(zip(map(type, SMALL), (GRANULAR, CHIRPLET, SNARE)))[type(synth)]
         assert torch.equal(type(synth)(**again)(theta, seeds), expected)
 
@@ -441,45 +346,32 @@ def refused(words, make, *args, **kwargs):
     assert re.search(words, f"{caught.type.__name__}: {caught.value}"), caught.value
 
 
-@pytest.mark.parametrize("synth", SMALL[:2], ids=["granular", "chirplet"])
-@pytest.mark.parametrize(
-    "theta, seeds, words",
-    [
-        (THETA, [0, 1], r"TypeError: seeds must be an int64 tensor .* got list: write torch.as_tensor\(seeds, dtype"),
-        (THETA, np.arange(2, dtype=np.int32), "TypeError: seeds must be an int64 tensor .* got ndarray"),
-        (THETA, SEEDS.int(), r"ValueError: seeds must be int64 of shape \(batch,\), got torch.int32.*seeds.long"),
-        (THETA, SEEDS.float(), r"ValueError: seeds must be int64 of shape \(batch,\), got torch.float32"),
-        (THETA, SEEDS[:, None], r"ValueError: seeds must be int64 of shape \(batch,\), got .* \(2, 1\)"),
-        (THETA, SEEDS - 1, r"ValueError: seeds must be from 0 to 2\^63 - 1, got -1"),
-        (THETA, torch.arange(3), "ValueError: one seed per item.* got 3 seeds for a theta of 2 items"),
-        (THETA.tolist(), SEEDS, r"TypeError: theta must be a .* tensor .* got list: write torch.as_tensor\(theta"),
-        (THETA[:0], SEEDS, r"ValueError: theta .* \(batch, 2\) with a batch of at least 1, got .* \(0, 2\)"),
-        (torch.rand(2, 3), SEEDS, r"ValueError: theta .* shape \(batch, 2\) .* got .* \(2, 3\)"),
-        (THETA[0], SEEDS, r"ValueError: theta must be .* shape \(batch, 2\).* got .* \(2,\)"),
-        (THETA.half(), SEEDS, "ValueError: theta must be float32 or float64 .* got torch.float16"),
-        (THETA.long(), SEEDS, "ValueError: theta must be float32 or float64 .* got torch.int64"),
-        (THETA * torch.tensor([np.nan, np.inf]), SEEDS, "ValueError: theta must be finite, got 4 NaN or infinite"),
-        (THETA + 0.6, SEEDS, r"ValueError: theta must lie in \[0, 1\], got values in \[1.1, 1.1\]: Parameter.theta"),
-    ],
-)
-def test_bad_calls_are_refused(synth, theta, seeds, words):
-    refused(words, synth, theta, seeds)
+BAD_CALLS = [
+    (THETA, [0, 1], r"TypeError: seeds must be int64, .* got list: write torch.as_tensor\(seeds, dtype"),
+    (THETA, SEEDS.float(), r"ValueError: seeds must be int64, of shape \(batch,\), got torch.float32"),
+    (THETA, SEEDS[:, None], r"ValueError: seeds must be .* \(batch,\), got .* \(2, 1\)"),
+    (THETA, SEEDS - 1, r"ValueError: seeds must lie in \[0, 9223372036854775807\], got values in \[-1, 0\]"),
+    (THETA, torch.arange(3), "ValueError: one seed per item.* got 3 seeds for a theta of 2 items"),
+    (THETA.tolist(), SEEDS, r"TypeError: theta must be float32 .* got list: write torch.as_tensor\(theta"),
+    (torch.rand(2, 3), SEEDS, r"ValueError: theta .* shape \(batch, 2\), got .* \(2, 3\)"),
+    (THETA[0], SEEDS, r"ValueError: theta must be .* shape \(batch, 2\), got .* \(2,\)"),
+    (THETA.half(), SEEDS, "ValueError: theta must be float32 or float64, .* got torch.float16"),
+    (THETA * np.nan, SEEDS, r"ValueError: theta must lie in \[0, 1\], got values in \[nan, nan\]"),
+    (THETA + 0.6, SEEDS, r"ValueError: theta must lie in \[0, 1\], got values in \[1.1, 1.1\]: Parameter.theta"),
+]
+BAD_DRAWS = [
+    ((F0_HZ[:, :5], ONSET), r"ValueError: f0_hz must be float32 .* \(2, 6\), got .* \(2, 5\)"),
+    ((F0_HZ, F0_HZ), r"ValueError: onset must be int64, of shape \(2, 6\), got torch.float64"),
+    ((F0_HZ, ONSET + 1793), r"ValueError: onset must lie in \[0, 1792\], got values in \[\d+, \d+\]"),
+    ((F0_HZ,), "TypeError: render takes theta and f0_hz, onset, got theta and 1 others"),
+]
 
 
-@pytest.mark.parametrize(
-    "synth, draws, words",
-    [
-        (SMALL[0], (F0_HZ[:, :5], ONSET), r"ValueError: f0_hz must be a float tensor of .* \(2, 6\), got .* \(2, 5\)"),
-        (SMALL[0], (F0_HZ, F0_HZ), r"ValueError: onset must be an int64 tensor of shape \(2, 6\), got torch.float64"),
-        (SMALL[0], (F0_HZ, ONSET + 1793), r"ValueError: onset must lie in \[0, 1792\], got values in \[\d+, \d+\]"),
-        (SMALL[0], (F0_HZ,), "TypeError: render takes theta and f0_hz, onset, got theta and 1 others"),
-        (SMALL[1], (SEEDS * 65,), r"ValueError: shift must lie in \[-64, 64\], got values in \[0, 65\]"),
-        (SMALL[1], (SEEDS[:1],), r"ValueError: shift must be an int64 tensor of shape \(2,\), got .* \(1,\)"),
-        (SMALL[1], ([0, 1],), r"TypeError: shift must be an int64 tensor of shape \(2,\), got list"),
-    ],
-)
-def test_bad_draws_are_refused(synth, draws, words):
-    refused(words, synth.render, THETA, *draws)
+def test_bad_calls_and_draws_are_refused():
+    for theta, seeds, words in BAD_CALLS:
+        refused(words, SMALL[1], theta, seeds)
+    for draws, words in BAD_DRAWS:
+        refused(words, SMALL[0].render, THETA, *draws)
 
 
 @pytest.mark.parametrize(
@@ -489,17 +381,13 @@ def test_bad_draws_are_refused(synth, draws, words):
         (GranularSynth, {"f0_min_hz": 4000.0}, "expected 0 < f0_min_hz <= f0_max_hz, got 4000"),
         (GranularSynth, {"n_grains": 0}, "must be positive"),
         (ChirpletSynth, CHIRPLET | {"am_hz": (2.0, 1.0)}, "am must have a range 0 < min <= max, got 2.0 and 1.0"),
-        (ChirpletSynth, CHIRPLET | {"fm_oct_per_s": (0.0, 1.0)}, "fm must have a range 0 < min <= max, got 0.0"),
         (ChirpletSynth, CHIRPLET | {"f0_hz": 0.0}, "must be positive"),
         (ChirpletSynth, CHIRPLET | {"max_shift": 1024}, "max_shift must be from 0 to n_samples - 1 = 1023, got 1024"),
         (SnareSynth, {"sample_rate_hz": 3999}, "sample_rate_hz must be at least 4000 and finite, got 3999"),
         (SnareSynth, SNARE | {"max_shift": 129}, "max_shift <= common_delay .* got 129, 128 and n_samples 1024"),
-        (SnareSynth, SNARE | {"max_shift": -1}, "0 <= max_shift"),
         (SnareSynth, SNARE | {"common_delay": 1016}, r"common_delay < n_samples - 8 \(the attack\)"),
-        (SnareSynth, SNARE | {"noise": torch.zeros(3)}, r"noise must be a float tensor .* \(1024,\), got .* \(3,\)"),
-        (SnareSynth, SNARE | {"noise": torch.zeros(1024).long()}, "noise must be a float tensor .* got torch.int64"),
-        (SnareSynth, SNARE | {"noise": torch.full((1024,), torch.nan)}, "noise must be finite"),
-        (Parameter, dict(name="p", min=0, max=1, unit="", curve="log"), "curve must be linear or log2, got 'log'"),
+        (SnareSynth, SNARE | {"noise": torch.zeros(3)}, r"noise must be float32 .* \(1024,\), got .* \(3,\)"),
+        (Parameter, dict(name="p", min=0, max=1, unit="", curve="log"), "unknown curve 'log': did you mean 'log2'"),
     ],
 )
 def test_bad_settings_are_refused(make, change, words):

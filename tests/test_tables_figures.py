@@ -1,9 +1,9 @@
 """Tables and figures from synthetic records: numbers by hand, what failed and what was not run, files written whole."""
 
+import functools
 import locale
 import math
 import warnings
-import zlib
 
 import matplotlib
 import numpy as np
@@ -12,25 +12,40 @@ import pytest
 import seaborn as sns
 import synthetic_records as synthetic
 import torch
+from odd_surroundings import odd_surroundings
+from PIL import Image
 
 from replication import figures, tables
 from replication.published import HYPERPARAMETERS, authors_seeds
 from replication.records import BrokenRecord
 from replication.report_card import report_card
-from replication.tasks import CHIRPLETS, METHODS, Method, importance_config, make_config
+from replication.tables import NAN
+from replication.tasks import CHIRPLETS, METHODS, TR808, Method, importance_config, make_config
+
+SLOW, MODERATE = "chirplet_slow_slow", "chirplet_slow_moderate"
+ALIGNED, MISALIGNED = "tr808_micro", "tr808_meso"
 
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("output")
-    synthetic.write_all(folder)
-    synthetic.write(folder, "mss_random", 4, status="failed:nonfinite loss at step 7")
+    synthetic.write_everything(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(output):
     return synthetic.load(output)
+
+
+@pytest.fixture(scope="module")
+def chirplets(output):
+    return synthetic.load(output, tasks=CHIRPLETS)
+
+
+@pytest.fixture(scope="module")
+def drums(output):
+    return synthetic.load(output, tasks=TR808)
 
 
 COSTS = {method: 1000 * k for k, method in enumerate(METHODS, 1)}  # made up, ms
@@ -41,47 +56,77 @@ def draw(name, runs, profile="quick", not_run=synthetic.NOT_RUN, costs=COSTS):
     """A figure of the granular task by name."""
     if name == "figure_4":
         return figures.figure_4(runs, profile, not_run)
-    if name == "figure_3":
-        return figures.figure_1(runs, profile, not_run, costs, "jtfs_distance")
-    return getattr(figures, name)(runs, profile, not_run, costs)
+    more = ["jtfs_distance"] if name == "figure_3" else []
+    return getattr(figures, name.replace("3", "1"))(runs, profile, not_run, costs, *more)
 
 
-def cell(table, method, metric, task=None):
-    rows = table[
-        (table["method"] == method) & (table["metric"] == metric) & (task is None or table.get("task") == task)
-    ]
-    assert len(rows) == 1
-    return rows.iloc[0]
+def save(plot, name, folder):
+    return figures.save_figure(plot.figure, plot.data, name, "quick", folder, plot.caption)
 
 
-# ---- the granular task ----------------------------------------------------------------------------------------------
+def cell(table, method, metric, task="granular"):
+    rows = table.assign(task=table.get("task", "granular")).set_index(["task", "method", "metric"])
+    assert rows.index.is_unique
+    return rows.loc[(task, method, metric)]
 
 
-def test_table_1(runs, tmp_path):
+def off(found, expected):
+    """The largest difference."""
+    return np.abs(np.asarray(found, dtype=float) - np.asarray(expected, dtype=float)).max()
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+GRANULAR, PLAIN, NO_IS = "granular", "scrapl_plain", "scrapl_no_theta_is"
+BY_HAND = [  # number, task, method, metric: mean, n_seeds, n_failed, paper_mean, note
+    (1, GRANULAR, "p_loss", "theta_synth_l1", 30, 5, 0, 20.5, ""),
+    (1, GRANULAR, "mss_random", "theta_slope_l1", 242 * 0.99, 4, 1, 242, "seed 4 failed:nonfinite loss at step 7"),
+    (1, GRANULAR, "ms_clap", "theta_synth_l1", NAN, 0, 0, 166, "not run: weights unavailable"),
+    (2, GRANULAR, PLAIN, "val_convergence_steps", 891, 4, 0, 10906, "1 of 5 seeds without steps to 100 ‰"),
+    (2, GRANULAR, PLAIN, "theta_synth_l1", 185, 5, 0, 99.7, ""),
+    (3, SLOW, NO_IS, "theta_am_l1", 100, 5, 0, 124, ""),
+    (3, SLOW, "scrapl", "theta_am_l1", 60 * 1.01, 4, 1, 77.7, "seed 0 failed:nonfinite"),
+    (3, MODERATE, "scrapl", "theta_fm_l1", NAN, 0, 0, 44.4, "not run: needs theta-importance"),
+    (7, SLOW, NO_IS, "theta_fm_convergence_rate", 80, 5, 0, 45, ""),
+    (7, SLOW, NO_IS, "theta_fm_convergence_steps", 402, 4, 0, 4064, "1 of 5 seeds without FM steps to 100 ‰"),
+    (7, MODERATE, NO_IS, "theta_am_convergence_rate", 0, 1, 0, 100, ""),
+    (7, MODERATE, "scrapl", "theta_am_convergence_rate", NAN, 0, 0, 100, "not run: needs theta-importance"),
+    (4, ALIGNED, "jtfs", "jtfs_distance", 1000, 5, 0, 490, ""),  # scaled as printed
+    (4, ALIGNED, "jtfs", "fad_encodec", NAN, 0, 0, 0.781, "FAD not run: EnCodec's weights unavailable"),
+    (4, ALIGNED, "jtfs", "frechet_log_mel", 5, 5, 0, NAN, ""),  # FAD and ours are not confused
+    (8, MISALIGNED, "mss_linear", "transient_loudness_l1", 2400, 5, 0, 2510, ""),
+    (8, MISALIGNED, "mss_linear", "transient_spectral_centroid_l1", 240, 5, 0, 2350, ""),
+    (9, ALIGNED, "jtfs", "decay_loudness_l1", 20, 5, 0, 315, ""),
+]
+
+
+@pytest.mark.parametrize(("number", "n_rows"), {1: 30, 2: 18, 3: 16, 4: 56, 7: 32, 8: 42, 9: 42}.items())
+def test_tables_by_hand(runs, chirplets, drums, number, n_rows):
+    table = tables.paper_table(number, [*runs, *chirplets, *drums], synthetic.NOT_RUN)
+    assert len(table) == n_rows
+    for of, task, method, metric, *numbers, note in BY_HAND:
+        if of == number:
+            row = cell(table, method, metric, task)
+            found = row[["mean", "n_seeds", "n_failed", "paper_mean"]].astype(float)
+            assert np.allclose(found, numbers, rtol=1e-7, equal_nan=True), (method, metric)
+            assert row["note"].startswith(note) and bool(row["note"]) == bool(note)
+
+
+def test_a_table_is_written_for_machines_and_for_people(runs, tmp_path):
     table = tables.paper_table(1, runs, synthetic.NOT_RUN)
-    assert table["method"].unique().tolist() == [m for m in METHODS if m not in ("scrapl_padam", "scrapl_plain")]
-    p_loss = cell(table, "p_loss", "theta_synth_l1")
-    assert abs(p_loss["mean"] - 30) < 1e-6 and p_loss["n_seeds"] == 5 and p_loss["n_failed"] == 0
-    assert abs(p_loss["ci95"] - 1.96 * 30 * 0.02 * math.sqrt(2) / math.sqrt(5)) < 1e-6
-    assert (p_loss["paper_mean"], p_loss["paper_ci95"], p_loss["paper_n"]) == (20.5, 0.2, 20)
-    failed = cell(table, "mss_random", "theta_slope_l1")
-    assert (failed["n_seeds"], failed["n_failed"]) == (4, 1) and abs(failed["mean"] - 242 * 0.99) < 1e-6
-    assert failed["note"] == "seed 4 failed:nonfinite loss at step 7"
-    for method, reason in synthetic.NOT_RUN.items():
-        row = cell(table, method, "theta_synth_l1")
-        assert row["note"] == f"not run: {reason}" and math.isnan(row["mean"]) and row["n_seeds"] == 0
-    shown = tables.show(table).set_index("method")
-    assert shown.loc["SCRAPL", "θ L1 (‰)"] == "not run" and shown.loc["SCRAPL", "paper: θ L1 (‰)"] == "65.7 ± 4.2"
-    assert shown.loc["MSS random", "seeds"] == "4 (1 failed)" and shown.loc["P-loss", "θ L1 (‰)"] == "30.0 ± 0.74"
+    assert off(table["ci95"][0], 1.96 * 30 * 0.02 * math.sqrt(2) / math.sqrt(5)) < 1e-6
     csv, markdown = tables.write_table(table, "table_1", "quick", tmp_path, "Test error.")
     assert csv == tmp_path / "results/quick/tables/table_1.csv" and markdown == csv.with_suffix(".md")
     stored = pd.read_csv(csv)
-    assert len(stored) == len(table) == 30 and set(stored["profile"]) == {"quick"}
-    assert np.abs(stored["mean"] - table["mean"]).max() < 1e-6
+    assert set(stored["profile"]) == {"quick"} and np.allclose(stored["mean"], table["mean"], equal_nan=True)
     lines = markdown.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "**Table 1.** Test error. Profile quick: a reduced problem, not the paper's configuration."
-    assert len(lines) == 2 + 2 + 10 and len({line.count("|") for line in lines[2:]}) == 1
+    assert len(lines) == 2 + 2 + 10 and "| MSS random | 4 (1 failed) |" in lines[11]
+    assert lines[4].startswith("| P-loss | 5 | 30.0 ± 0.74 | 20.5 ± 0.20 |")
+    assert lines[6].startswith("| SCRAPL | 0 | not run | 65.7 ± 4.2 |")
     assert "rofile" not in tables.as_markdown(table, "table_1", "paper")
+    shown = tables.show(tables.paper_table(2, runs, {})).set_index("method")
+    assert shown.loc["JTFS", "steps to 100 ‰"] == "none" and shown.loc["SCRAPL", "steps to 100 ‰"] == "not run"
 
 
 def test_a_method_of_ones_own_has_blank_cells_where_the_papers_would_be(runs, monkeypatch):
@@ -98,22 +143,6 @@ def test_a_method_of_ones_own_has_blank_cells_where_the_papers_would_be(runs, mo
     plot = figures.by_seed(runs, "theta_slope_l1", "quick", {})
     assert [label.get_text() for label in plot.figure.axes[0].get_yticklabels()][-1] == "Mine"
     assert set(report_card("granular", runs, {}, "quick")["paper_verdict"]) == {"holds"}
-
-
-def test_table_2_counts_the_seeds_that_never_converged(tmp_path):
-    synthetic.write_all(tmp_path, ["scrapl_plain", "jtfs"])
-    synthetic.write(tmp_path, "scrapl_plain", 4, val_convergence_steps=None)
-    for seed in range(3):
-        synthetic.write(tmp_path, "jtfs", seed, val_convergence_steps=None)
-    table = tables.paper_table(2, synthetic.load(tmp_path), synthetic.NOT_RUN)
-    assert table["method"].unique().tolist() == list(tables.ABLATION) and tables.ABLATION[0] == "scrapl_plain"
-    steps = cell(table, "scrapl_plain", "val_convergence_steps")
-    assert steps["n_seeds"] == 4 and abs(steps["mean"] - 900 * 0.99) < 1e-6 and steps["paper_mean"] == 10906
-    assert steps["note"] == "1 of 5 seeds without steps to 100 ‰"
-    assert cell(table, "scrapl_plain", "theta_synth_l1")["note"] == ""
-    assert cell(table, "jtfs", "theta_synth_l1")["paper_mean"] == 42.4
-    shown = tables.show(table).set_index("method")["steps to 100 ‰"]
-    assert shown["JTFS"] == "none" and shown["P-loss"] == "not run"
 
 
 def test_table_6_of_the_authors_is_the_printed_one():
@@ -133,18 +162,16 @@ def test_table_6_pairs_by_seed(tmp_path):
     synthetic.write_all(tmp_path, ["scrapl_plain", "scrapl_padam"])
     synthetic.write(tmp_path, "scrapl_plain", 1, status="failed:killed")
     synthetic.write(tmp_path, "scrapl_padam", 0, val_convergence_steps=None)
-    for seed in (0, 1):
-        synthetic.write(tmp_path, "scrapl_no_theta_is", seed, status="ok" if seed else "failed:killed")
+    synthetic.write(tmp_path, "scrapl_no_theta_is", 0)
     table = tables.table_6(tables.cells_of(synthetic.load(tmp_path)), synthetic.NOT_RUN)
     accuracy = cell(table, "plus_padam", "theta_synth_l1")
     expected = np.mean([synthetic.spread(seed) * (140 - 185) for seed in (0, 2, 3, 4)])
-    assert accuracy["n_seeds"] == 4 and abs(accuracy["mean"] - expected) < 1e-6 and 0 < accuracy["p_value"] < 1e-4
+    assert accuracy["n_seeds"] == 4 and off(accuracy["mean"], expected) < 1e-6 and 0 < accuracy["p_value"] < 1e-4
     steps = cell(table, "plus_padam", "val_convergence_steps")
     assert steps["n_seeds"] == 3 and steps["note"] == "3 of 4 pairs have steps to 100 ‰"
-    alone = table[table["method"] == "plus_psaga"]
-    assert set(alone["note"]) == {"seeds in common: 1, a comparison takes 2"}
-    absent = cell(table, "plus_theta_is", "theta_synth_l1")
-    assert absent["n_seeds"] == 0 and "SCRAPL not run: needs theta-importance sampling" in absent["note"]
+    notes = table.groupby("method")["note"].agg(set)
+    assert notes["plus_psaga"] == {"seeds in common: 1, a comparison takes 2"}
+    assert notes["plus_theta_is"] == {"SCRAPL not run: needs theta-importance sampling, not built yet"}
     assert tables.show(table).set_index("method").loc["+ θ-IS", "θ L1 (‰)"] == "not run"
 
 
@@ -198,16 +225,14 @@ def test_read_table_and_step_costs(tmp_path):
 
 def test_cells_and_curves(runs, tmp_path, monkeypatch):
     cells = tables.cells_of(runs)
-    random = cells["granular", "mss_random", "theta_slope_l1"]
-    assert random.seeds.index.tolist() == [0, 1, 2, 3] and random.n == 4  # the fifth failed
-    assert abs(cells["granular", "jtfs", "train_step_ms"].seeds[0] - 600 * 0.96) < 1e-9
-    data = tables.curves(runs, ["jtfs", "mss_random", "scrapl"])
-    assert data[data["method"] == "jtfs"]["step"].tolist() == list(synthetic.STEPS)
-    last = data[(data["method"] == "jtfs") & (data["step"] == 150)].iloc[0]
-    values = np.array([0.96, 0.98, 1.0]) * (63 + 337 / 151)
-    assert last["n_seeds"] == 3 and abs(last["mean"] - values.mean()) < 1e-5
-    assert abs(last["ci95"] - 1.96 * values.std() / math.sqrt(3)) < 1e-5
-    assert set(data[data["method"] == "mss_random"]["n_seeds"]) == {4} and "scrapl" not in set(data["method"])
+    assert cells["granular", "mss_random", "theta_slope_l1"].seeds.index.tolist() == [0, 1, 2, 3]  # the fifth failed
+    assert off(cells["granular", "jtfs", "train_step_ms"].seeds[0], 600 * 0.96) < 1e-9
+    data = tables.curves(runs, ["jtfs", "mss_random", "scrapl"]).set_index("method")
+    assert data.loc["jtfs", "step"].tolist() == list(synthetic.STEPS)
+    last, values = data.loc["jtfs"].iloc[-1], np.array([0.96, 0.98, 1.0]) * (63 + 337 / 151)
+    expected = [3, values.mean(), 1.96 * values.std() / math.sqrt(3)]
+    assert off(last[["n_seeds", "mean", "ci95"]], expected) < 1e-5
+    assert set(data.loc["mss_random", "n_seeds"]) == {4} and "scrapl" not in data.index
     synthetic.write(tmp_path, "jtfs", 0)
     monkeypatch.setattr(synthetic, "STEPS", (0, 50))
     synthetic.write(tmp_path, "jtfs", 1)  # only steps that all seeds have
@@ -217,102 +242,70 @@ def test_cells_and_curves(runs, tmp_path, monkeypatch):
 # ---- figures of the granular task -----------------------------------------------------------------------------------
 
 
-def decoded(png):
-    """The text chunks of a PNG."""
-    texts, at = [], 8
-    while at < len(png):
-        length = int.from_bytes(png[at : at + 4], "big")
-        kind, chunk = png[at + 4 : at + 8], png[at + 8 : at + 8 + length]
-        if kind == b"tEXt":
-            texts.append(chunk.decode("latin-1"))
-        elif kind == b"iTXt":
-            keyword, rest = chunk.split(b"\0", 1)
-            compressed, text = rest[0], rest[2:].split(b"\0", 2)[2]
-            texts.append((zlib.decompress(text) if compressed else text).decode())
-        at += 12 + length
-    return "".join(texts)
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_written_with_their_numbers_and_caption(runs, tmp_path, name):
     plot = draw(name, runs)
-    written = figures.save_figure(plot.figure, plot.data, name, "quick", tmp_path, plot.caption)
-    assert [p.name for p in written] == [f"{name}.pdf", f"{name}.png", f"{name}.csv"]
+    pdf, png, csv = written = save(plot, name, tmp_path)
+    assert [path.name for path in written] == [f"{name}.pdf", f"{name}.png", f"{name}.csv"]
     assert sorted((tmp_path / "figures/quick").iterdir()) == sorted(written)
-    contents = [p.read_bytes() for p in written]
-    assert contents[0].startswith(b"%PDF") and contents[1].startswith(b"\x89PNG")
-    assert 20_000 < len(contents[1]) < 500_000 and len(pd.read_csv(written[2])) == len(plot.data) > 0
+    assert pdf.read_bytes().startswith(b"%PDF") and len(pd.read_csv(csv)) == len(plot.data) > 0
     said = ("Profile quick", "Seeds: 5 (JTFS 3", "95 % interval over seeds", "Not run: SCRAPL (needs theta-importance")
     assert all(part in plot.caption for part in said)
     assert ("Failed: MSS random seed 4" in plot.caption) != (name == "figure_4")  # which shows no MSS
-    assert plot.caption in decoded(contents[1])
+    assert Image.open(png).text["Description"] == plot.caption
     assert plot.caption.split()[:9] == plot.figure.texts[-1].get_text().split()[:9]
     for ax in plot.figure.axes:
         assert " " in ax.get_xlabel() and ("(" in ax.get_ylabel() or "relative" in ax.get_ylabel())
-    again = draw(name, runs)
-    figures.save_figure(again.figure, again.data, name, "quick", tmp_path / "again", again.caption)
-    assert [(tmp_path / "again/figures/quick" / p.name).read_bytes() for p in written] == contents
 
 
-def test_the_users_own_settings_change_no_figure_and_no_table(runs, tmp_path):
+def test_the_users_own_settings_change_no_figure_and_no_table(runs, tmp_path, request):
     """matplotlib, seaborn, numpy, pandas, torch, the locale, all set oddly, warnings as errors: the same bytes."""
 
     def everything(folder):
-        plots = {name: draw(name, runs) for name in FIGURES} | {
-            "seeds": figures.by_seed(runs, "theta_slope_l1", "quick", {})
-        }
-        paths = [
-            p
-            for name, plot in plots.items()
-            for p in figures.save_figure(*plot[:2], name, "quick", folder, plot.caption)
-        ]
-        for name, table in {
+        plots = {name: draw(name, runs) for name in FIGURES}
+        plots["seeds"] = figures.by_seed(runs, "theta_slope_l1", "quick", {})
+        paths = [path for name, plot in plots.items() for path in save(plot, name, folder)]
+        found = {
             "one": tables.paper_table(1, runs, {}),
             "six": tables.table_6(tables.cells_of(runs), {}),
             "ten": tables.table_10({"quick": make_config("granular", "jtfs", 0, "quick").flat}),
             "card": report_card("granular", runs, {}, "quick", COSTS),
-        }.items():
+        }
+        for name, table in found.items():
             paths += tables.write_table(table, name, "quick", folder)
         return [path.read_bytes() for path in paths]
 
     plain = everything(tmp_path / "plain")
     odd = {"font.size": 23, "axes.grid": False, "lines.linewidth": 9, "savefig.dpi": 17, "font.family": "serif"}
     odd |= {"axes.facecolor": "black", "figure.figsize": (1, 1), "axes.formatter.use_locale": True, "text.color": "red"}
-    options = ("display.precision", 1, "display.float_format", "{:.0f}".format)
-    before, printed = locale.setlocale(locale.LC_ALL), np.get_printoptions()
-    try:
+    options = pd.option_context("display.precision", 1, "display.float_format", "{:.0f}".format)
+    printing = np.printoptions(precision=1, suppress=True)
+    request.addfinalizer(functools.partial(locale.setlocale, locale.LC_ALL, locale.setlocale(locale.LC_ALL)))
+    with odd_surroundings(), matplotlib.rc_context(), options, printing, warnings.catch_warnings():
         locale.setlocale(locale.LC_ALL, "")
-        np.set_printoptions(precision=1, suppress=True)
-        torch.set_default_dtype(torch.float16)
-        with matplotlib.rc_context(), pd.option_context(*options), np.errstate(all="raise"), warnings.catch_warnings():
-            sns.set_theme(context="poster", style="dark", palette="bright", font_scale=3)
-            matplotlib.rcParams.update(odd)
-            warnings.simplefilter("error")
-            settings = str(matplotlib.rcParams)
-            assert everything(tmp_path / "odd") == plain
-            assert str(matplotlib.rcParams) == settings and "font.size: 23.0" in settings
-    finally:
-        locale.setlocale(locale.LC_ALL, before)
-        np.set_printoptions(**printed)
-        torch.set_default_dtype(torch.float32)
+        sns.set_theme(context="poster", style="dark", palette="bright", font_scale=3)
+        matplotlib.rcParams.update(odd)
+        warnings.simplefilter("error")
+        settings = str(matplotlib.rcParams)
+        assert everything(tmp_path / "odd") == plain
+        assert str(matplotlib.rcParams) == settings and "font.size: 23.0" in settings
 
 
-def test_figures_1_to_3_in_numbers(runs, tmp_path):
+def test_figures_1_to_3_in_numbers(runs):
     data = draw("figure_1", runs).data.set_index(["source", "method"])
-    assert abs(data.loc[("ours", "jtfs"), "cost"] - COSTS["jtfs"] / COSTS["p_loss"]) < 1e-12
-    assert data.loc[("ours", "jtfs"), "train_step_ms"] == COSTS["jtfs"]
-    assert abs(data.loc[("ours", "p_loss"), "cost"] - 1) < 1e-12
-    assert abs(data.loc[("ours", "mss_linear"), "theta_synth_l1"] - 371.5) < 1e-6
-    assert abs(data.loc[("paper", "jtfs"), "cost"] - 1784.727 / 55.243) < 1e-9
+    steps = COSTS["jtfs"], COSTS["jtfs"] / COSTS["p_loss"]
+    assert off(data.loc[("ours", "jtfs"), ["train_step_ms", "cost"]], steps) < 1e-9
+    assert off(data.loc[("ours", "p_loss"), "cost"], 1) < 1e-12
+    assert off(data.loc[("ours", "mss_linear"), "theta_synth_l1"], 371.5) < 1e-6
+    assert off(data.loc[("paper", "jtfs"), "cost"], 1784.727 / 55.243) < 1e-9
     assert data.loc[("paper", "ms_clap"), "theta_synth_l1"] == 166 and ("ours", "ms_clap") not in data.index
-    assert abs(data.loc[("paper", "scrapl_plain"), "theta_synth_l1"] - 99.69) < 0.01
+    assert off(data.loc[("paper", "scrapl_plain"), "theta_synth_l1"], 99.69) < 0.01
     distance = draw("figure_3", runs).data.set_index(["source", "method"])["jtfs_distance"]
-    assert abs(distance["ours", "p_loss"] - 1) < 1e-12 and abs(distance["paper", "p_loss"] - 1) < 1e-12
-    assert abs(distance["ours", "scrapl_plain"] - 370 / 60) < 1e-6
-    assert abs(distance["paper", "mss_linear"] - 412.38 / 240.99) < 1e-9
+    places = [("ours", "p_loss"), ("paper", "p_loss"), ("ours", "scrapl_plain"), ("paper", "mss_linear")]
+    assert off(distance[places], [1, 1, 370 / 60, 412.38 / 240.99]) < 1e-6
     plot = draw("figure_2", runs)
-    last = plot.data[(plot.data["method"] == "jtfs") & (plot.data["step"] == 150)].iloc[0]
-    assert abs(last["wall_s"] - 150 * COSTS["jtfs"] / 1000) < 1e-9
+    last = plot.data[plot.data["method"] == "jtfs"].iloc[-1]
+    assert last["step"] == 150 and off(last["wall_s"], 150 * COSTS["jtfs"] / 1000) < 1e-9
     left, right = plot.figure.axes
     assert left.get_xscale() == "log" and all(line.get_xdata().min() > 0 for line in left.get_lines())
     assert len(left.get_lines()) == len(right.get_lines()) == 9 and right.get_lines()[0].get_xdata().min() == 0
@@ -344,90 +337,41 @@ def test_learning_curves_show_intervals_and_what_guessing_costs(runs):
     (ax,) = plot.figure.axes
     assert ax.get_legend_handles_labels()[1] == ["JTFS", "always guessing 1/2"]
     line, chance = ax.get_lines()
-    assert abs(chance.get_ydata()[0] - 4 / 17 * 1000) < 1e-9  # a grid of 16 points
+    assert off(chance.get_ydata()[0], 4 / 17 * 1000) < 1e-9  # a grid of 16 points
     assert set(plot.data["method"]) == {"jtfs"} and "Not run: SCRAPL" in plot.caption
-    assert abs(plot.data["mean"].iloc[-1] - 0.98 * (36 + 364 / 151)) < 1e-5 and "slope L1" in ax.get_ylabel()
-    assert np.abs(line.get_ydata() - plot.data["mean"]).max() < 1e-9  # what seaborn draws is what the CSV says
-    (band,) = ax.collections
-    ends = band.get_paths()[0].vertices
-    low, high = (plot.data["mean"] + sign * plot.data["ci95"] for sign in (-1, 1))
-    for step, bottom, top in zip(plot.data["step"], low, high):
-        heights = ends[ends[:, 0] == step, 1]
-        assert abs(heights.min() - bottom) < 1e-9 and abs(heights.max() - top) < 1e-9
+    assert off(plot.data["mean"].iloc[-1], 0.98 * (36 + 364 / 151)) < 1e-5 and "slope L1" in ax.get_ylabel()
+    assert off(line.get_ydata(), plot.data["mean"]) < 1e-9
+    ends = ax.collections[0].get_paths()[0].vertices
+    for row in plot.data.itertuples():
+        heights = ends[ends[:, 0] == row.step, 1]
+        assert off([heights.min(), heights.max()], [row.mean - row.ci95, row.mean + row.ci95]) < 1e-9
 
 
 def test_by_seed(runs):
     plot = figures.by_seed(runs, "theta_slope_l1", "quick", synthetic.NOT_RUN)
     ours = plot.data[(plot.data["method"] == "jtfs") & (plot.data["source"] == "ours")]
-    assert ours["seed"].dropna().tolist() == [0, 1, 2] and abs(ours["value"].iloc[-1] - 36 * 0.98) < 1e-6
+    assert ours["seed"].dropna().tolist() == [0, 1, 2] and off(ours["value"].iloc[-1], 36 * 0.98) < 1e-6
     assert ours["n_seeds"].iloc[-1] == 3 and plot.data.query("method == 'ms_clap'")["value"].tolist() == [250]
-    ax = plot.figure.axes[0]
+    (ax,) = plot.figure.axes
     ticks = [line.get_xdata() for line in ax.get_lines() if line.get_marker() == "|" and line.get_markersize() == 9]
     assert [len(x) for x in ticks] == [5, 3, 5, 5, 5, 5, 5, 5, 4] and ax.get_xlabel() == "slope L1 (‰)"
-    steps = figures.by_seed(runs, "val_convergence_steps", "quick", synthetic.NOT_RUN)
-    assert steps.figure.axes[0].get_xlabel() == "steps to 100 ‰"
-    styles = [method.style for method in METHODS.values()]
-    assert len({style[0] for style in styles}) == len({style[1] for style in styles}) == 12
+    colours, markers, _ = zip(*(method.style for method in METHODS.values()))
+    assert len(set(colours)) == len(set(markers)) == 12
 
 
 # ---- chirplets ------------------------------------------------------------------------------------------------------
-
-SLOW, MODERATE = "chirplet_slow_slow", "chirplet_slow_moderate"
-
-
-@pytest.fixture(scope="module")
-def chirplets(tmp_path_factory):
-    """Two tasks; in the first theta-IS takes AM from 100 to 60, a seed never converges in FM, and one failed."""
-    output = tmp_path_factory.mktemp("chirplets")
-    for seed in range(5):
-        synthetic.write_chirplet(output, SLOW, "scrapl_no_theta_is", seed, 100, 80, 500, None if seed == 1 else 400)
-        status = "ok" if seed else "failed:nonfinite"
-        synthetic.write_chirplet(output, SLOW, "scrapl", seed, 60, 80, 300, 300, status=status)
-    synthetic.write_chirplet(output, MODERATE, "scrapl_no_theta_is", 0, 90, 70, None, None)
-    return synthetic.load_chirplets(output)
-
-
-def test_table_3(chirplets):
-    table = tables.paper_table(3, chirplets, {"scrapl": "some reason"})
-    assert len(table) == 4 * 2 * 2 and table["task"].unique().tolist() == list(CHIRPLETS)
-    before, after = (cell(table, method, "theta_am_l1", SLOW) for method in tables.SAMPLERS)
-    assert abs(before["mean"] - 100) < 1e-6
-    assert (before["n_seeds"], before["paper_mean"], before["paper_ci95"]) == (5, 124, 10)
-    assert abs(after["mean"] - 60 * 1.01) < 1e-6 and after["note"] == "seed 0 failed:nonfinite"
-    assert (after["n_seeds"], after["n_failed"], after["paper_mean"]) == (4, 1, 77.7)
-    absent = cell(table, "scrapl", "theta_fm_l1", MODERATE)
-    assert absent["note"] == "not run: some reason" and math.isnan(absent["mean"]) and absent["paper_mean"] == 44.4
-    shown = tables.show(table).set_index(["task", "method"])
-    assert shown.loc[("slow AM, moderate FM", "SCRAPL"), "FM L1 (‰)"] == "not run"
-    assert shown.loc[("slow AM, slow FM", "SCRAPL (no θ-IS)"), "AM L1 (‰)"] == "100 ± 2.5"
-
-
-def test_table_7_rates_are_shares_of_the_finished_seeds(chirplets):
-    table = tables.paper_table(7, chirplets, {})
-    assert len(table) == 4 * 2 * 4
-    rate = cell(table, "scrapl_no_theta_is", "theta_fm_convergence_rate", SLOW)
-    assert (rate["mean"], rate["n_seeds"], rate["paper_mean"]) == (80, 5, 45) and math.isnan(rate["ci95"])
-    steps = cell(table, "scrapl_no_theta_is", "theta_fm_convergence_steps", SLOW)
-    assert steps["n_seeds"] == 4 and abs(steps["mean"] - 400 * (0.96 + 1 + 1.02 + 1.04) / 4) < 1e-6
-    assert steps["note"] == "1 of 5 seeds without FM steps to 100 ‰"
-    assert cell(table, "scrapl", "theta_fm_convergence_rate", SLOW)["mean"] == 100
-    never = cell(table, "scrapl_no_theta_is", "theta_am_convergence_rate", MODERATE)
-    assert never["mean"] == 0 and never["n_seeds"] == 1
-    assert math.isnan(cell(table, "scrapl", "theta_am_convergence_rate", MODERATE)["mean"])
 
 
 def test_theta_is_effect_is_paired_and_in_percent(chirplets):
     effect = tables.theta_is_effect(chirplets, {})
     assert len(effect) == 4 * 4
     am = cell(effect, "plus_theta_is", "theta_am_l1", SLOW)
-    assert am["n_seeds"] == 4 and abs(am["mean"] + 40 * 1.01) < 1e-6 and am["p_value"] < 1e-4
-    assert abs(am["improvement"] - 40) < 1e-6 and abs(am["paper_improvement"] - 100 * (1 - 77.7 / 124)) < 1e-9
-    assert "SCRAPL: seed 0 failed:nonfinite" in am["note"]
+    assert am["n_seeds"] == 4 and am["p_value"] < 1e-4 and "SCRAPL: seed 0 failed:nonfinite" in am["note"]
+    expected = [-40 * 1.01, 40, 100 * (1 - 77.7 / 124)]
+    assert off(am[["mean", "improvement", "paper_improvement"]], expected) < 1e-6
     steps = cell(effect, "plus_theta_is", "theta_fm_convergence_steps", SLOW)
-    assert steps["n_seeds"] == 3 and abs(steps["improvement"] - 25) < 1e-6
+    assert steps["n_seeds"] == 3 and off(steps["improvement"], 25) < 1e-6
     assert steps["note"].endswith("3 of 4 pairs have FM steps to 100 ‰")
-    never = cell(effect, "plus_theta_is", "theta_fm_convergence_steps", "chirplet_fast_moderate")
-    assert math.isnan(never["paper_improvement"])
     said = effect.groupby("metric")["paper_improvement"].agg(["min", "max"]).round()  # the text's are these
     assert said.loc[list(tables.TABLES[3])].to_numpy().tolist() == [[25, 55], [14, 80]]
     steps = said[said.index.str.endswith("steps")]
@@ -437,27 +381,21 @@ def test_theta_is_effect_is_paired_and_in_percent(chirplets):
     assert shown["AM L1 (‰)"].startswith("-40.4 ± 1.6 (p = ")
 
 
-CENTRES = pd.DataFrame(
-    {  # sample rate 1000: AM 1, 1, 4, 2 Hz; FM 2, infinite, 4, 1.01 octaves/s
-        "path_idx": range(4),
-        "rate": [1e-3, 1e-3, 4e-3, 2e-3],
-        "scale": [0.5, 0.0, 1.0, 2 / 1.01],
-        "spin": [1, 0, -1, -1],
-        "probability": [0.4, 0.3, 0.1, 0.2],
-    }
+CENTRES = pd.DataFrame(  # sample rate 1000: AM 1, 1, 4, 2 Hz; FM 2, infinite, 4, 1.01 octaves/s
+    [(0, 1e-3, 0.5, 1, 0.4), (1, 1e-3, 0.0, 0, 0.3), (2, 4e-3, 1.0, -1, 0.1), (3, 2e-3, 2 / 1.01, -1, 0.2)],
+    columns=["path_idx", "rate", "scale", "spin", "probability"],
 )
 PLANE = {"sample_rate_hz": 1000, "am_hz": (0.9, 1.99), "fm_oct_per_s": (1.02, 2.0)}
 
 
 def test_modulation_of_paths_and_mass_in_the_range():
     paths = tables.modulation_of_paths(CENTRES, PLANE)
-    assert np.abs(paths["am_hz"] - [1, 1, 4, 2]).max() < 1e-12 and np.isinf(paths["fm_oct_per_s"][1])
-    assert np.abs(paths["fm_oct_per_s"][[0, 2, 3]] - [2, 4, 1.01]).max() < 1e-12
+    assert off(paths["am_hz"], [1, 1, 4, 2]) < 1e-12 and np.isinf(paths["fm_oct_per_s"][1])
+    assert off(paths["fm_oct_per_s"][[0, 2, 3]], [2, 4, 1.01]) < 1e-12
     assert paths["inside"].tolist() == [True, False, False, True]  # the last lies within 1 % of the border
-    assert np.abs(paths["over_uniform"] - [1.6, 1.2, 0.4, 0.8]).max() < 1e-12
+    assert off(paths["over_uniform"], [1.6, 1.2, 0.4, 0.8]) < 1e-12
     table = tables.mass_in_range({SLOW: paths}, {MODERATE: "a reason"}).set_index("task")
-    assert np.abs(table.loc[SLOW, ["mass", "uniform", "ratio"]].astype(float) - [0.6, 0.5, 1.2]).max() < 1e-12
-    assert (table.loc[SLOW, "n_inside"], table.loc[SLOW, "n_paths"]) == (2, 4)
+    assert off(table.loc[SLOW, ["mass", "uniform", "ratio", "n_inside", "n_paths"]], [0.6, 0.5, 1.2, 2, 4]) < 1e-12
     assert table.loc[MODERATE, "note"] == "not run: a reason"
     outside = tables.modulation_of_paths(CENTRES, PLANE | {"am_hz": (10, 20)})
     assert tables.mass_in_range({SLOW: outside}, {})["note"][0] == "no path has its centre in the range"
@@ -465,14 +403,13 @@ def test_modulation_of_paths_and_mass_in_the_range():
 
 def test_figure_5(chirplets, runs):
     plot = figures.figure_5(chirplets, "quick", {"scrapl": "some reason"})
-    assert len(plot.figure.axes) == 8 and set(plot.data["task"]) == {SLOW, MODERATE}
-    lines = {
-        ax.get_title() or i: [line.get_label() for line in ax.get_lines()] for i, ax in enumerate(plot.figure.axes)
-    }
-    assert lines["slow AM, slow FM"] == ["SCRAPL (no θ-IS)", "SCRAPL", "always guessing 1/2"]
-    assert lines["fast AM, fast FM"] == [] and [t.get_text() for t in plot.figure.axes[-1].texts] == ["not run"]
+    axes = plot.figure.axes
+    assert len(axes) == 8 and set(plot.data["task"]) == {SLOW, MODERATE}
+    assert [line.get_label() for line in axes[0].get_lines()] == ["SCRAPL (no θ-IS)", "SCRAPL", "always guessing 1/2"]
+    assert axes[3].get_title() == "fast AM, fast FM" and not axes[3].get_lines()
+    assert [text.get_text() for text in axes[-1].texts] == ["not run"]
     last = plot.data.query("task == @SLOW and metric == 'theta_am_l1' and method == 'scrapl' and step == 150").iloc[0]
-    assert last["n_seeds"] == 4 and abs(last["mean"] - 1.01 * (60 + 340 / 151)) < 1e-5
+    assert last["n_seeds"] == 4 and off(last["mean"], 1.01 * (60 + 340 / 151)) < 1e-5
     for part in ("Failed: SCRAPL seed 0", "Fast AM, fast FM: Seeds: 0", "(some reason)"):
         assert part in plot.caption
     with pytest.raises(ValueError, match="quick/granular"):
@@ -497,50 +434,12 @@ def test_figure_6():
     assert plot._repr_png_().startswith(b"\x89PNG") and figures.figure_6({}, ranges, "paper", {}).data.empty
 
 
-# ---- drum sounds ----------------------------------------------------------------------------------------------------
-
-ALIGNED, MISALIGNED = "tr808_micro", "tr808_meso"
-
-
-@pytest.fixture(scope="module")
-def drums(tmp_path_factory):
-    output = tmp_path_factory.mktemp("drums")
-    for seed in range(5):
-        synthetic.write_drums(output, ALIGNED, "jtfs", seed, 2.0)
-        synthetic.write_drums(output, MISALIGNED, "mss_linear", seed, 30.0, 1.5)
-    return synthetic.load_drums(output)
-
-
-def test_drum_tables_are_scaled_as_printed(drums):
-    found = {number: tables.paper_table(number, drums, {}) for number in (4, 8, 9)}
-    assert [len(table) for table in found.values()] == [2 * 7 * 4, 2 * 7 * 3, 2 * 7 * 3]
-    jtfs = cell(found[4], "jtfs", "jtfs_distance", ALIGNED)
-    assert abs(jtfs["mean"] - 1000) < 1e-6 and jtfs["n_seeds"] == 5
-    assert (jtfs["paper_mean"], jtfs["paper_ci95"], jtfs["paper_n"]) == (490, 28, 4)
-    loudness = cell(found[8], "mss_linear", "transient_loudness_l1", MISALIGNED)
-    assert abs(loudness["mean"] - 3000) < 1e-6 and loudness["paper_mean"] == 2510
-    centroid = cell(found[8], "mss_linear", "transient_spectral_centroid_l1", MISALIGNED)
-    assert abs(centroid["mean"] - 300) < 1e-6 and centroid["paper_mean"] == 2350
-    assert abs(cell(found[9], "jtfs", "decay_loudness_l1", ALIGNED)["mean"] - 20) < 1e-6
-    assert cell(found[9], "scrapl", "decay_loudness_l1", MISALIGNED)["note"] == "not run: no record yet"
-    fad, other = (cell(found[4], "jtfs", metric, ALIGNED) for metric in ("fad_encodec", "frechet_log_mel"))
-    assert math.isnan(fad["mean"]) and fad["paper_mean"] == 0.781  # FAD and ours are not confused
-    assert fad["note"] == "FAD not run: EnCodec's weights unavailable"
-    assert abs(other["mean"] - 5) < 1e-6 and math.isnan(other["paper_mean"]) and other["paper_n"] == 0
-    shown = tables.show(found[4]).set_index(["task", "method"]).loc[("aligned", "JTFS")]
-    assert shown["FAD, EnCodec"] == "not run" and shown["Fréchet distance, log-mel statistics"] == "5.00 ± 0.12"
-    assert (
-        shown["paper: FAD, EnCodec"] == "0.781 ± 0.069" and shown["paper: Fréchet distance, log-mel statistics"] == ""
-    )
-    assert make_config(ALIGNED, "scrapl", 0, "paper").max_shift == 0
-
-
 def test_the_figure_of_drums_shows_both_conditions(drums):
     metrics = ("transient_loudness_l1", "transient_spectral_centroid_l1", "decay_loudness_l1")
     plot = figures.drum_features(drums, metrics, "quick", {})
-    assert len(plot.figure.axes) == 6 and len(plot.data) == 2 * 7 * 3 + 2 * 3
-    mine = plot.data.query("source == 'ours' and metric == 'transient_loudness_l1'").set_index("task")["value"]
-    assert abs(mine[ALIGNED] - 200) < 1e-6 and abs(mine[MISALIGNED] - 3000) < 1e-6
+    assert len(plot.figure.axes) == 6 and len(plot.data) == 2 * 7 * 3 + 2 * 4 * 3
+    mine = plot.data.query("source == 'ours' and metric == 'transient_loudness_l1' and method == 'jtfs'")
+    assert mine["task"].tolist() == [ALIGNED, MISALIGNED] and off(mine["value"], [200, 220]) < 1e-6
     assert "Aligned: Seeds: 5." in plot.caption and "loudness times 100" in plot.caption
     empty = figures.drum_features([], metrics, "smoke", {})
     assert [ax.texts[0].get_text() for ax in empty.figure.axes[:3]] == ["not run"] * 3

@@ -12,24 +12,18 @@ import numpy as np
 import pytest
 import synthetic_records as synthetic
 import torch
+from conftest import folder_of, smoke
 
-from replication import problem
-from replication import trainer as training
+from replication import problem, trainer
 from replication.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
 from replication.data import meso_seeds
 from replication.evaluate import evaluate
 from replication.jobs import Budget, Pool, ensure_runs
-from replication.problem import check_device, default_workers, make_deterministic
-from replication.records import COLUMNS, BrokenRecord, config_hash, read_run, run_folder, run_state
+from replication.problem import default_workers, make_deterministic
+from replication.records import BrokenRecord, config_hash, read_run
 from replication.status import kept_of, states
-from replication.tasks import METHODS, NOT_RUN, TASKS, TR808, grid, importance_config, make_config
-from replication.trainer import (
-    LOOK_EVERY,
-    Training,
-    fit,
-    train,
-    train_steps,
-)
+from replication.tasks import METHODS, NOT_RUN, make_config
+from replication.trainer import LOOK_EVERY, Training, fit, train, train_steps
 
 RUNNABLE = [method for method in METHODS if method not in NOT_RUN]
 EPOCH, LAST = 3, 9  # steps of an epoch and of a run in the smoke profile
@@ -38,12 +32,8 @@ PARAMETER_ERRORS = ["theta_synth_l1", "theta_density_l1", "theta_slope_l1"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def smoke(method="scrapl_no_theta_is", seed=0, **changes):
-    return make_config("granular", method, seed, "smoke", **changes)
-
-
-def folder_of(config, output):
-    return run_folder(config.profile, config.task, config.method, config.seed, output)
+def state_of(config, output):
+    return states([config], output)[config]
 
 
 def run_with_stops(config, output, stops=()):
@@ -80,12 +70,10 @@ def assert_same_result(found, expected):
 # ---- stopped and resumed ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["mss_random", "scrapl_plain", "scrapl_padam", "scrapl_no_theta_is"])
+@pytest.mark.parametrize("method", ["mss_random", "scrapl_padam", "scrapl_no_theta_is"])
 def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path, uninterrupted, method, capsys):
-    config = smoke(method, dropout=0.5)
-    # before any checkpoint, mid-epoch, right after a validation, right after the checkpoint that follows one, at the
-    # end
-    stops = [1, 2, EPOCH, EPOCH + 1, LAST - 1, LAST]
+    """Stopped before any checkpoint, mid-epoch, right after a validation, after its checkpoint, at the end."""
+    config, stops = smoke(method, dropout=0.5), [1, 2, EPOCH, EPOCH + 1, LAST - 1, LAST]
     found = run_with_stops(config, tmp_path, stops)
     assert_same_result(found, uninterrupted(config))
     assert found[3] == sorted([*range(1, LAST + 1), *stops])  # each took up where its last checkpoint was
@@ -105,7 +93,7 @@ def test_a_run_asked_to_stop_writes_a_checkpoint_as_soon_as_its_steps_are_looked
         run.stopping = run.step == 4 or run.stopping
         steps.append(run.step)
     assert steps == [1, 2, 3, 4, 5] and kept_of(config, tmp_path) == "step 5"
-    assert run_state(folder_of(config, tmp_path), config_hash(config.flat)) == "missing"
+    assert state_of(config, tmp_path) == "missing"
     found = run_with_stops(config, tmp_path)
     assert_same_result(found, uninterrupted(config))
     assert found[3] == [6, 7, 8, 9] and read_run(folder_of(config, tmp_path)).info["train_step_ms"]["n"] == LAST - 1
@@ -114,10 +102,10 @@ def test_a_run_asked_to_stop_writes_a_checkpoint_as_soon_as_its_steps_are_looked
 def test_a_run_killed_while_tested_is_not_trained_again(tmp_path, uninterrupted, monkeypatch):
     config = smoke(dropout=0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "evaluate", lambda *_: 1 / 0)
+        patch.setattr(trainer, "evaluate", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train(config, tmp_path)  # the last step's checkpoint does not wait for the timer
-    assert run_state(folder_of(config, tmp_path), config_hash(config.flat)) == "missing"
+    assert state_of(config, tmp_path) == "missing"
     assert list(train_steps(config, tmp_path)) == []
     assert (folder_of(config, tmp_path) / "test.csv").read_bytes() == uninterrupted(config)[2]
 
@@ -138,8 +126,9 @@ def test_jtfs_references_are_transformed_once_and_rightly():
     assert run.S[run.data.val].isfinite().all() and run.S[run.data.test].isnan().all()
 
 
-@pytest.mark.parametrize("method", ["jtfs", "scrapl_no_theta_is", "mss_random"])
-@pytest.mark.parametrize("task", TR808)
+@pytest.mark.parametrize(
+    "task, method", [("tr808_micro", "jtfs"), ("tr808_micro", "mss_random"), ("tr808_meso", "scrapl_no_theta_is")]
+)
 def test_drums_are_trained_without_their_parameters(tmp_path, task, method):
     """A stopped run ends as if it had not been; what is tested is not shifted."""
     config = make_config(task, method, 0, "smoke", epochs=2)
@@ -162,8 +151,6 @@ def test_drums_are_trained_without_their_parameters(tmp_path, task, method):
     assert sum(map(len, tested)) == len(data.test) > 1 and not any(shift.any() for shift in tested)
     shifts = fresh.synth.draw(meso_seeds(0, 1, 50))[0]
     assert (shifts.unique().numel() > 20) == (task == "tr808_meso") and not fresh.x[..., : config.common_delay].any()
-    with pytest.raises(ValueError, match="needs to know theta"):
-        grid(task, "smoke", ["p_loss"])
 
 
 def test_the_learning_rate_falls_in_a_line():
@@ -189,15 +176,14 @@ def deterministic(monkeypatch):
 
 @pytest.mark.parametrize("method", ["mss_random", "scrapl_no_theta_is"])
 def test_on_a_cpu_the_deterministic_bits_are_the_usual_ones(tmp_path, uninterrupted, method, request):
-    """Twice with the flag and once without; the run's identity does not know of it, its record does."""
+    """The run's identity does not know of the flag, its record does."""
     config = smoke(method, dropout=0.5)
     usual = uninterrupted(config)
     request.getfixturevalue("deterministic")
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled() and not torch.backends.cudnn.allow_tf32
-    for output in (tmp_path / "one", tmp_path / "two"):
-        assert_same_result(run_with_stops(config, output), usual)
-    info = read_run(folder_of(config, tmp_path / "one")).info
+    assert_same_result(run_with_stops(config, tmp_path), usual)
+    info = read_run(folder_of(config, tmp_path)).info
     assert info["deterministic"] is True and info["config_hash"] == config_hash(config.flat)
 
 
@@ -210,8 +196,7 @@ def test_cuda_and_cpu_agree(tmp_path, method):
     for device in ("cpu", "cuda"):
         pool = Pool(tmp_path / device, device, deterministic=True)
         runs += ensure_runs(["granular"], [method], [0], "smoke", tmp_path / device, pool=pool)
-    cpu, cuda = runs
-    assert cuda.info["device"] == "cuda" and len(cpu.history) == len(cuda.history) == 19
+    assert runs[1].info["device"] == "cuda" and len(runs[0].history) == len(runs[1].history) == 19
     first = [run.history.query("step == 0")["value"].to_numpy() for run in runs]
     assert len(first[0]) == 4 and np.abs(first[1] / first[0] - 1).max() < 1e-3
     errors = [run.test.query("metric in @PARAMETER_ERRORS")["value"].to_numpy() for run in runs]
@@ -229,22 +214,10 @@ def test_how_many_runs_share_a_gpu(monkeypatch, memory_gib, cores, workers):
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
 def one_byte_flipped(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-
-
-def without_hash(path):
-    path.with_suffix(".sha256").unlink()
 
 
 def of_another_configuration(path):
@@ -254,9 +227,17 @@ def of_another_configuration(path):
     save_checkpoint(other, path.parent)
 
 
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "one byte flipped": one_byte_flipped,
+    "without its hash": lambda path: path.with_suffix(".sha256").unlink(),
+    "of another configuration": of_another_configuration,
+}
+
+
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    """A run that stopped at step 6: checkpoints of steps 4 and 5."""
+def stopped_at_6(tmp_path_factory):
     output = tmp_path_factory.mktemp("stopped")
     for run in train_steps(smoke(), output, checkpoint_every_s=0):
         if run.step == 6:
@@ -266,19 +247,24 @@ def stopped(tmp_path_factory):
     return files
 
 
-@pytest.mark.parametrize("n_damaged", [1, 2])
-@pytest.mark.parametrize("damage", [truncated, empty, one_byte_flipped, without_hash, of_another_configuration])
-def test_a_damaged_checkpoint_is_said_and_not_used(tmp_path, stopped, uninterrupted, damage, n_damaged, capsys):
-    """One, or both; beside them lies what a writer left that was killed."""
+@pytest.fixture
+def stopped(stopped_at_6, tmp_path):
+    """The checkpoints of steps 4 and 5, of a run that stopped at step 6, and what a writer left that was killed."""
     folder = checkpoint_folder(smoke(), tmp_path)
     folder.mkdir(parents=True)
-    for name, data in {**stopped, ".step_00000006.pt.0123.tmp": b"killed while writing"}.items():
+    for name, data in {**stopped_at_6, ".step_00000006.pt.0123.tmp": b"killed while writing"}.items():
         (folder / name).write_bytes(data)
-    damaged = sorted(folder.glob("*.pt"))[-n_damaged:]
+    return folder
+
+
+@pytest.mark.parametrize("damage, n_damaged", [(damage, 1 + n % 2) for n, damage in enumerate(DAMAGE)])
+def test_a_damaged_checkpoint_is_said_and_not_used(tmp_path, stopped, uninterrupted, damage, n_damaged, capsys):
+    """The newer one, or both."""
+    damaged = sorted(stopped.glob("*.pt"))[-n_damaged:]
     for path in damaged:
-        damage(path)
+        DAMAGE[damage](path)
     resumed = next(train_steps(smoke(), tmp_path)).step
-    assert resumed == (5 if n_damaged == 1 else 1) and not list(folder.glob(".*"))
+    assert resumed == (5 if n_damaged == 1 else 1) and not list(stopped.glob(".*"))
     said = capsys.readouterr().err
     assert all(f"checkpoint {path} is not used: " in said for path in damaged)
     assert said.count("is not used") == n_damaged and said.count("resumed from step 4") == 2 - n_damaged
@@ -287,15 +273,11 @@ def test_a_damaged_checkpoint_is_said_and_not_used(tmp_path, stopped, uninterrup
     assert found[3] == [*range(resumed, resumed + 3), *range(resumed + 2, LAST + 1)]  # new ones outlive those refused
 
 
-def test_what_belongs_on_the_cpu_stays_there_when_a_checkpoint_is_loaded(tmp_path, stopped):
+def test_what_belongs_on_the_cpu_stays_there_when_a_checkpoint_is_loaded(stopped):
     """Resumed on another device, here "meta": the states of generators stay, losses of the epoch move."""
-    folder = checkpoint_folder(smoke(), tmp_path)
-    folder.mkdir(parents=True)
-    for name, data in stopped.items():
-        (folder / name).write_bytes(data)
     run = Training(smoke())
     run.device = torch.device("meta")
-    load_checkpoint(run, folder)
+    load_checkpoint(run, stopped)
     assert run.step == 5 and run.loss.generator.get_state().device.type == torch.get_rng_state().device.type == "cpu"
     assert [loss.device.type for loss in run.epoch_losses] == ["meta"] * 2
 
@@ -337,7 +319,7 @@ def test_a_nonfinite_loss_or_gradient_ends_the_run_for_good(tmp_path, monkeypatc
     assert re.fullmatch(rf"failed:nonfinite at step 5, path {drawn[0]}: {found}", run.status)
     assert set(run.history["step"]) == {0, EPOCH} and np.isfinite(run.history["value"]).all() and run.test.empty
     assert not checkpoint_folder(smoke(), tmp_path).exists()
-    monkeypatch.setattr(training, "Training", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(trainer, "Training", lambda *_: pytest.fail("tried again"))
     assert train(smoke(), tmp_path).status == run.status
     (again,) = ensure_runs(["granular"], [smoke().method], [0], "smoke", tmp_path)
     assert again.status == run.status
@@ -346,7 +328,7 @@ def test_a_nonfinite_loss_or_gradient_ends_the_run_for_good(tmp_path, monkeypatc
 def test_where_only_some_steps_are_looked_at_the_failure_names_them_all():
     run = Training(smoke())
     run.step, run.loss.path_idx = 40, 7
-    with pytest.raises(training.RunFailed, match="nonfinite at one of steps 21 to 40: loss inf"):
+    with pytest.raises(trainer.RunFailed, match="nonfinite at one of steps 21 to 40: loss inf"):
         run.check_finite(torch.tensor(math.inf), 20)
 
 
@@ -359,27 +341,20 @@ def test_out_of_memory_ends_the_run_for_good(tmp_path, monkeypatch, error):
 
     break_step_5(monkeypatch, change, [])
     assert train(smoke(), tmp_path).status == f"failed:out of memory: {reason}"
-    assert states([smoke()], tmp_path) == {smoke(): "failed"}
+    assert state_of(smoke(), tmp_path) == "failed"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_asked_for_without_cuda_is_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Pool, "run", lambda *_: pytest.fail("started"))
-    message = "device 'cuda' asked for, but this PyTorch sees 0 CUDA devices"
     for ask in (
         lambda: ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path, device="cuda"),
         lambda: ensure_runs(["granular"], ["p_loss"], [0], "paper", tmp_path),  # whose default is cuda
         lambda: train(smoke("p_loss"), tmp_path, device="cuda"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match="device 'cuda' asked for, but this PyTorch sees 0 CUDA devices"):
             ask()
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:x"])
-def test_an_unknown_device_is_refused(device):
-    with pytest.raises(ValueError, match=f"unknown device '{device}': use cpu, cuda or cuda:<n>"):
-        check_device(device)
 
 
 # ---- records in the way ---------------------------------------------------------------------------------------------
@@ -387,33 +362,31 @@ def test_an_unknown_device_is_refused(device):
 
 def test_only_what_is_missing_is_computed_and_deleting_a_folder_asks_again(tmp_path, computed_here):
     def ask(seeds):
+        del computed_here[:]
         runs = ensure_runs(["granular"], ["p_loss"], seeds, "smoke", tmp_path)
-        assert [run.seed for run in runs] == sorted(set(seeds)) and all(run.ok for run in runs)
-        new, computed_here[:] = list(computed_here), []
-        return new
+        assert [run.seed for run in runs] == seeds and all(run.ok for run in runs)
+        return [seed for _, seed in computed_here]
 
-    assert ask([0]) == [("p_loss", 0)]
-    assert ask([0, 1, 1]) == [("p_loss", 1)]
-    assert ask([0, 1]) == []
+    assert ask([0]) == [0] and ask([0, 1]) == [1] and ask([0, 1]) == []
     for path in folder_of(smoke("p_loss"), tmp_path).iterdir():
         path.unlink()
-    assert ask([0, 1]) == [("p_loss", 0)]
+    assert ask([0, 1]) == [0]
 
 
-def test_the_dearest_run_comes_first_but_with_a_budget_the_most_worthwhile(tmp_path, computed_here):
-    ask = functools.partial(ensure_runs, ["granular"], ["p_loss", "mss_linear"], [1, 0], "smoke")
-    ask(tmp_path / "all")
-    assert computed_here == [("mss_linear", 0), ("mss_linear", 1), ("p_loss", 0), ("p_loss", 1)]
-    del computed_here[:]
+def test_the_dearest_run_comes_first_but_with_a_budget_the_most_worthwhile(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Pool, "run", lambda self, missing, budget: asked.append([(c.method, c.seed) for c in missing]))
     train(smoke("p_loss"), tmp_path)
-    ask(tmp_path, budget=Budget(time.monotonic() + 1000, 10.0))
-    assert computed_here == [("mss_linear", 0), ("p_loss", 1), ("mss_linear", 1)]
+    for budget in (None, Budget(math.inf, 10.0)):
+        ensure_runs(["granular"], ["p_loss", "mss_linear"], [1, 0], "smoke", tmp_path, budget=budget)
+    mss = [("mss_linear", 0), ("mss_linear", 1)]
+    assert asked == [[*mss, ("p_loss", 1)], [mss[0], ("p_loss", 1), mss[1]]]
 
 
 def test_a_stale_record_is_said_not_used_and_not_deleted(tmp_path, computed_here, capsys):
     old = train(smoke("p_loss", lr=2e-3), tmp_path)
     folder = folder_of(smoke("p_loss"), tmp_path)
-    assert states([smoke("p_loss")], tmp_path) == {smoke("p_loss"): "stale"}
+    assert state_of(smoke("p_loss"), tmp_path) == "stale"
     assert ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path) == [] and computed_here == []
     said = capsys.readouterr().err
     assert f"stale, not used: {folder} was made with another configuration; delete it to run it again" in said
@@ -429,7 +402,6 @@ def test_a_broken_record_is_refused(tmp_path, computed_here):
     for ask in (
         lambda: ensure_runs(["granular"], ["p_loss"], [0], "smoke", tmp_path),
         lambda: train(smoke("p_loss"), tmp_path),
-        lambda: states([smoke("p_loss")], tmp_path),
     ):
         with pytest.raises(BrokenRecord, match="history.csv: expected 19 rows .* found 18 rows"):
             ask()
@@ -467,26 +439,22 @@ def records(tmp_path_factory):
 
 @pytest.mark.parametrize("method", RUNNABLE)
 def test_a_record_has_every_row_and_its_summaries_follow_from_the_history(records, method):
-    run, config = records[method], smoke(method)
+    run = records[method]
     expected = {(step, "val", metric) for step in range(0, LAST + 1, EPOCH) for metric in [*PARAMETER_ERRORS, "loss"]}
     expected |= {(step, "train", "loss") for step in range(EPOCH, LAST + 1, EPOCH)}
-    assert list(run.history.columns) == COLUMNS["history.csv"] and len(run.history) == len(expected)
+    assert len(run.history) == len(expected)
     assert set(zip(run.history["step"], run.history["split"], run.history["metric"])) == expected
     assert np.isfinite(run.history[["value", "wall_s"]]).all(axis=None) and (run.history["value"] > 0).all()
     assert run.history["wall_s"].is_monotonic_increasing and run.history["wall_s"][0] == 0
     units = dict.fromkeys([*PARAMETER_ERRORS, "val_total_variation"], "permille")
     units |= {"jtfs_distance": "1", "mss_log_linear_distance": "1"}
-    converged = set(run.history.loc[(run.history["split"] == "val") & (run.history["value"] <= 100), "metric"])
-    shown = {name: name.replace("l1", "convergence_steps") for name in PARAMETER_ERRORS}
-    shown["theta_synth_l1"] = "val_convergence_steps"
-    units |= {shown[metric]: "steps" for metric in converged & set(shown)}
-    assert dict(zip(run.test["metric"], run.test["unit"])) == units and len(run.test) == len(units)
-    assert (run.test.loc[run.test["unit"] != "steps", "value"] > 0).all() and (run.test["value"] >= 0).all() and run.ok
+    steps = dict(zip(run.test["metric"], run.test["unit"])).items() - units.items()  # convergence, tested below
+    assert {unit for _, unit in steps} <= {"steps"} and len(run.test) == len(units) + len(steps)
+    assert (run.test.loc[run.test["unit"] != "steps", "value"] > 0).all() and run.ok
     timing = run.info["train_step_ms"]
     assert timing["n"] == LAST - 1 and 0 < timing["q25"] <= timing["median"] <= timing["q75"]
-    assert run.info["config_hash"] == config_hash(config.flat) and run.info["device"] == "cpu"
+    assert run.info["config_hash"] == config_hash(smoke(method).flat) and run.info["device"] == "cpu"
     assert run.info["threads"] == 1 and run.info["peak_memory_mb"] > 50
-
     val = run.history.query("split == 'val'").pivot(index="step", columns="metric", values="value")
     mean = (val["theta_density_l1"] + val["theta_slope_l1"]) / 2
     assert (val["theta_synth_l1"] - mean).abs().max() < 1e-5
@@ -519,31 +487,25 @@ def test_methods_start_from_the_same_weights_and_seeds_do_not(records, tmp_path)
     assert first(train(smoke("p_loss", seed=1), tmp_path)) != first(records["p_loss"])
 
 
-class Listener:
-    """In the synthesizer's place: renders, and keeps the seeds it is asked for."""
-
-    def __init__(self, synth):
-        self.synth, self.parameters, self.seeds = synth, synth.parameters, []
-
-    def __call__(self, theta, seeds):
-        self.seeds.append(seeds)
-        return self.synth(theta, seeds)
-
-
 def listen(method, seed=0):
     """A finished run: its Training, items and synthesizer seeds of each training batch, all seeds it rendered with."""
     run = Training(smoke(method, seed))
-    run.synth, true, batches = Listener(run.synth), run.batch_loss, []
+    synth, true, batches, rendered = run.synth, run.batch_loss, [], []
 
     def batch_loss(items, seeds, **options):
         if run.encoder.training:
             batches.append((items.tolist(), seeds.tolist()))
         return true(items, seeds, **options)
 
-    run.batch_loss = batch_loss
+    def render(theta, seeds):
+        rendered.append(seeds.tolist())
+        return synth(theta, seeds)
+
+    render.parameters = synth.parameters
+    run.synth, run.batch_loss = render, batch_loss
     assert len(list(run.steps())) == LAST
     evaluate(run, run.history)
-    return run, batches, run.synth.seeds
+    return run, batches, rendered
 
 
 def test_methods_share_data_order_and_reconstructions_never_have_the_seeds_of_the_data():
@@ -555,18 +517,14 @@ def test_methods_share_data_order_and_reconstructions_never_have_the_seeds_of_th
     assert len({tuple(epoch) for epoch in epochs}) == 3 and all(len(set(epoch)) == 12 for epoch in epochs)
 
     run, batches, rendered = heard["scrapl_padam"]
-    train_seeds = [seed for _, seeds in batches for seed in seeds]
-    assert len(set(train_seeds)) == len(train_seeds) == LAST * 4
-    others = [tuple(part.tolist()) for part in rendered if set(part.tolist()).isdisjoint(train_seeds)]
-    *val, test = others
+    train_seeds = {seed for _, seeds in batches for seed in seeds}
+    assert len(train_seeds) == LAST * 4
+    *val, test = [part for part in rendered if train_seeds.isdisjoint(part)]
     assert len(val) == 4 * 2 and val[:2] * 4 == val and len(test) == 4  # every validation has the same
-    assert set(torch.cat(rendered).tolist()).isdisjoint(run.data.seed.tolist())
+    assert set(sum(rendered, [])).isdisjoint(run.data.seed.tolist())
 
 
-@pytest.mark.parametrize(
-    "task, method",
-    [("granular", "scrapl_no_theta_is"), ("granular", "mss_random"), ("tr808_meso", "scrapl_no_theta_is")],
-)
+@pytest.mark.parametrize("task, method", [("granular", "mss_random"), ("tr808_meso", "scrapl_no_theta_is")])
 def test_validation_leaves_the_training_as_it_is_and_drops_nothing_out(monkeypatch, task, method):
     def weights_and_paths():
         run, paths = Training(make_config(task, method, 0, "smoke", dropout=0.5)), []
@@ -651,27 +609,3 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch():
     (n, whole), (n_parts, parts) = weights(batch_size=4), weights(batch_size=2, accumulate=2)
     assert n == n_parts == EPOCH
     assert (whole - parts).abs().max() < 1e-5  # three steps of 1e-3; float32 sums in another order
-
-
-# ---- path probabilities ---------------------------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    pass
-
-
-TASK = "chirplet_slow_slow"
-N_PATHS = {"granular": 35, TASK: 21}  # of the smoke profile
-
-
-@pytest.mark.parametrize("profile", ["smoke", "quick", "paper"])
-def test_every_task_samples_from_whole_batches(profile):
-    for task in TASKS:
-        config = importance_config(task, profile)
-        n = config.importance_examples
-        n_train = (
-            425 if (task in TR808 and profile == "paper") else len(config.data().train)
-        )  # 681 sounds take a minute
-        assert n % config.batch_size == 0 and n <= n_train and config in states([config], "/nowhere")
-        assert profile != "paper" or n == (320 if task == "granular" else 16 if task in TR808 else 32)
-        assert all(c.importance_examples == (n if c.method == "scrapl" else None) for c in grid(task, profile))
