@@ -249,8 +249,9 @@ def audio_files(folder: Path) -> tuple[dict[str, Path], int]:
     if not folder.is_dir():
         to_do = "set TR808_DIR (or the parameter) to the folder of the one-shots"
         raise ValueError(f"{_text(folder)} is no folder: {to_do}")
-    there = {_text(path.relative_to(folder).as_posix()): path for path in folder.rglob("*") if not path.is_dir()}
-    there = {name: path for name, path in there.items() if not re.search(r"(^|/)\.", name)}
+    there = {_text(path.relative_to(folder).as_posix()): path for path in folder.rglob("*")}
+    hidden = re.compile(r"(^|/)\.")
+    there = {n: path for n, path in there.items() if not (path.is_dir() or path.is_fifo() or hidden.search(n))}
     paths = {name: there[name] for name in sorted(there) if Path(name).suffix.lower() in _AUDIO_SUFFIXES}
     return paths, len(there) - len(paths)
 
@@ -263,6 +264,8 @@ def _read(path: Path, sample_rate_hz: int, n_samples: int) -> tuple[np.ndarray, 
     try:
         with open(path, "rb") as opened, soundfile.SoundFile(opened) as file:
             rate_hz, n_frames, log = file.samplerate, file.frames, file.extra_info
+            if n_frames >= 2**62:  # what soundfile makes of a FLAC that was streamed
+                raise ValueError("its header tells no length")
             audio = file.read(n_frames, dtype="float64", always_2d=True)  # without a number it would have to seek
     except (soundfile.SoundFileError, OSError, ValueError) as error:
         why = "it has 0 bytes" if path.is_file() and not path.stat().st_size else error

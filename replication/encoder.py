@@ -86,10 +86,17 @@ class Encoder(nn.Module):
         return torch.log1p(self.cqt(audio.to(self.cqt.cqt_kernels_real.dtype))[:, None] / _LOG_FLOOR)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features (batch, 1, bins, frames) -> theta (batch, n_params) in (0, 1), in the features' dtype."""
+        """features (batch, 1, bins, frames) -> theta (batch, n_params) in (0, 1), in the features' dtype.
+
+        Raises: ValueError for another shape, TypeError for another dtype than the weights' (but under autocast).
+        """
         if features.shape[1:] != (1, *self.feature_shape):
             shape, got = "(batch, 1, {}, {})".format(*self.feature_shape), tuple(features.shape)
             raise ValueError(f"expected features of shape {shape}, got {got}: call encoder(encoder.features(audio))")
+        dtype, kind = self.dense[0].weight.dtype, features.device.type
+        if features.dtype != dtype and not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+            advice = "take encoder.features(audio), or encoder.to(dtype) first"
+            raise TypeError(f"expected features of the weights' dtype {dtype}, got {features.dtype}: {advice}")
         hidden = features
         for convolution, pool, activation in zip(self.convolutions, self.pools, self.activations):
             hidden = activation(pool(convolution(layer_norm(hidden, hidden.shape[-2:]))))

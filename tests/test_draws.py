@@ -44,6 +44,8 @@ def test_groups_of_ones_own_take_the_mean_over_their_paths():
     for i, group in enumerate(GROUPS):
         assert abs(mean_of(groups, [i], x_hat, x)[0] - mean_of(path, group, x_hat, x)[0]) < 1e-14
     S = groups.coefficients(x, 0)
+    for number, p in enumerate(GROUPS[0]):
+        assert (S[:, number] - path.coefficients(x, p)).abs().max() < 1e-14 * S.abs().max()
     assert S.shape[1] == 3 and groups(x_hat, x, path_idx=0, S=S) == groups(x_hat, x, path_idx=0)
     assert subset(x_hat, x) == subset(x_hat, x) == groups(x_hat, x, path_idx=0)  # one group: always the same
 

@@ -142,6 +142,8 @@ def test_bad_input_is_refused():
         encoder.features(torch.zeros(1, 1, 4000))
     with pytest.raises(ValueError, match=r"features of shape \(batch, 1, 36, 33\), got \(1, 1, 4096\)"):
         encoder(torch.zeros(1, 1, 4096))
+    with pytest.raises(TypeError, match="weights' dtype torch.float32, got torch.float64: take encoder.features"):
+        encoder(torch.zeros(1, 1, 36, 33, dtype=torch.float64))
     with pytest.raises(ValueError, match="leave nothing of 36 bins x 33 frames"):
         Encoder(**{**TINY, "pools": ((2, 2),) * 6})
     with pytest.raises(ValueError, match="use fewer octaves or longer audio"):

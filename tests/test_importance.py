@@ -365,7 +365,7 @@ def test_draws_of_the_unbiased_loss_are_weighted_so_that_their_mean_is_that_of_a
         drawn, weight = loss(x_hat, x), loss.weight
         plain = loss(x_hat, x, path_idx=loss.path_idx)
         expected = 1 / (21 * float(loss.probs[loss.path_idx]))
-        assert loss.weight == 1 and abs(weight / expected - 1) < 1e-12
+        assert loss.weight == weight and abs(weight / expected - 1) < 1e-12
         for of, like in ((drawn, plain), *zip(*(torch.autograd.grad(of, x_hat) for of in (drawn, plain)))):
             assert (of - expected * like).abs().max() < 1e-12 * of.abs().max()
         seen.add(loss.path_idx)

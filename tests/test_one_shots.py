@@ -103,6 +103,14 @@ def test_odd_but_legal_files_are_read(folder, kind, subtype, tolerance):
     assert np.abs(one(read(folder), name) - TONE[:800]).max() < tolerance
 
 
+def streamed_flac(path):
+    """As an encoder writes to a pipe: 0, unknown, as the number of samples, 36 bits from the middle of byte 21."""
+    write(path, format="FLAC", subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    content[21], content[22:26] = content[21] & 0xF0, bytes(4)
+    path.write_bytes(content)
+
+
 def test_a_streamed_wav_has_no_length_in_its_header(folder):
     """As ffmpeg and sox write to a pipe. A size that a file could have is believed, and the file refused as cut off."""
     content = bytearray((folder / "BD 01.wav").read_bytes())
@@ -178,6 +186,7 @@ def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
     before = sounds()
     (folder / "readme.txt").write_text("text")
     (folder / ".DS_Store").write_bytes(b"0")
+    os.mkfifo(folder / "BD 08.wav")  # nobody writes to it: reading would wait for ever
     assert sounds() == before
     write(folder / "sub" / "BD 09.wav")
     assert sounds() != before
@@ -189,6 +198,11 @@ def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
         ("BD x.wav", lambda p: p.write_bytes(b"no sound at all" * 9), "cannot be read as audio"),
         ("BD x.wav", lambda p: p.write_bytes(b""), "cannot be read as audio (it has 0 bytes): copy or export it again"),
         ("BD x.wav", lambda p: p.symlink_to("nowhere"), "cannot be read as audio"),
+        (
+            "BD x.flac",
+            lambda p: streamed_flac(p),
+            "cannot be read as audio (its header tells no length): copy or export",
+        ),
         ("BD x.aif", lambda p: write(p, TONE, subtype="DWVW_16"), "again, as 16 or 24 bit PCM"),
         ("BD x.wav", lambda p: write(p, TONE[:0]), "is empty, it holds 0 samples"),
         ("BD x.wav", lambda p: write(p, TONE * 1e-4), "is silent (-80 dB)"),
