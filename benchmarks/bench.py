@@ -284,7 +284,7 @@ def summary(folder: Path):
         ("single_path", "the three lowest n2, the slowest official paths", "ms", 3, "10x", "15x"),
         ("jtfs", "full JTFS loss, forward and backward", "ms", None, "35x", "75x"),
         ("jtfs", "the same, peak memory of the process", "MiB", None, "ours 954", "ours 763"),
-        ("update", "P-Adam and P-SAGA update, P = 315", "ms", None, "10x", "30x"),
+        ("update", "P-Adam and P-SAGA update, P = 315", "ms", None, "8x", "30x"),
         ("step", "whole training step, batch 32", "ms", None, "2x", "3x"),
     ]
     rows = []
