@@ -1,4 +1,4 @@
-"""What the losses cost on this machine, for notebook 08_cost: Table 5 of the paper, and how cost grows.
+"""What the losses cost on this machine, for notebook 08_cost: Table 5 of the paper, how cost grows; a GPU, estimated.
 
 Time: forward and backward with respect to the reconstruction, by torch.utils.benchmark. Memory: the most that tensors
 took at once during such a call beyond what was there before it (inputs, filters), by the allocators' own count. Audio
