@@ -36,6 +36,7 @@ from replication.records import ROOT, provenance, utc_now
 from replication.tasks import PROFILES, make_config
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss
 
+PARTS = ("doctor", "tests", "parity", "table_5", "sharing", "run")
 BATCH, LOG_BYTES, LAST_LINES = 4, 20_000, 32
 CLOSING_S = 10.0  # kept for ending the last part and writing what came of it
 # relative errors of value and gradient, as in tests/test_losses.py and tests/test_accuracy.py; the logarithm and the
@@ -50,7 +51,7 @@ SIZES = {  # Table 5: paths, seconds for each other loss; shared device: runs at
 
 @dataclass
 class Part:
-    """A command; the largest share of the whole time that it gets; below least_s seconds it is not started."""
+    """Arguments of Python; the largest share of the whole time that it gets; it is not started below least_s seconds."""
 
     name: str
     command: list[str]  # the word MINUTES stands for the time that it gets
@@ -61,22 +62,18 @@ class Part:
 def all_parts(profile: str, device: str, folder: Path, work: Path) -> list[Part]:
     """The parts, in order."""
     *_, workers, warm, seconds = SIZES[profile]
-    where = ["--profile", profile, "--device", device]
-    replication, here = [sys.executable, "-m", "replication"], [sys.executable, str(Path(__file__).resolve())]
-    throughput = [sys.executable, str(ROOT / "benchmarks/throughput.py"), *where, "--output", str(folder)]
-    throughput += ["--workers", *workers.split(), "--warm", str(warm), "--seconds", str(seconds)]
-    run = [*replication, "run", *where, "--output", str(work), "--budget-minutes", "MINUTES"]
+    where, here, replication = ["--profile", profile, "--device", device], ROOT / "benchmarks", ["-m", "replication"]
+    own = [f"{here}/first_minutes.py", *where, "--folder", f"{folder}", "--only"]
+    throughput = [f"{here}/throughput.py", *where, "--output", f"{folder}", "--workers", *workers.split()]
+    run = [*replication, "run", *where, "--output", f"{work}", "--budget-minutes", "MINUTES"]
     return [
-        Part("doctor", [*replication, "doctor", "--output", str(work)], 0.1),
-        Part("tests", [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider"], 0.2),
-        Part("parity", [*here, "--only", "parity", *where, "--folder", str(folder)], 0.15),
-        Part("table_5", [*here, "--only", "table_5", *where, "--folder", str(folder)], 0.2),
-        Part("sharing", throughput, 0.3),
+        Part("doctor", [*replication, "doctor", "--output", f"{work}"], 0.1),
+        Part("tests", ["-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider"], 0.2),
+        Part("parity", [*own, "parity"], 0.15),
+        Part("table_5", [*own, "table_5"], 0.2),
+        Part("sharing", [*throughput, "--warm", f"{warm}", "--seconds", f"{seconds}"], 0.3),
         Part("run", run, least_s=4 * STOP_S[profile]),  # `run` starts none in the last three
     ]
-
-
-# ---- parts that are computed here -----------------------------------------------------------------------------------
 
 
 def value_and_gradient(loss: Callable, device: str, dtype: torch.dtype, n_samples: int, **path: int) -> tuple:
@@ -124,9 +121,6 @@ def compute(part: str, profile: str, device: str, folder: Path) -> int:
     return int(not table.get("within", pd.Series([True])).all())
 
 
-# ---- one after the other, within the time ---------------------------------------------------------------------------
-
-
 def call(command: Sequence[str], log: Path, limit_s: float) -> str:
     """Run a command, its words into `log`, and end it after limit_s seconds. "ok", or what became of it."""
     end = "ok"
@@ -164,7 +158,7 @@ def first_minutes(
         limit_s = min(part.share * whole_s, end_s - start_s - CLOSING_S)
         log = work / f"{part.name}.log"
         minutes = f"{max(limit_s - CLOSING_S / 2, 1) / 60:.3f}"
-        command = [minutes if word == "MINUTES" else word for word in part.command]
+        command = [sys.executable, *(minutes if word == "MINUTES" else word for word in part.command)]
         print(f"{part.name}: {limit_s:.0f} s at most ...", flush=True)
         if limit_s < part.least_s:
             log.write_text(f"{limit_s:.0f} s were left, it needs {part.least_s:g} s at least\n")
@@ -200,22 +194,20 @@ def main() -> int:
     parser.add_argument("--profile", default="paper", choices=PROFILES)
     parser.add_argument("--device", default="cuda", help="cpu or cuda (default cuda)")
     parser.add_argument("--folder", type=Path, help="default build/first_minutes/<profile>_<device>")
-    parser.add_argument("--parts", nargs="+", help="default all: doctor tests parity table_5 sharing run")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help=f"default: {' '.join(PARTS)}")
     parser.add_argument("--only", choices=("parity", "table_5"), help=argparse.SUPPRESS)  # compute it in this process
     args = parser.parse_args()
     try:
         check_device(args.device)
     except ValueError as error:
         parser.error(str(error))
-    folder = args.folder or ROOT / "build/first_minutes" / f"{args.profile}_{args.device.replace(':', '')}"
-    folder = folder.absolute()
+    default = ROOT / "build/first_minutes" / f"{args.profile}_{args.device.replace(':', '')}"
+    folder = (args.folder or default).absolute()
     if args.only:
         return compute(args.only, args.profile, args.device, folder)
     work = folder.with_name(f"{folder.name}_work")
     parts = all_parts(args.profile, args.device, folder, work)
-    if unknown := {*(args.parts or ())} - {part.name for part in parts}:
-        parser.error(f"unknown parts {sorted(unknown)}: choose among {', '.join(part.name for part in parts)}")
-    parts = [part for part in parts if not args.parts or part.name in args.parts]
+    parts = [part for part in parts if part.name in args.parts]
     about = {"profile": args.profile, "minutes": args.minutes, **provenance(args.device)}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the part under way, too
     try:
