@@ -3,6 +3,7 @@
 PROFILE ?= quick
 FRESH ?=
 DEVICE ?=
+MINUTES ?= 10
 PYTHON ?=
 
 SHELL := /bin/sh
@@ -11,6 +12,8 @@ OUTPUT := $(if $(FRESH),--output fresh)
 RUN_FLAGS := --profile $(PROFILE) $(OUTPUT) $(if $(DEVICE),--device $(DEVICE))
 # PyTorch's and BLAS's threads would fight over the cores with pytest's workers
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# kept bytecode: tests and runs start hundreds of processes, each of which would compile torch and all else anew, for seconds
+export PYTHONDONTWRITEBYTECODE :=
 
 # Sets $$python to the interpreter asked for, or to the first that will do; says what is missing.
 define find_python
@@ -44,7 +47,7 @@ sh -euc 'python=$$1; if [ -z "$$(find $(1) -newer requirements.lock -newer pypro
 sh "$$python"
 endef
 
-.PHONY: help venv reproduce recordings smoke test coverage status compare doctor site bench peers lab lock clean
+.PHONY: help venv reproduce recordings smoke test coverage status compare doctor site bench gpu peers lab lock clean
 
 help: ## this list
 	@echo "SCRAPL, a replication. Targets:"
@@ -54,6 +57,7 @@ help: ## this list
 	@echo "  FRESH=1         ignore the committed records (and keep them): everything is made anew, in fresh/ (delete it to begin again)"
 	@echo "  TR808_DIR=      a folder of one-shots (WAV, FLAC, AIFF at 44.1 kHz; BD, SD, Tom, OH, CH): also the TR-808 tasks, in recordings/"
 	@echo "  DEVICE=         cpu or cuda; by default what the profile says"
+	@echo "  MINUTES=10      of make gpu"
 	@echo "  PYTHON=         the interpreter to build .venv with; by default the first fit one found"
 
 venv: .venv/.installed ## make .venv from requirements.lock (the other targets do so themselves)
@@ -98,6 +102,10 @@ site: venv ## static pages from what make reproduce left of PROFILE: build/site/
 
 bench: venv peers ## ratios to scrapl-loss 0.1.0: a path, the full JTFS, an update, a training step (21 GB of memory, 25 minutes)
 	$(PY) benchmarks/bench.py
+
+gpu: venv ## the first minutes on a GPU: checks, costs, runs; into build/first_minutes (PROFILE=paper DEVICE=cuda unless told)
+	$(PY) benchmarks/first_minutes.py --minutes $(MINUTES) $(if $(DEVICE),--device $(DEVICE)) \
+	--profile $(if $(filter file,$(origin PROFILE)),paper,$(PROFILE))
 
 peers: .venv-peers/.installed ## make .venv-peers with the authors' package, which cannot live beside kymatio
 

@@ -102,6 +102,7 @@ def main() -> None:
     import pandas as pd
 
     check_device(device)
+    path = args.output / "results/bench" / f"throughput_{args.profile}_{device.replace(':', '')}"
     arguments, rows = [word for name, value in settings.items() for word in (f"--{name}", str(value))], []
     for n in args.workers:
         rows.append(measure(n, arguments, device))
@@ -111,11 +112,10 @@ def main() -> None:
             "step of each".format_map(rows[-1]),
             flush=True,
         )
+        write_csv(path.with_suffix(".csv"), pd.DataFrame(rows))  # each time: the next may not fit into memory or time
+        about = provenance(device) | {"settings": settings, "end_utc": utc_now()}
+        write_text_atomic(path.with_suffix(".json"), json.dumps(about, indent=1, sort_keys=True) + "\n")
     print(f"`run` takes {default_workers(device)} workers here unless told")
-    path = args.output / "results/bench" / f"throughput_{args.profile}_{device.replace(':', '')}"
-    write_csv(path.with_suffix(".csv"), pd.DataFrame(rows))
-    about = provenance(device) | {"settings": settings, "end_utc": utc_now()}
-    write_text_atomic(path.with_suffix(".json"), json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the losses cost on this machine, for notebook 08_cost: Table 5 of the paper, and how cost grows.
+"""What the losses cost on this machine, for notebook 08_cost: Table 5 of the paper, how cost grows; a GPU, estimated.
 
 Time: forward and backward with respect to the reconstruction, by torch.utils.benchmark. Memory: the most that tensors
 took at once during such a call beyond what was there before it (inputs, filters), by the allocators' own count. Audio
@@ -16,17 +16,24 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import linregress
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
+from torch.utils.flop_counter import flop_registry
 
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
 
 from .baselines import MIN_SAMPLES, MSS_NAMES, MSSLoss
 from .published import published
-from .tasks import METHODS, NOT_RUN, RunConfig
+from .tasks import METHODS, NOT_RUN, TASKS, RunConfig, grid
 
 MSS, MEASURED = MSS_NAMES, ("p_loss", "jtfs", "scrapl", *MSS_NAMES)
 AXES = {"n_samples": "signal length (samples)", "batch": "batch", "n_paths": "number of paths P"}
+H200 = {"flop_per_s": 67e12, "byte_per_s": 4.8e12}  # NVIDIA's data sheet: float32 without tensor cores; memory
+# assumed, for the slow and the fast end of an estimate: share of these figures, seconds from kernel to kernel
+UTILISATION, KERNEL_S = (0.1, 0.5), (10e-6, 4e-6)
 COLUMNS = "method loss n ms iqr_ms mib times_mss paper_ms paper_iqr_ms paper_mb paper_times_mss note".split()
 
 
@@ -198,3 +205,84 @@ def crossings(data: pd.DataFrame, one: str, others: Sequence[str]) -> pd.DataFra
             among = bool(ms.index.min() <= size <= ms.index.max())
             rows.append((axis, other, ratio.min(), ratio.max(), size, among))
     return pd.DataFrame(rows, columns=["axis", "other", "least_ratio", "largest_ratio", "size", "measured"])
+
+
+class Count(TorchDispatchMode):
+    """total: (flop, byte, kernels) of what is computed inside with tensors on "meta", which have no values and take the
+    branches of a GPU.
+
+    flop as torch.utils.flop_counter counts, times 4 for complex products; for an FFT of N numbers 5 N log2 N, half if
+    one side is real; else one per number that comes out. byte: all that is read and written, as if no cache kept
+    anything. kernels: operations that are neither views nor empty tensors.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = np.zeros(3)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, name, packet = func(*args, **(kwargs or {})), func.name(), func._overloadpacket
+        results, inputs = ([t for t in tree_leaves(x) if isinstance(t, Tensor)] for x in (out, (args, kwargs)))
+        if func.is_view or "empty" in name or all(t.device.type != "meta" for t in results + inputs):
+            return out
+        flop = sum(t.numel() for t in results)
+        if "_fft_" in name:
+            whole = out if "c2r" in name else args[0]
+            n = math.prod(whole.shape[dim] for dim in args[1])
+            flop = (5 if "c2c" in name else 2.5) * whole.numel() * math.log2(n)
+        elif packet in flop_registry:
+            flop = flop_registry[packet](*args, **(kwargs or {}), out_val=out) * (4 if inputs[0].is_complex() else 1)
+        self.total += flop, sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in results + inputs), 1
+        return out
+
+
+def step_count(config: RunConfig, n_paths: int) -> np.ndarray:
+    """(flop, byte, kernels) as `Count` counts, of a training step on a GPU: encoder, synthesizer, loss, backward,
+    optimizer; the mean over `n_paths` paths, evenly spaced, if the loss draws one. What is made once is not counted."""
+    encoder, synth, loss, n = config.encoder().to("meta"), config.synth(), config.make_loss(), config.batch_size
+    x, theta, seeds = noise(n, config.n_samples, 1, "meta"), torch.rand(n, synth.n_params).to("meta"), torch.arange(n)
+    optimizer, features = config.make_optimizer(encoder.parameters(), loss), encoder.features(x)
+    options = [{"S": loss.jtfs(x)} if config.loss == "jtfs" else {}]
+    if config.loss == "scrapl":
+        options = [{"path_idx": path} for path in [0, *spread(range(loss.n_paths), n_paths)]]
+    totals = []
+    for option in options:
+        optimizer.zero_grad()
+        with Count() as part:
+            theta_hat = encoder(features)
+            x_hat, target = (theta_hat, theta) if config.loss == "p_loss" else (synth(theta_hat, seeds), x)
+            (config.gradient_scale * loss(x_hat, target, **option)).backward()
+        with Count() as update:
+            optimizer.step()
+        totals.append(config.accumulate * part.total + update.total)
+    return np.mean(totals[-n_paths:], axis=0)  # the first step of P-Adam and P-SAGA makes their tables
+
+
+def gpu_estimate(profile: str, n_paths: int) -> pd.DataFrame:
+    """An estimate, to be replaced by measurements: steps per second and hours on one H200, by kind of task and method.
+
+    A step lasts as long as the longest of three: its operations at `UTILISATION` of the card's float32 rate, its bytes
+    at the same share of the memory's, its kernels at `KERNEL_S` each, which eager PyTorch takes to start one; slow and
+    fast are the ends of these assumed ranges, bound says which of the three it is at the fast one. Counts: `step_count`.
+    hours: of `runs`, all tasks of the kind and seeds of the profile, one at a time, `steps` of each from
+    `RunConfig.derived`; without validation, test, start-up and path probabilities.
+    """
+    rows, known = [], {}
+    for kind in dict.fromkeys(task.kind for task in TASKS.values()):
+        names = [name for name, task in TASKS.items() if task.kind == kind]
+        for config in {config.method: config for config in grid(names[0], profile)}.values():
+            of, derived = (kind, config.loss, config.optimizer), config.derived()
+            count = known[of] = known[of] if of in known else step_count(config, n_paths)
+            rates = [
+                [share * H200["flop_per_s"], share * H200["byte_per_s"], 1 / s]
+                for share, s in zip(UTILISATION, KERNEL_S)
+            ]
+            slow_s, fast_s = np.max(count / rates, axis=1)
+            row = {"kind": kind, "tasks": len(names), "method": config.method, "gflop": count[0] / 1e9}
+            row |= {"gb": count[1] / 1e9, "kernels": count[2]}
+            row |= {"bound": ("operations", "bytes", "kernels")[np.argmax(count / rates[1])]}
+            row |= {"slow_steps_per_s": 1 / slow_s, "fast_steps_per_s": 1 / fast_s, "steps": derived["n_steps"]}
+            row["runs"] = len(names) * derived["n_seeds"]
+            hours = row["runs"] * row["steps"] / 3600
+            rows.append(row | {"slow_hours": hours * slow_s, "fast_hours": hours * fast_s})
+    return pd.DataFrame(rows)

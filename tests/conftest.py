@@ -14,6 +14,13 @@ from replication.tasks import make_config
 from replication.trainer import train
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked `cuda` are skipped where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in (item for item in items if item.get_closest_marker("cuda")):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def smoke(method="scrapl_no_theta_is", seed=0, **changes):
     """The config of a granular run at toy size: three epochs of three steps."""
     return make_config("granular", method, seed, "smoke", **changes)

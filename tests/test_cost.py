@@ -15,7 +15,7 @@ import torch
 from replication import costs
 from replication.published import methods_in
 from replication.records import ROOT
-from replication.tasks import make_config
+from replication.tasks import TASKS, grid, make_config
 
 
 def power_law_data():
@@ -130,3 +130,34 @@ def test_the_benchmarks_other_side_needs_no_kymatio():
     code = "import sys; sys.modules['kymatio'] = None; import bench, scrapl_lib.checks; bench.encoder_and_synth()"
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_the_count_of_operations_bytes_and_kernels():
+    """Of a product, a complex one, two FFTs of 4 x 1024 numbers, a sum; a view counts nothing. By hand, exactly."""
+    a, z = torch.empty(6, 5, device="meta"), torch.empty(5, 7, device="meta", dtype=torch.complex64)
+    x, w = (torch.empty(4, 1024, device="meta", dtype=dtype) for dtype in (torch.float32, torch.complex64))
+    cases = {
+        (2 * 6 * 5 * 6, 4 * (30 + 30 + 36), 1): lambda: a @ a.T,
+        (4 * 2 * 7 * 5 * 7, 8 * (35 + 35 + 49), 1): lambda: z.T @ z,
+        (5 * 4096 * 10, 8 * 2 * 4096, 1): lambda: torch.fft.fft(w),
+        (2.5 * 4096 * 10, 4 * 4096 + 8 * 4 * 513, 1): lambda: torch.fft.rfft(x),
+        (4096, 4 * 3 * 4096, 1): lambda: x + x,
+        (0, 0, 0): lambda: x[:, None].expand(4, 3, 1024),
+    }
+    for expected, function in cases.items():
+        with costs.Count() as count:
+            function()
+        assert tuple(count.total) == expected
+
+
+def test_the_estimate_counts_every_run_and_is_bound_by_the_slowest():
+    """Smoke size. A gigantic card is bound by its kernels; hours are steps over steps per second."""
+    table = costs.gpu_estimate("smoke", 2).set_index(["kind", "method"])
+    configs = [config for task in TASKS for config in grid(task, "smoke")]
+    assert table["runs"].sum() == len(configs) and (table["slow_steps_per_s"] < table["fast_steps_per_s"]).all()
+    of = table.loc["granular", "scrapl"]
+    assert of["bound"] == "kernels" and abs(of["fast_steps_per_s"] * of["kernels"] * costs.KERNEL_S[1] - 1) < 1e-9
+    assert (
+        abs(of["slow_hours"] * 3600 * of["slow_steps_per_s"] / (2 * 9) - 1) < 1e-9
+    )  # two seeds, three epochs of three
+    assert (table.loc["granular", "jtfs"][["gflop", "gb", "kernels"]] > of[["gflop", "gb", "kernels"]]).all()

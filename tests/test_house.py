@@ -25,7 +25,7 @@ ORDER = {  # design: a file imports only those above it in its list; scrapl_lib 
     "doctor __main__",
 }
 MODULES = [(package, module) for package, order in ORDER.items() for module in order.split()]
-TARGETS = "help venv reproduce smoke test coverage status compare doctor site bench peers lab lock clean".split()
+TARGETS = "help venv reproduce smoke test coverage status compare doctor site bench gpu peers lab lock clean".split()
 
 
 def pins() -> list[str]:

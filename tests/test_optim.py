@@ -309,7 +309,7 @@ def test_wrong_arguments_are_refused():
     PSAGA(weights, paths, lr=np.float32(0.1), betas=[0, np.float64(0.9)], eps=0, weight_decay=1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @BOTH
 def test_on_cuda_it_equals_the_reference_and_never_waits_for_the_device(cls):
     paths = SimpleNamespace(n_paths=7, path_idx=None)

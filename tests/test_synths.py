@@ -320,7 +320,7 @@ def test_surroundings_change_no_bit(synth):
         assert torch.equal(type(synth)(**again)(theta, seeds), expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @each_synth
 def test_cuda_gives_the_cpu_s_audio_and_is_not_waited_for(synth):
     """Float64, absolute 1e-9; the host neither looks at theta nor waits for a copy."""

@@ -187,7 +187,7 @@ def test_on_a_cpu_the_deterministic_bits_are_the_usual_ones(tmp_path, uninterrup
     assert info["deterministic"] is True and info["config_hash"] == config_hash(config.flat)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.cuda
 @pytest.mark.parametrize("method", ["p_loss", "mss_linear", "scrapl_no_theta_is"])
 def test_cuda_and_cpu_agree(tmp_path, method):
     """A smoke run without dropout, in full float32 on both: the first validation to 1e-3 of its value, which no step
