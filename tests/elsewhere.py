@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 ATEN = torch.ops.aten
 COPIES = {ATEN._to_copy, ATEN.copy_}
 INDEXING = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_}  # an index may lie on the CPU
+JOINING = {ATEN.cat, ATEN.stack}  # take not even a single number from the CPU
 READS = {ATEN._local_scalar_dense, ATEN.equal, ATEN.nonzero, ATEN.masked_select, ATEN._unique2}
 
 
@@ -48,7 +49,7 @@ class Elsewhere(TorchDispatchMode):
         kwargs, kind = kwargs or {}, func.overloadpacket
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         there = [x for x in tensors if isinstance(x, There)]
-        here = [x for x in tensors if not isinstance(x, There) and x.ndim]
+        here = [x for x in tensors if not isinstance(x, There) and (x.ndim or kind in JOINING)]
         to = torch.device(kwargs.get("device") or ("meta" if there else "cpu")).type
         if kind in COPIES:
             places = {to, *(x.device.type for x in tensors)}

@@ -95,8 +95,16 @@ def test_losses_on_cuda_are_looked_at_by_nobody(kind, dtype=torch.float32):
         assert found[0].shape == () and S[1].shape == (*S[0][:, 0, :, 0].shape, loss.jtfs.n_frames)
 
 
-@pytest.mark.parametrize("options", [{"T": 8}, {"T": "global", "log1p": True}], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("path", {"T": 8}),
+        ("path", {"T": "global"}),
+        ("rate", {"log1p": True}),
+        ("jtfs", {"T": "global", "log1p": True}),
+    ],
+    ids=str,
+)
 def test_a_device_computes_what_a_cpu_does(kind, options, monkeypatch):
     """Value, gradient and a product with the Hessian by the branches for devices, in float64: to 1e-12 of the largest
     (1e-10 for the product). Once its filters are there, a loss waits for nothing, whatever it draws."""
@@ -200,7 +208,7 @@ def test_states_that_were_moved_whole_go_on(optimizer, draw):
 
 
 def test_importance_is_computed_as_on_a_cpu():
-    """Curvatures of three paths to 1e-6; the encoder in full float32, without the TF32 that cuDNN allows by default."""
+    """Curvatures of two paths to 1e-6; the encoder in full float32, without the TF32 that cuDNN allows by default."""
     config, found, precisions = path_probabilities.importance_config("granular", "smoke"), [], set()
     for place in ("cpu", "meta"):
         with Elsewhere():
@@ -208,5 +216,5 @@ def test_importance_is_computed_as_on_a_cpu():
             layer = problem.encoder.convolutions[0]
             layer.register_forward_hook(lambda *_: precisions.add(torch.backends.cudnn.conv.fp32_precision))
             arguments = path_probabilities._arguments(problem, 1)
-            found.append(torch.stack([c for _, c in curvature_by_path(*arguments, 20, 1e-3, paths=[0, 8, 9])]))
+            found.append(torch.stack([c for _, c in curvature_by_path(*arguments, 20, 1e-3, paths=[0, 8])]))
     assert precisions == {"ieee"} and (found[1] / found[0] - 1).abs().max() < 1e-6 and found[0].min() > 0
