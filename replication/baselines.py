@@ -62,7 +62,8 @@ class MSSLoss(nn.Module):
             raise ValueError(f"{self.name} needs at least {MIN_SAMPLES} samples, got {x.shape[2]}: use longer audio")
         if self.name == "mss_random":
             self.distance.max_fft_size = min(_RANDOM_MAX_FFT_SIZE, x.shape[2] - 1)
-        return self.distance(x_hat, x)
+        with x.device:  # where mss_random's windows are made: from the CPU, each would wait for the device
+            return self.distance(x_hat, x)
 
 
 class RevisitedLoss(nn.Module):
