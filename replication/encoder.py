@@ -94,7 +94,8 @@ class Encoder(nn.Module):
             shape, got = "(batch, 1, {}, {})".format(*self.feature_shape), tuple(features.shape)
             raise ValueError(f"expected features of shape {shape}, got {got}: call encoder(encoder.features(audio))")
         dtype, kind = self.dense[0].weight.dtype, features.device.type
-        if features.dtype != dtype and not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if features.dtype != dtype and not (cast and features.dtype != torch.float64):
             advice = "take encoder.features(audio), or encoder.to(dtype) first"
             raise TypeError(f"expected features of the weights' dtype {dtype}, got {features.dtype}: {advice}")
         hidden = features

@@ -21,8 +21,9 @@ def own_surroundings() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(np.errstate(all="ignore"))
         stack.enter_context(torch.device("cpu"))
-        stack.enter_context(full_precision("cpu"))
-        for kind in ("cuda", "mps", "xpu"):
+        stack.enter_context(full_precision("cpu", convolutions=True))
+        stack.enter_context(full_precision("cuda", convolutions=True))
+        for kind in ("mps", "xpu"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if before != torch.float32:

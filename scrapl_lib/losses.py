@@ -126,7 +126,7 @@ class SCRAPLLoss(_ScatteringLoss):
         log1p: compress coefficients, rho(S) = log(1 + S / 1e-3) (TR-808), instead of the identity.
         seed: of the draws, 0 to 2^64 - 1. They are made on the CPU by the loss's own generators.
         unbiased: multiply a drawn path's distance by 1 / (P probs[path]). Value and gradient then estimate those of the
-            mean over all paths whatever `probs` is, as long as none is 0; without it (the paper) they estimate those of
+            mean over all draws whatever `probs` is, as long as none is 0; without it (the paper) they estimate those of
             the mean weighted by `probs`. A path asked for by `path_idx` is not weighted: see `weight`.
         draw: what one draw takes. "path": a single path. "rate": all paths of a second-order wavelet, which cost little
             more than one of them (beyond the paper). Or a list of groups of path numbers: one of them is drawn, and
@@ -306,7 +306,7 @@ class SCRAPLLoss(_ScatteringLoss):
             raise ValueError(f"expected what get_extra_state() of a SCRAPLLoss returned, got {state!r:.80}")
         probs, path, own = check_probs(state["probs"], self.n_paths), state["path_idx"], self._settings()
         # earlier states have no settings, and generators as tensors
-        theirs, generators = state.get("settings") or own, {}
+        theirs, generators = dict(state.get("settings") or own), {}
         other = [name for name in {**own, **theirs} if theirs.get(name) != own.get(name)]
         if other:
             named = [f"{name} = {theirs.get(name)!s:.40} (here {own.get(name)!s:.40})" for name in other]
@@ -315,7 +315,7 @@ class SCRAPLLoss(_ScatteringLoss):
             try:
                 values = torch.tensor(list(state[name]), dtype=torch.uint8, device="cpu")
                 generators[name] = torch.Generator("cpu").set_state(values)
-            except (TypeError, RuntimeError) as error:
+            except (TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(f"{name} is no state of a generator ({error}): {state[name]!r:.80}") from error
         self.path_idx = None if path is None else check_index("path_idx", path, self.n_paths, "this loss has paths")
         self._probs = probs

@@ -21,6 +21,7 @@ per weight, in the weights' dtype: P = 315, 604,106 float32 weights make 1.5 and
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any, Protocol
@@ -95,12 +96,13 @@ class PAdam(torch.optim.Optimizer):
     A weight tensor without a gradient (frozen, unused) is skipped whole and its k stands still, so that it, like one
     that joins later by `add_param_group`, follows the equations over the steps it takes part in.
 
-    process_group: the ranks that train together and must draw the same path; None, the default, is all of them.
+    process_group: the ranks that train together and must draw the same path; None, the default, is all of them. It is
+    not copied with the optimizer.
     """
 
     n_rows = 2  # tensors that a path owns
     process_group: Any = None
-    _booked: list[Tensor] = []  # gradients of the last step, until `zero_grad()`
+    _booked: list[weakref.ref] = []  # gradients of the last step, until `zero_grad()`
 
     def __init__(
         self,
@@ -175,7 +177,9 @@ class PAdam(torch.optim.Optimizer):
             moves += [(w, self._gradient(w, name), group) for name, w in _named(group) if w.grad is not None]
         for w, _, _ in moves:
             self._make_tables(w, self.state[w], path)
-        self._done, self._booked = self._n_backward(), [w.grad for w, _, _ in moves]
+        # but views, which DistributedDataParallel puts back in their places after zero_grad() of the model
+        self._booked = [weakref.ref(w.grad) for w, _, _ in moves if w.grad._base is None]
+        self._done = self._n_backward()
         for w, g, group in moves:
             state = self.state[w]
             k, tau = state["k"] + 1, state["tau"]
@@ -231,7 +235,7 @@ class PAdam(torch.optim.Optimizer):
                 "drop gradients by zero_grad() of the optimizer."
             )
         grads = {id(w.grad) for group in self.param_groups for w in group["params"] if w.grad is not None}
-        if passes is not None and any(id(grad) in grads for grad in self._booked):
+        if passes is not None and any(id(grad()) in grads for grad in self._booked):
             raise RuntimeError(
                 f"{name} would book under path {path} gradients that the last step has booked already: call zero_grad() "
                 "of the optimizer before every step's backward()"
@@ -272,13 +276,19 @@ class PAdam(torch.optim.Optimizer):
                     f"the state is of {found[0] or 'an optimizer without paths'} with {found[1]} paths, this is {name} "
                     f"with {n_paths}: take the optimizer and the loss (J, Q1, Q2, J_fr, Q_fr) that it was saved with"
                 )
+        unknown = set(state_dict["state"]) - {w for group in groups for w in group["params"]}
+        if unknown:
+            raise ValueError(
+                f"the state has entries {sorted(map(str, unknown))} of no weight: save and load it by torch"
+            )
         saved, weights = ([w for group in some for w in group["params"]] for some in (groups, self.param_groups))
         for place, (key, w) in enumerate(zip(saved, weights)):
             shapes = {rows[0].shape for rows in state_dict["state"].get(key, {}).get("table", {}).values()}
             state = state_dict["state"].get(key, {})
-            if state.get("k") and not (state["tau"] and set(state["tau"]) <= set(state["table"])):
+            tau, k = state.get("tau", {}), state.get("k", 0)
+            if max(tau.values(), default=0) != k or not set(tau) <= set(state.get("table", {})):
                 raise ValueError(
-                    f"weight {place} has taken {state['k']} steps in the state, which lacks its tables: "
+                    f"weight {place} has taken {k} steps in the state, which lacks its tables: "
                     "torch.distributed.checkpoint.load fills only those that are there; torch.save keeps them all"
                 )
             if shapes - {w.shape}:

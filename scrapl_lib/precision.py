@@ -10,25 +10,23 @@ from torch import Tensor
 
 
 @contextmanager
-def full_precision(kind: str) -> Iterator[None]:
+def full_precision(kind: str, convolutions: bool = False) -> Iterator[None]:
     """Compute in the precision of the tensors on devices of that kind ("cpu", "cuda").
 
-    Without torch.autocast, and without TF32 or bfloat16 inside of float32 matrix products and convolutions, which
+    Without torch.autocast, and without TF32 or bfloat16 inside of float32 matrix products (and convolutions), which
     `torch.set_float32_matmul_precision` and `torch.backends` allow: a distance between close sounds is the difference
-    of nearly equal numbers, and would come out several times too large.
+    of nearly equal numbers, and would come out several times too large. Settings that are full are not touched. The
+    others are those of the whole process: while they are raised here, other threads compute in full precision, too.
     """
-    backends = (
-        torch.backends.mkldnn.matmul,
-        torch.backends.mkldnn.conv,
-        torch.backends.cuda.matmul,
-        torch.backends.cudnn.conv,
-    )
+    of_cpu = torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv
+    of_cuda = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     with ExitStack() as restored:
         if torch.amp.is_autocast_available(kind):
             restored.enter_context(torch.autocast(kind, enabled=False))
-        for backend in backends:
-            restored.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
-            backend.fp32_precision = "ieee"
+        for backend in {"cpu": of_cpu, "cuda": of_cuda}.get(kind, ())[: 1 + convolutions]:
+            if backend.fp32_precision not in ("none", "ieee"):
+                restored.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+                backend.fp32_precision = "ieee"
         yield
 
 

@@ -196,9 +196,14 @@ def stepper():
     return model, optimizer, backward
 
 
-@pytest.mark.parametrize("drop", ["optimizer", "model", "none"])
+@pytest.mark.parametrize("drop", ["optimizer", "model", "none", "bucket views"])
 def test_gradients_are_booked_once(drop):
+    """DistributedDataParallel puts the same views of its buckets back in place after zero_grad() of the model."""
     model, optimizer, backward = stepper()
+    if drop == "bucket views":
+        for weight in model.parameters():
+            weight.grad = torch.zeros(weight.numel() + 1)[1:].view_as(weight)
+        views = [weight.grad for weight in model.parameters()]
     for _ in range(2):
         backward()
         if drop == "none" and optimizer.state[model.weight]["k"]:
@@ -207,7 +212,10 @@ def test_gradients_are_booked_once(drop):
             optimizer.zero_grad()
             backward()
         optimizer.step()
-        {"optimizer": optimizer.zero_grad, "model": model.zero_grad, "none": int}[drop]()
+        {"optimizer": optimizer.zero_grad, "model": model.zero_grad}.get(drop, int)()
+        if drop == "bucket views":
+            for weight, view in zip(model.parameters(), views, strict=True):
+                weight.grad = view.zero_()
     assert optimizer.state[model.weight]["k"] == 2
 
 
@@ -254,6 +262,9 @@ def test_a_state_without_its_tables_is_refused():
     backward()
     optimizer.step()
     state = optimizer.state_dict()
-    state["state"] = {key: each | {"tau": {}, "table": {}} for key, each in state["state"].items()}
-    with pytest.raises(ValueError, match="weight 0 has taken 1 steps in the state, which lacks its tables"):
-        stepper()[1].load_state_dict(state)
+    for k, kept in ((1, False), (40, True)):  # of an optimizer that is fresh, and of one that has taken a step
+        lacking = {"k": k} | ({} if kept else {"tau": {}, "table": {}})
+        with pytest.raises(ValueError, match=f"weight 0 has taken {k} steps in the state, which lacks its tables"):
+            stepper()[1].load_state_dict(state | {"state": {key: s | lacking for key, s in state["state"].items()}})
+    with pytest.raises(ValueError, match=r"entries \['0', '1'\] of no weight"):
+        stepper()[1].load_state_dict(state | {"state": {str(key): s for key, s in state["state"].items()}})
