@@ -7,13 +7,14 @@ with a share of the time: one that fails, is killed or takes too long costs itse
 <folder>, by default build/first_minutes/<profile>_<device>, small enough to carry home: of each part <part>.json (what
 became of it, settings, provenance) and <part>.txt (the end of its words), written as it ends, and tables as CSV;
 records.tar.gz, the records of the runs; summary.md, written anew after each part. Beside it, in <folder>_work: logs,
-and records and checkpoints from which the same command goes on (up to 4.6 GB a run). `--parts` takes some parts only:
-the summary then keeps what the folder has of the others.
+and records and checkpoints from which the same command goes on (up to 4.6 GB a run): parts that were ok are not done
+again. `--parts` takes some parts only; the summary keeps what the folder has of the others.
 """
 
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -67,11 +68,11 @@ def all_parts(profile: str, device: str, folder: Path, work: Path) -> list[Part]
     throughput = [f"{here}/throughput.py", *where, "--output", f"{folder}", "--workers", *workers.split()]
     run = [*replication, "run", *where, "--output", f"{work}", "--budget-minutes", "MINUTES"]
     return [
-        Part("doctor", [*replication, "doctor", "--output", f"{work}"], 0.1),
-        Part("tests", ["-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider"], 0.2),
+        Part("doctor", [*replication, "doctor", "--output", f"{work}"], 0.05),
+        Part("tests", ["-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider"], 0.15),
         Part("parity", [*own, "parity"], 0.15),
-        Part("table_5", [*own, "table_5"], 0.2),
-        Part("sharing", [*throughput, "--warm", f"{warm}", "--seconds", f"{seconds}"], 0.3),
+        Part("table_5", [*own, "table_5"], 0.12),
+        Part("sharing", [*throughput, "--warm", f"{warm}", "--seconds", f"{seconds}"], 0.2),
         Part("run", run, least_s=4 * STOP_S[profile]),  # `run` starts none in the last three
     ]
 
@@ -160,31 +161,42 @@ def first_minutes(
         minutes = f"{max(limit_s - CLOSING_S / 2, 1) / 60:.3f}"
         command = [sys.executable, *(minutes if word == "MINUTES" else word for word in part.command)]
         print(f"{part.name}: {limit_s:.0f} s at most ...", flush=True)
-        if limit_s < part.least_s:
-            log.write_text(f"{limit_s:.0f} s were left, it needs {part.least_s:g} s at least\n")
-            ends.append("NOT STARTED: no time left")
-        else:
-            ends.append(call(command, log, limit_s))
-        seconds = clock() - start_s
-        print(f"{part.name}: {ends[-1]}, {seconds:.0f} s", flush=True)
-        write_bytes_atomic(folder / f"{part.name}.txt", log.read_bytes()[-LOG_BYTES:])
-        found = {"part": part.name, "end": ends[-1], "seconds": round(seconds, 1), "start_utc": start_utc}
-        found |= {"limit_s": round(limit_s, 1), "command": command, **about}
-        write_text_atomic(folder / f"{part.name}.json", json.dumps(found, indent=1) + "\n")
-        write_text_atomic(folder / "summary.md", summary(folder))
+        ends.append("INTERRUPTED")
+        try:
+            if limit_s < part.least_s:
+                ends[-1] = "NOT STARTED: no time left"
+                log.write_text(f"{limit_s:.0f} s were left, it needs {part.least_s:g} s at least\n")
+            else:
+                ends[-1] = call(command, log, limit_s)
+        finally:
+            seconds = clock() - start_s
+            print(f"{part.name}: {ends[-1]}, {seconds:.0f} s", flush=True)
+            # what an earlier call found stays where this one finds no time
+            if log.exists() and not (ends[-1].startswith("NOT") and (folder / f"{part.name}.json").exists()):
+                write_bytes_atomic(folder / f"{part.name}.txt", log.read_bytes()[-LOG_BYTES:])
+                found = {"part": part.name, "end": ends[-1], "seconds": round(seconds, 1), "start_utc": start_utc}
+                found |= {"limit_s": round(limit_s, 1), "command": command, **about}
+                write_text_atomic(folder / f"{part.name}.json", json.dumps(found, indent=1) + "\n")
+                write_text_atomic(folder / "summary.md", summary(folder))
     return all(end == "ok" for end in ends)
 
 
 def summary(folder: Path) -> str:
     """Markdown: what became of each part that the folder has, and its last words."""
-    found = sorted((json.loads(path.read_text()) for path in folder.glob("*.json")), key=lambda each: each["start_utc"])
+    found = (json.loads(path.read_text()) for path in folder.glob("*.json"))
+    found = sorted(found, key=lambda each: (*PARTS, each["part"]).index(each["part"]))
+    words = {
+        each["part"]: (folder / f"{each['part']}.txt").read_text("utf-8", "replace").splitlines() for each in found
+    }
     lines = [f"# First minutes: profile {found[-1]['profile']} on {found[-1]['device_name']}", ""]
     lines += ["Numbers of the smoke profile mean nothing.", ""] * (found[-1]["profile"] == "smoke")
-    lines += ["| part | what became of it | seconds | begun (UTC) |", "| --- | --- | --- | --- |"]
-    lines += ["| {part} | {end} | {seconds:.0f} | {start_utc} |".format_map(each) for each in found]
+    lines += ["| part | what became of it | its last words | seconds | begun (UTC) |", "| --- " * 5 + "|"]
     for each in found:
-        said = (folder / f"{each['part']}.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-        lines += ["", f"## {each['part']}: {each['end']}", "", "```", *said[-LAST_LINES:], "```"]
+        last = next((line.strip("= \r") for line in reversed(words[each["part"]]) if line.strip("= \r")), "")
+        row = each | {"last": last[:80].replace("|", "/")}
+        lines.append("| {part} | {end} | {last} | {seconds:.0f} | {start_utc} |".format_map(row))
+    for each in found:
+        lines += ["", f"## {each['part']}: {each['end']}", "", "```", *words[each["part"]][-LAST_LINES:], "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -194,9 +206,13 @@ def main() -> int:
     parser.add_argument("--profile", default="paper", choices=PROFILES)
     parser.add_argument("--device", default="cuda", help="cpu or cuda (default cuda)")
     parser.add_argument("--folder", type=Path, help="default build/first_minutes/<profile>_<device>")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help=f"default: {' '.join(PARTS)}")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, help=f"default: those not yet ok of {' '.join(PARTS)}, and run"
+    )
     parser.add_argument("--only", choices=("parity", "table_5"), help=argparse.SUPPRESS)  # compute it in this process
     args = parser.parse_args()
+    if not 0 < args.minutes < math.inf:
+        parser.error(f"--minutes must be a positive number, got {args.minutes}")
     try:
         check_device(args.device)
     except ValueError as error:
@@ -207,11 +223,16 @@ def main() -> int:
         return compute(args.only, args.profile, args.device, folder)
     work = folder.with_name(f"{folder.name}_work")
     parts = all_parts(args.profile, args.device, folder, work)
-    parts = [part for part in parts if part.name in args.parts]
+    there = {path.stem for path in folder.glob("*.json") if json.loads(path.read_text())["end"] == "ok"}
+    parts = [part for part in parts if part.name in (args.parts or {*PARTS} - there | {"run"})]
     about = {"profile": args.profile, "minutes": args.minutes, **provenance(args.device)}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the part under way, too
+    del about["peak_memory_mb"]  # this process's, not the parts'
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # ends the part under way, too
     try:
         good = first_minutes(parts, folder, work, __started_s__ + 60 * args.minutes, about)
+    except KeyboardInterrupt:
+        return 130
     finally:
         if (work / "results").exists():
             records = shutil.make_archive(str(work / "records"), "gztar", work, "results")
