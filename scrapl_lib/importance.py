@@ -146,13 +146,13 @@ def curvature_by_path(
     if not paths or len(set(paths)) < len(paths) or not set(paths) <= set(range(loss.n_paths)):
         raise ValueError(f"paths must be different numbers from 0 to {loss.n_paths - 1}, at least one, got {paths}")
     params, slow, device = list(params), [], inputs[0].device.type
-    with torch.enable_grad(), full_precision(device):
+    with torch.enable_grad(), full_precision(device, convolutions=True):
         encoder = Encoder(encode, inputs, params)
         jets = [audio_jets(*parts) for parts in zip(inputs, encoder.thetas, synthesize, strict=True)]
     U = encoder.J.shape[1]
     derivatives = slopes_and_curvatures(loss, list(zip(jets, inputs)), U, paths, report)
     for done in range(len(paths)):
-        with torch.enable_grad(), full_precision(device):
+        with torch.enable_grad(), full_precision(device, convolutions=True):
             p, s, H = next(derivatives)
             found = [encoder.largest_eigenvalue(s, H, u, n_iter, tol, gauss_newton) for u in range(U)]
         values, converged = zip(*found, strict=True)

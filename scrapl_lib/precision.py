@@ -23,7 +23,7 @@ def full_precision(kind: str, convolutions: bool = False) -> Iterator[None]:
     with ExitStack() as restored:
         if torch.amp.is_autocast_available(kind):
             restored.enter_context(torch.autocast(kind, enabled=False))
-        for backend in {"cpu": of_cpu, "cuda": of_cuda}.get(kind, ())[: 1 + convolutions]:
+        for backend in (of_cpu if kind == "cpu" else of_cuda)[: 1 + convolutions]:
             if backend.fp32_precision not in ("none", "ieee"):
                 restored.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
                 backend.fp32_precision = "ieee"
