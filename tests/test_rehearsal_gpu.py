@@ -215,6 +215,7 @@ def test_states_that_were_moved_whole_go_on(optimizer, draw, monkeypatch):
 def test_importance_is_computed_as_on_a_cpu():
     """Curvatures of two paths to 1e-6; the encoder in full float32, without the TF32 that cuDNN allows by default."""
     config, found, precisions = path_probabilities.importance_config("granular", "smoke"), [], set()
+    torch.backends.cudnn.conv.fp32_precision = "tf32"  # as it is by default; other tests turn it off
     for place in ("cpu", "meta"):
         with Elsewhere():
             problem = Problem(config, place)
