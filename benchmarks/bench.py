@@ -33,7 +33,7 @@ SIDES = ("ours", "scrapl_loss")
 BATCH = {"single_path": 4, "jtfs": 4, "update": 1, "step": 32}
 REPETITIONS = {"single_path": 7, "jtfs": 2, "update": 40, "step": 1}
 FILL = {"update": 315}  # paths drawn before timing starts; in step each path's first call, which is not timed, draws it
-VALUES = {  # what the two sides compute, to see that they do the same work; the authors' P-SAGA is not quite the paper's
+VALUES = {  # what both sides compute, to see that they do the same work; the authors' P-SAGA is not quite the paper's
     "update": "lengths of updates",
     "step": "losses, after updates that differ in details,",
 }

@@ -1,7 +1,7 @@
 """The first minutes on a GPU: `make gpu`, or `python benchmarks/first_minutes.py --minutes 10 --device cuda`.
 
-In this order: doctor; the tests marked `cuda`; every loss and its gradient against float64 on the CPU; Table 5; steps of
-1, 2, 4 and 8 runs that share the device; then `run` of the profile's grid with what is left. Each part is a process
+In this order: doctor; the tests marked `cuda`; every loss and its gradient against float64 on the CPU; Table 5; steps
+of 1, 2, 4 and 8 runs that share the device; then `run` of the profile's grid with what is left. Each part is a process
 with a share of the time: one that fails, is killed or takes too long costs itself only.
 
 <folder>, by default build/first_minutes/<profile>_<device>, small enough to carry home: of each part <part>.json (what
@@ -52,7 +52,7 @@ SIZES = {  # Table 5: paths, seconds for each other loss; shared device: runs at
 
 @dataclass
 class Part:
-    """Arguments of Python; the largest share of the whole time that it gets; it is not started below least_s seconds."""
+    """Arguments of Python; the largest share of the whole time that it gets; not started below least_s seconds."""
 
     name: str
     command: list[str]  # the word MINUTES stands for the time that it gets
@@ -87,8 +87,8 @@ def value_and_gradient(loss: Callable, device: str, dtype: torch.dtype, n_sample
 
 
 def parity(profile: str, device: str) -> pd.DataFrame:
-    """Each loss in float32 on the device against float64 on the CPU, SCRAPL on a path of each n2: relative errors of the
-    value and, in L2, of the gradient. TF32 is off; the bounds are those that float32 on the CPU keeps to."""
+    """Each loss in float32 on the device against float64 on the CPU, SCRAPL on a path of each n2: relative errors of
+    the value and, in L2, of the gradient. TF32 is off; the bounds are those that float32 on the CPU keeps to."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     config, rows = make_config("granular", "jtfs", 0, profile), []
     scrapl = SCRAPLLoss(**config.transform())

@@ -108,8 +108,8 @@ def main() -> None:
         rows.append(measure(n, arguments, device))
         rows[-1]["times_one"] = rows[-1]["runs_per_hour"] / rows[0]["runs_per_hour"]
         print(
-            "{workers} workers: {runs_per_hour:.4g} runs per hour, {times_one:.2f} times the first; {step_ms:.3g} ms per "
-            "step of each".format_map(rows[-1]),
+            "{workers} workers: {runs_per_hour:.4g} runs per hour, {times_one:.2f} times the first; {step_ms:.3g} ms "
+            "per step of each".format_map(rows[-1]),
             flush=True,
         )
         write_csv(path.with_suffix(".csv"), pd.DataFrame(rows))  # each time: the next may not fit into memory or time

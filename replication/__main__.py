@@ -84,12 +84,12 @@ def _names(text: str) -> list[str]:
 
 HELP = {
     "deterministic": "the same bits again on one type of device and version of PyTorch; on a CPU they are so anyway",
-    "executor": "submit jobs through submitit, one per run, and wait for them (local: jobs as processes of this machine)",
+    "executor": "submit jobs through submitit, one per run, and wait for them (local: jobs are processes here)",
     "slurm": "with --executor: an option of sbatch, such as partition=gpu; several times. Default "
     f"{' '.join(f'{name}={value}' for name, value in SLURM.items())} (time: minutes)",
     "workers": f"runs at once (default: one per core of a CPU, one per {RUN_GIB} GiB of a GPU's memory, at most "
     f"{PER_GPU}); with --executor slurm: jobs in the queue at once (256)",
-    "budget": "stop after so long, start-up included. One seed of every task and method comes first, then a second one, "
+    "budget": "stop after so long, start-up included. One seed of every task and method comes first, then a second, "
     "and so on, in each round the cheap before the dear. Shortly before the end the runs under way write checkpoints, "
     f"from which the same command goes on ({', '.join(f'{name}: {stop_s:g} s' for name, stop_s in STOP_S.items())}); "
     "none is started in the last three times as long. Exit status 1 if a run crashed or is stale",

@@ -196,8 +196,8 @@ class EmbeddingLoss(nn.Module):
 
 
 def resample(x: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """x (..., samples) -> (..., samples * to_hz / from_hz, rounded), periodic, without frequencies from the lower of the
-    two Nyquist frequencies on."""
+    """x (..., samples) -> (..., samples * to_hz / from_hz, rounded), periodic, without frequencies from the lower of
+    the two Nyquist frequencies on."""
     if from_hz == to_hz:
         return x
     n, n_new = x.shape[-1], round(x.shape[-1] * to_hz / from_hz)

@@ -83,8 +83,8 @@ def times_ms(call: Callable, arguments: Sequence, least_s: float) -> np.ndarray:
 
 
 def peak_mib(call: Callable, arguments: Iterable, device: str) -> float:
-    """Most memory that tensors took at once, over one call for each argument, beyond what they took before; MiB. Call it
-    once before: what it makes at its first call (filters) would count."""
+    """Most memory that tensors took at once, over one call for each argument, beyond what they took before; MiB. Call
+    it once before: what it makes at its first call (filters) would count."""
     peaks = [0.0]
     for argument in arguments:
         if device == "cpu":
@@ -263,8 +263,8 @@ def gpu_estimate(profile: str, n_paths: int) -> pd.DataFrame:
 
     A step lasts as long as the longest of three: its operations at `UTILISATION` of the card's float32 rate, its bytes
     at the same share of the memory's, its kernels at `KERNEL_S` each, which eager PyTorch takes to start one; slow and
-    fast are the ends of these assumed ranges, bound says which of the three it is at the fast one. Counts: `step_count`.
-    hours: of `runs`, all tasks of the kind and seeds of the profile, one at a time, `steps` of each from
+    fast are the ends of these assumed ranges, bound says which of the three it is at the fast one. Counts:
+    `step_count`. hours: of `runs`, all tasks of the kind and seeds of the profile, one at a time, `steps` of each from
     `RunConfig.derived`; without validation, test, start-up and path probabilities.
     """
     rows, known = [], {}

@@ -244,7 +244,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _frames(x: Tensor, sample_rate_hz: float, n_least: int) -> tuple[Tensor, int, Tensor]:
-    """Frames (batch, frames, size) float64, a quarter of their size apart; their size; the frequencies of their bins."""
+    """Frames (batch, frames, size) float64, a quarter of their size apart; their size; their bins' frequencies."""
     check_audio(x, "x")
     if not isinstance(sample_rate_hz, (int, float)) or not 4000 <= sample_rate_hz < math.inf:
         raise ValueError(f"sample_rate_hz must be at least 4000 and finite, got {sample_rate_hz!r}")

@@ -55,8 +55,8 @@ def standard_error(half_width: float, n: int, paired: bool = False) -> float:
 
 
 def equivalence(difference: float, sides: Sequence[tuple[float, int]], margin: float) -> float:
-    """The larger p-value of two one-sided t-tests (TOST, Schuirmann 1987): small when a difference of means lies between
-    -margin and margin. Without any spread it is 0 or 1.
+    """The larger p-value of two one-sided t-tests (TOST, Schuirmann 1987): small when a difference of means lies
+    between -margin and margin. Without any spread it is 0 or 1.
 
     sides: (standard error, n) of the two means (Welch's test), or of the one that is compared with a fixed number.
     """

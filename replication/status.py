@@ -110,7 +110,7 @@ def overview(profile: str, output: Path = ROOT) -> str:
         f"\n{table}\n",
         f"in all {n['done']:.0f} done, {n['failed']:.0f} failed, {n['stale']:.0f} stale, {n['missing']:.0f} missing; "
         f"{_hours(n['spent'])} hours spent, {_hours(n['to_go'])} to go{besides}",
-        "Hours are one worker's. Spent: by the records, which know an interrupted run's training steps or its last part.",
+        "Hours are one worker's. Spent: by the records, which know a resumed run's training steps or its last part.",
         "To go: by the finished runs of the task and method, else roughly by its other methods'; ?: there are none.",
     ]
     return "\n".join(lines + [f"{method} not run: {why}" for method, why in NOT_RUN.items()])

@@ -1,4 +1,4 @@
-"""What a caller may have set and no number depends on: torch's default dtype and device, its precision, NumPy's errors."""
+"""What a caller may have set and no number depends on: torch's default dtype, device and precision, NumPy's errors."""
 
 from __future__ import annotations
 

@@ -156,8 +156,9 @@ class PAdam(torch.optim.Optimizer):
         """One update of the weights from `p.grad`, which stays as it is; returns what `closure()` returned, if given.
 
         Books the gradient under `paths.path_idx`. Several backward passes may add up to it (accumulation) if all are of
-        that path. A refused step changes nothing; tables are made before anything moves. Nothing here waits for a CUDA device, so gradients there are not
-        looked at and non-finite ones enter the tables for good: check the loss and stop before the step.
+        that path. A refused step changes nothing; tables are made before anything moves. Nothing here waits for a CUDA
+        device, so gradients there are not looked at and non-finite ones enter the tables for good: check the loss and
+        stop before the step.
 
         Raises:
             RuntimeError: no path was drawn yet; with a SCRAPLLoss: since the last step or `zero_grad()` no gradient was
@@ -209,8 +210,8 @@ class PAdam(torch.optim.Optimizer):
             raise found
         if ranks > 1 and len(set(drawn)) > 1:
             raise RuntimeError(
-                f"the ranks drew different paths, {drawn}: give the losses of all ranks one seed and equal `probs`, and "
-                "let none draw alone (in evaluation it may)"
+                f"the ranks drew different paths, {drawn}: give the losses of all ranks one seed and equal `probs`, "
+                "and let none draw alone (in evaluation it may)"
             )
         return found
 
@@ -237,8 +238,8 @@ class PAdam(torch.optim.Optimizer):
         grads = {id(w.grad) for group in self.param_groups for w in group["params"] if w.grad is not None}
         if passes is not None and any(id(grad()) in grads for grad in self._booked):
             raise RuntimeError(
-                f"{name} would book under path {path} gradients that the last step has booked already: call zero_grad() "
-                "of the optimizer before every step's backward()"
+                f"{name} would book under path {path} gradients that the last step has booked already: call "
+                "zero_grad() of the optimizer before every step's backward()"
             )
         return path
 

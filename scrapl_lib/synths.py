@@ -8,6 +8,7 @@ Suffixes: _hz hertz, _s seconds, _oct_per_s octaves per second; lengths without 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,7 @@ class Parameter:
         return (value - self.min) / ((self.max - self.min) or 1)
 
 
-class Synth:
+class Synth(ABC):
     """A sound of theta, in theta's dtype and on its device, twice differentiable. Subclasses fill in what is below."""
 
     parameters: tuple[Parameter, ...]
@@ -90,9 +91,9 @@ class Synth:
             raise ValueError(f"one seed per item is needed, got {len(seeds)} seeds for a theta of {len(theta)} items")
         return self.render(theta, *draws)
 
+    @abstractmethod
     def signal(self, controls: list[Tensor], dtype: torch.dtype, *draws: Tensor) -> Tensor:
         """Each parameter's value in its unit, (batch, 1), theta's dtype, draws on its device -> (batch, n_samples)."""
-        raise NotImplementedError
 
 
 @dataclass(eq=False)

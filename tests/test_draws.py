@@ -136,7 +136,7 @@ def test_wrong_draws_are_refused(draw, error, message):
         loss(noise(1, 1, 1024), noise(1, 1, 1024), path_idx=4)
 
 
-# ---- weights and gradients outside of training ------------------------------------------------------------------------
+# ---- weights and gradients outside of training ----------------------------------------------------------------------
 
 
 def test_the_weight_of_the_last_path_stays_readable():
@@ -182,7 +182,7 @@ def test_gradients_taken_in_evaluation_before_zero_grad_are_not_booked():
         optimizer.step()
 
 
-# ---- what a stranger's loop met ---------------------------------------------------------------------------------------
+# ---- steps of other loops -------------------------------------------------------------------------------------------
 
 
 def stepper():

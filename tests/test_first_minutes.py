@@ -1,4 +1,4 @@
-"""The first minutes on a GPU, rehearsed: the budget by a fake clock, and parts that fail, are killed or take too long."""
+"""The first minutes on a GPU, rehearsed: the budget by a fake clock, parts that fail, are killed or take too long."""
 
 import json
 import time
