@@ -212,10 +212,17 @@ def test_states_that_were_moved_whole_go_on(optimizer, draw, monkeypatch):
     assert (found - expected).abs().max() < 1e-12 and (found - first[0].weight).abs().max() > 1e-3
 
 
-def test_importance_is_computed_as_on_a_cpu():
+@pytest.fixture
+def tf32():
+    """As cuDNN has it by default; other tests turn it off."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, True
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def test_importance_is_computed_as_on_a_cpu(tf32):
     """Curvatures of two paths to 1e-6; the encoder in full float32, without the TF32 that cuDNN allows by default."""
     config, found, precisions = path_probabilities.importance_config("granular", "smoke"), [], set()
-    torch.backends.cudnn.conv.fp32_precision = "tf32"  # as it is by default; other tests turn it off
     for place in ("cpu", "meta"):
         with Elsewhere():
             problem = Problem(config, place)
