@@ -18,7 +18,7 @@ from . import records
 from .checkpoints import checkpoint_folder
 from .path_probabilities import saved_curvature
 from .records import IMPORTANCE, ROOT, Run, config_hash, run_folder
-from .tasks import METHODS, NOT_RUN, TASKS, RunConfig, grid, importance_config, methods_of, step_cost
+from .tasks import BEYOND, METHODS, NOT_RUN, TASKS, RunConfig, grid, importance_config, methods_of, step_cost
 
 
 def states(configs: Iterable[RunConfig], output: Path = ROOT) -> dict[RunConfig, str]:
@@ -71,7 +71,10 @@ def _tally(task: str, profile: str, output: Path) -> pd.DataFrame:
     """A row per method and for the path probabilities: how many are done, failed, stale and missing, the hours spent on
     the done and failed ones and to go for the missing (nan: unknown)."""
     rows, known = {}, {}
-    for config, state in states([*grid(task, profile), importance_config(task, profile)], output).items():
+    wanted = [*grid(task, profile), *grid(task, profile, BEYOND), importance_config(task, profile)]
+    for config, state in states(wanted, output).items():
+        if config.method in BEYOND and state == "missing":
+            continue  # run when asked for
         row = rows.setdefault(config.method, dict.fromkeys(("done", "failed", "stale", "missing", "spent"), 0))
         row[state] += 1
         if state in ("done", "failed"):

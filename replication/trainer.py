@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from scrapl_lib.losses import p_loss
+from scrapl_lib.losses import SCRAPLLoss, p_loss
 
 from .checkpoints import alone, checkpoint_folder, load_checkpoint, save_checkpoint
 from .data import meso_seeds
@@ -26,7 +26,7 @@ from .evaluate import evaluate
 from .path_probabilities import path_probabilities
 from .problem import CHUNK, Problem, check_device
 from .records import COLUMNS, ROOT, Run, config_hash, read_run, run_folder, run_state, utc_now, write_run
-from .tasks import RunConfig
+from .tasks import RunConfig, needs
 
 CHECKPOINT_EVERY_S = 120.0
 LOOK_EVERY = {"cpu": 1, "cuda": 20}  # steps between looks at the loss; on CUDA each look waits for the device
@@ -150,7 +150,7 @@ class Training(Problem):
         batches, total = self.data.batches("val", c.batch_size), 0.0
         if self._validation is None:
             self._validation = [{}] * len(batches)
-            if c.loss == "scrapl":
+            if isinstance(self.loss, SCRAPLLoss):
                 generator = torch.Generator().manual_seed(c.seed)
                 paths = torch.multinomial(self.loss.probs, len(batches), replacement=True, generator=generator).tolist()
                 references = [self.loss.coefficients(self.x[items], path) for path, items in zip(paths, batches)]
@@ -223,7 +223,7 @@ def train_steps(
             every_s = CHECKPOINT_EVERY_S if checkpoint_every_s is None else checkpoint_every_s
             history, test = (pd.DataFrame([], columns=columns) for columns in COLUMNS.values())
             probs, more, training = None, {}, None
-            if config.method == "scrapl":
+            if needs(config):
                 probs, more["probabilities_sha256"] = path_probabilities(config, output)
             try:
                 training = Training(config, place, probs)
