@@ -384,7 +384,7 @@ def make_config(task: str, method: str, seed: int, profile: str, **changes: obje
 def importance_config(task: str, profile: str, **changes: object) -> RunConfig:
     """The path probabilities that runs of all seeds draw from, as a config: they come from the initial weights of
     seed 0. `changes` as in `make_config`."""
-    return needs(make_config(task, "scrapl", 0, profile, **changes))
+    return replace(make_config(task, "scrapl", 0, profile, **changes), method=IMPORTANCE)
 
 
 def methods_in(*tables: int) -> tuple[str, ...]:
