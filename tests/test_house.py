@@ -70,10 +70,11 @@ def test_make_target_parses_and_is_in_the_help(target):
 
 def test_make_passes_its_variables_on():
     text = make("-n", "reproduce", "FRESH=1", "PROFILE=paper", "DEVICE=cuda")
-    assert "run --task granular --profile paper --output fresh --device cuda" in text
+    assert "run --task granular --seeds 0-$((2 - 1)) --profile paper --output fresh --device cuda" in text
     assert "notebook --profile paper --output fresh" in text
+    assert "--seeds 0-$((10 - 1))" in make("-n", "reproduce", "FRESH=1", "SEEDS=10")
     text = make("-n", "reproduce")
-    assert "--profile quick" in text and "--output" not in text and "--device" not in text
+    assert "--profile quick" in text and not {"--output", "--device", "--seeds"} & set(text.split())
 
 
 @pytest.fixture
