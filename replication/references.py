@@ -32,7 +32,7 @@ def kept_references(
     and is named by all that decides its bits: sounds, transform, code, PyTorch, processor, number of threads. What is
     missing or broken is made, by all processes that want it together. Without room the answer is empty.
 
-    x: (N, 1, samples) on the CPU. items: (n,) int64. report: told, after every file, which share there is.
+    x: (N, 1, samples) on the CPU. items: (n,) int64. report: told, where some are missing, which share is there.
     """
     settings = [getattr(transform, name) for name in ("shape", "J", "Q1", "Q2", "J_fr", "Q_fr", "T", "F")]
     machine = [torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
@@ -52,16 +52,20 @@ def kept_references(
     for path, part in random.Random(os.getpid()).sample(pieces, len(pieces)):  # processes seldom meet at the same file
         S = kept_array(path, lambda part=part: _all_paths(transform, x[part]))
         kept |= zip(part.tolist(), torch.from_numpy(S), strict=True)
-        report(len(kept) / len(items))
+        if n_missing:
+            report(len(kept) / len(items))
     return kept
 
 
 def _all_paths(transform: jtfs.JTFS, x: Tensor) -> np.ndarray:
     """(n, 1, samples) -> (n, P, log-frequency, frames); costs as much as some 16 (quick) or 47 (paper) single paths."""
-    found = {}
-    for group in transform.groups["rate"]:
-        found |= zip(group, transform.path_group(x, group, apart=True).unbind(dim=1), strict=True)
-    return torch.stack([found[path] for path in range(transform.n_paths)], dim=1).numpy()
+    rows = []
+    for part in x.split(4):  # more of them would not stay in a core's cache
+        found = {}
+        for group in transform.groups["rate"]:
+            found |= zip(group, transform.path_group(part, group, apart=True).unbind(dim=1), strict=True)
+        rows.append(torch.stack([found[path] for path in range(transform.n_paths)], dim=1))
+    return torch.cat(rows).numpy()
 
 
 def drawn(kept: dict[int, Tensor], items: Tensor, paths: Sequence[int]) -> Tensor:
