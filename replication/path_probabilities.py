@@ -38,7 +38,7 @@ TOL, N_ITER = 1e-3, 40  # of the curvatures: probabilities need no more; the slo
 
 def _record(config: RunConfig, output: Path) -> tuple[Path, str]:
     """Where the record is that belongs to a run, and its state: done, missing or stale."""
-    wanted = needs(config)
+    wanted = needs(config) or config
     folder = records.run_folder(wanted.profile, wanted.task, records.IMPORTANCE, 0, output)
     return folder, records.run_state(folder, records.config_hash(wanted.flat))
 

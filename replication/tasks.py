@@ -432,10 +432,10 @@ def grid(
 
 
 def needs(config: RunConfig) -> RunConfig | None:
-    """The path probabilities that a run draws from, as a config."""
-    if config.method == IMPORTANCE or METHODS[config.method].theta_is:
-        return replace(config, method=IMPORTANCE, seed=0, loss="scrapl", optimizer=METHODS["scrapl"].optimizer)
-    return None
+    """The path probabilities that a run draws from, as a config; they need none themselves."""
+    if config.method == IMPORTANCE or not METHODS[config.method].theta_is:
+        return None
+    return replace(config, method=IMPORTANCE, seed=0, loss="scrapl", optimizer=METHODS["scrapl"].optimizer)
 
 
 def step_cost(method: str) -> float:
