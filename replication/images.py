@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import torch
@@ -41,6 +42,7 @@ from .records import (
     write_record,
     write_run,
 )
+from .stats import holm, mean_ci95, paired_comparison
 
 TASK = "images"
 TEST_SEED = 10**6  # of the textures tested on: synthesizer seeds from here on, which no training has
@@ -180,6 +182,11 @@ class ImageConfig:
     lr: float = 2e-3
     importance_examples: int = 8
 
+    @property
+    def flat(self) -> dict[str, object]:
+        """The config as the record keeps it."""
+        return asdict(self) | {"task": TASK}
+
 
 SIZES = {
     "smoke": dict(size=24, n_strokes=4, J=2, L=2, hidden=4, batch_size=2, n_steps=4, test_every=2, n_test=4),
@@ -218,7 +225,7 @@ def make_loss(config: ImageConfig) -> Callable[..., Tensor]:
     if config.method.startswith("fourier"):
         return FourierLoss(tuple(n for n in (8, 16, 32) if n <= config.size), config.method == "fourier_mean")
     if config.method in ("p_loss", "pixels"):
-        return {"p_loss": p_loss, "pixels": nn.MSELoss()}[config.method]
+        return p_loss if config.method == "p_loss" else nn.MSELoss()
     draw = "scale" if config.method == "scrapl_scale" else "path"
     return SCRAPLLoss(transform=scattering(config), draw=draw, seed=config.seed)
 
@@ -293,10 +300,6 @@ class Matching:
 # ---- records --------------------------------------------------------------------------------------------------------
 
 
-def _flat(config: ImageConfig) -> dict[str, object]:
-    return asdict(config) | {"task": TASK}
-
-
 def folder_of(config: ImageConfig, output: Path = ROOT) -> Path:
     """Where the record of a run is, or belongs."""
     return run_folder(config.profile, TASK, config.method, config.seed, output)
@@ -304,7 +307,7 @@ def folder_of(config: ImageConfig, output: Path = ROOT) -> Path:
 
 def state_of(config: ImageConfig, output: Path = ROOT) -> str:
     """What is on disk of a run, see `records.run_state`."""
-    return run_state(folder_of(config, output), config_hash(_flat(config)))
+    return run_state(folder_of(config, output), config_hash(config.flat))
 
 
 def _ensured(config: ImageConfig, output: Path, compute: Callable[[Path], None]) -> Path:
@@ -324,7 +327,7 @@ def importance_table(profile: str, output: Path = ROOT) -> pd.DataFrame:
 
     def compute(folder: Path) -> None:
         start_utc, table = utc_now(), Matching(config).importance()
-        about = {"status": "ok", "config": _flat(config), "start_utc": start_utc, "device": DEVICE}
+        about = {"status": "ok", "config": config.flat, "start_utc": start_utc, "device": DEVICE}
         write_record(folder, {"probabilities.csv": table}, **about)
 
     return pd.read_csv(io.BytesIO(read_record(_ensured(config, output, compute))[1]["probabilities.csv"]))
@@ -338,7 +341,7 @@ def ensure_run(config: ImageConfig, output: Path = ROOT) -> Run:
         if config.method == "scrapl_theta_is":
             probs = torch.tensor(importance_table(config.profile, output)["probability"], dtype=torch.float64)
         history, test = Matching(config).train(None if probs is None else probs / probs.sum())
-        about = {"status": "ok", "config": _flat(config), "start_utc": start_utc, "device": DEVICE}
+        about = {"status": "ok", "config": config.flat, "start_utc": start_utc, "device": DEVICE}
         write_run(folder, history=history, test=test, **about)
 
     return read_run(_ensured(config, output, compute))
@@ -348,3 +351,44 @@ def ensure_runs(profile: str, output: Path = ROOT) -> list[Run]:
     """All runs of a profile, seed by seed; a call that was stopped goes on at the next that is missing."""
     seeds = range(SEEDS[check_name("profile", profile, SEEDS)])
     return [ensure_run(image_config(method, seed, profile), output) for seed in seeds for method in METHODS]
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+PAIRS = (  # which differences are tested: b less a, seed by seed
+    ("fourier", "scrapl_psaga"),
+    ("fourier_mean", "scrapl_psaga"),
+    ("scattering", "scrapl_psaga"),
+    ("scrapl_plain", "scrapl_psaga"),
+    ("scrapl_psaga", "scrapl_theta_is"),
+    ("scrapl_psaga", "scrapl_scale"),
+)
+
+
+def values_of(runs: Sequence[Run], method: str, metric: str) -> list[float]:
+    """A method's test values, in the order of seeds."""
+    return [run.value(metric) for run in sorted(runs, key=lambda run: run.seed) if run.method == method]
+
+
+def results_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """A row per method: errors (per mille) with their 95 % half-widths over seeds, the time of a step, its ratio to
+    that of SCRAPL with P-SAGA, seed by seed."""
+    rows, unit = [], values_of(runs, "scrapl_psaga", "step_ms")
+    for method, (label, *_) in METHODS.items():
+        row = {"method": label, "seeds": len(values_of(runs, method, "theta_l1"))}
+        for metric in ("theta_l1", "density_l1", "spread_l1"):
+            row[metric], row[f"{metric}_ci95"] = mean_ci95(values_of(runs, method, metric))
+        times = values_of(runs, method, "step_ms")
+        ratio = median(a / b for a, b in zip(times, unit, strict=True))
+        rows.append(row | {"step_ms": median(times), "step_ratio": ratio})
+    return pd.DataFrame(rows)
+
+
+def paired_table(runs: Sequence[Run], metric: str = "theta_l1") -> pd.DataFrame:
+    """`PAIRS`: mean difference (per mille), 95 % half-width, p of the paired t-test, and p corrected for all (Holm)."""
+    rows = []
+    for a, b in PAIRS:
+        found = paired_comparison(values_of(runs, a, metric), values_of(runs, b, metric))
+        rows.append((f"{METHODS[b][0]} less {METHODS[a][0]}", *found))
+    table = pd.DataFrame(rows, columns=["difference", "mean", "ci95", "paired_p"])
+    return table.assign(paired_p_holm=holm(table["paired_p"]))

@@ -74,7 +74,7 @@ def of_checked_inputs(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class Distances(nn.Module):
     """What SCRAPLLoss and the full losses share: the transform, and the distances of its coefficients."""
 
-    def __init__(self, transform: PathTransform, log1p: bool) -> None:
+    def __init__(self, transform: PathTransform, log1p: bool = False) -> None:
         super().__init__()
         self.log1p = check_bool("log1p", log1p)
         self.transform = checked_transform(transform)
@@ -119,9 +119,6 @@ class ScatteringLoss(Distances):
     """
 
     _known = "path_group(transform, x, range(n_paths))"
-
-    def __init__(self, transform: PathTransform, log1p: bool = False) -> None:
-        super().__init__(transform, log1p)
 
     def forward(self, x_hat: Tensor, x: Tensor, S: Tensor | None = None) -> Tensor:
         """x_hat, x (batch, ...) -> scalar, the batch mean of `per_item`."""
