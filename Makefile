@@ -2,6 +2,7 @@
 
 PROFILE ?= quick
 FRESH ?=
+SEEDS ?= $(if $(FRESH),2)
 DEVICE ?=
 MINUTES ?= 10
 PYTHON ?=
@@ -55,6 +56,7 @@ help: ## this list
 	@echo "Variables (make reproduce PROFILE=paper DEVICE=cuda):"
 	@echo "  PROFILE=quick   quick (two CPU cores), paper (a CUDA GPU) or smoke (toy size, numbers mean nothing)"
 	@echo "  FRESH=1         ignore the committed records (and keep them): everything is made anew, in fresh/ (delete it to begin again)"
+	@echo "  SEEDS=          the first so many seeds of each method only; 2 with FRESH=1"
 	@echo "  TR808_DIR=      a folder of one-shots (WAV, FLAC, AIFF at 44.1 kHz; BD, SD, Tom, OH, CH): also the TR-808 tasks, in recordings/"
 	@echo "  DEVICE=         cpu or cuda; by default what the profile says"
 	@echo "  MINUTES=10      of make gpu"
@@ -67,7 +69,7 @@ venv: .venv/.installed ## make .venv from requirements.lock (the other targets d
 	$(PY) -m pip install --no-deps --no-build-isolation -e .)
 
 reproduce: venv ## run what is missing of the granular task, then all notebooks: tables, figures, report card
-	env -u TR808_DIR $(PY) -m replication run --task granular $(RUN_FLAGS)
+	env -u TR808_DIR $(PY) -m replication run --task granular $(if $(SEEDS),--seeds 0-$$(($(SEEDS) - 1))) $(RUN_FLAGS)
 	env -u TR808_DIR $(PY) -m replication notebook --profile $(PROFILE) $(OUTPUT)
 	$(if $(TR808_DIR),$(MAKE) recordings)
 

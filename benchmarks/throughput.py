@@ -26,6 +26,7 @@ from replication.problem import check_device, default_device, default_workers
 from replication.records import ROOT, provenance, utc_now
 from replication.tasks import make_config
 from replication.trainer import Training
+from scrapl_lib.losses import SCRAPLLoss
 
 
 def worker(task: str, method: str, profile: str, device: str, seed: int, warm: int, seconds: float) -> None:
@@ -33,7 +34,7 @@ def worker(task: str, method: str, profile: str, device: str, seed: int, warm: i
     of a run."""
     config = make_config(task, method, seed, profile)
     training = Training(replace(config, epochs=10**6), check_device(device))
-    if config.loss == "scrapl":
+    if isinstance(training.loss, SCRAPLLoss):
         with torch.no_grad():
             for path in range(training.loss.n_paths):  # a path's filters are made when it is first drawn
                 training.loss.coefficients(training.x[:1], path)

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from scrapl_lib.losses import SCRAPLLoss
+
 from .files import locked, write_bytes_atomic, write_text_atomic
 from .records import ROOT, config_hash
 from .tasks import RunConfig
@@ -42,7 +44,7 @@ def save_checkpoint(training: Any, folder: Path) -> None:
         "config_hash": config_hash(training.config.flat),
         "encoder": training.encoder.state_dict(),
         "optimizer": training.optimizer.state_dict(),
-        "paths": training.loss.get_extra_state() if training.config.loss == "scrapl" else None,
+        "paths": training.loss.get_extra_state() if isinstance(training.loss, SCRAPLLoss) else None,
         "torch": torch.get_rng_state(),
         "numpy": (name, keys.tolist(), *rest),
         "cuda": torch.cuda.get_rng_state(training.device) if training.device.type == "cuda" else None,

@@ -243,7 +243,7 @@ def step_count(config: RunConfig, n_paths: int) -> np.ndarray:
     x, theta, seeds = noise(n, config.n_samples, 1, "meta"), torch.rand(n, synth.n_params).to("meta"), torch.arange(n)
     optimizer, features = config.make_optimizer(encoder.parameters(), loss), encoder.features(x)
     options = [{"S": loss.jtfs(x)} if config.loss == "jtfs" else {}]
-    if config.loss == "scrapl":
+    if isinstance(loss, SCRAPLLoss):
         options = [{"path_idx": path} for path in [0, *spread(range(loss.n_paths), n_paths)]]
     totals = []
     for option in options:

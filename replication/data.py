@@ -8,12 +8,11 @@ killed run resumes from its step counter alone. What is random or large is made 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from scrapl_lib.checks import check_name
 
 from . import circuit_808
-from .files import write_bytes_atomic
+from .files import kept_array
 
 SPLITS = ("train", "val", "test")
 COUNTS = {"BD": 215, "SD": 240, "Tom": 189, "HH": 37}  # the paper's one-shots: 681
@@ -187,15 +186,14 @@ class OneShots(Split):
         Args:
             counts: sounds by kind. sample_rate_hz, n_samples: from 8000 Hz and 10 ms on.
             seed: of the split. corpus_seed: of the sounds.
-            cache: folder that keeps the corpus, in a file named by what it depends on. A file that is not as it was
-                written is rendered again, and one that cannot be written is done without; both are said on stderr.
+            cache: folder that keeps the corpus, in a file named by what it depends on: see `kept_array`.
         Raises: ValueError for arguments out of their ranges.
         """
         names = circuit_808.corpus_names(counts)
         asked = [circuit_808.VERSION, names, corpus_seed, sample_rate_hz, n_samples]
         name = f"tr808_corpus_{hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}.npy"
         render = partial(circuit_808.render_corpus, counts, corpus_seed, sample_rate_hz, n_samples)
-        x = _kept(Path(cache, name).absolute(), render) if cache else render()
+        x = np.array(kept_array(Path(cache, name).absolute(), render)) if cache else render()
         return cls(torch.from_numpy(x)[:, None], names, "circuit-model corpus", seed)
 
 
@@ -282,31 +280,3 @@ def _read(path: Path, sample_rate_hz: int, n_samples: int) -> tuple[np.ndarray, 
     if len(audio) < n_frames or (said and int(said[1]) < _NO_LENGTH):
         raise ValueError(f"{name} breaks off: it holds fewer samples than its header says: {again} or move it away")
     return audio[:n_samples], n_frames
-
-
-def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `make` makes, kept as an .npy file with its SHA-256 at the end.
-
-    A file that is not as it was written is made again; without room for it the array goes unkept. Both are said.
-    """
-
-    def say(words: str) -> None:
-        print(f"{_text(path)} {words}", file=sys.stderr, flush=True)
-
-    try:
-        data = path.read_bytes()
-        if hashlib.sha256(data[:-32]).digest() == data[-32:]:
-            return np.load(io.BytesIO(data))
-        say("is not what was written there: rendering the corpus again")
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        say(f"cannot be read ({error}): rendering the corpus again")
-    file, x = io.BytesIO(), make()
-    np.save(file, x)
-    data = file.getvalue()
-    try:
-        write_bytes_atomic(path, data + hashlib.sha256(data).digest())
-    except OSError as error:
-        say(f"cannot be written, the corpus is not kept: {error}")
-    return x

@@ -30,7 +30,7 @@ from . import tables
 from .files import write_bytes_atomic, write_csv
 from .records import ROOT, Run
 from .tables import ABLATION, DRUM_METHODS, METRICS, NAN, SAMPLERS, STEP, TABLES, seeds_note
-from .tasks import CHIRPLETS, METHODS, TR808
+from .tasks import CHIRPLETS, METHODS, TR808, methods_of
 
 BAND = "mean and 95 % interval over seeds (± 1.96 population standard deviations / √n)"
 OURS_COST = "our Table 5 (08_cost, batch 4) plus encoder and synthesizer"
@@ -156,11 +156,11 @@ def _capital(label: str) -> str:
 # ---- the granular task ----------------------------------------------------------------------------------------------
 
 
-def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str) -> pd.DataFrame:
+def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str, methods: Sequence[str]) -> pd.DataFrame:
     """Columns method, source ("ours", "paper"), n_seeds, train_step_ms, cost (relative to P-loss's), value, ci95."""
     theirs, rows = tables.paper_cells(), []
     sides = {"ours": (tables.cells_of(runs), tables.cost_cells(costs)), "paper": (theirs, theirs)}
-    for method, (source, (cells, steps)) in itertools.product(METHODS, sides.items()):
+    for method, (source, (cells, steps)) in itertools.product(methods, sides.items()):
         bases = cells.get(("granular", "p_loss", metric)), steps.get(("granular", "p_loss", STEP))
         cell, step = cells.get(("granular", method, metric)), steps.get(("granular", method, STEP))
         if cell and step and all(bases):
@@ -172,16 +172,22 @@ def _against_cost(runs: Sequence[Run], costs: dict[str, float], metric: str) -> 
 
 @_themed
 def figure_1(
-    runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float], metric: str = "theta_synth_l1"
+    runs: Sequence[Run],
+    profile: str,
+    not_run: dict[str, str],
+    costs: dict[str, float],
+    metric: str = "theta_synth_l1",
+    methods: Sequence[str] | None = None,
 ) -> Plot:
     """Figure 1: test error (theta L1, per mille) against the cost of a training step relative to P-loss, log axes. With
     metric "jtfs_distance" Figure 3: JTFS distance on test, relative to P-loss, too (the paper's axis has an arbitrary
     scale).
 
     runs: finished and failed ones of the granular task and this profile (ValueError otherwise), as `records.load_runs`
-    gives them. not_run: method -> why it has no runs. costs: see `tables.step_costs`.
+    gives them. not_run: method -> why it has no runs. costs: see `tables.step_costs`. methods: None is the paper's.
     """
-    data = _against_cost(runs, costs, metric)
+    methods = methods_of("granular") if methods is None else methods
+    data = _against_cost(runs, costs, metric, methods)
     figure, (ax,) = _start(runs, profile, 7.2, 1)
     for row in data.itertuples():
         _point(ax, row.method, row.cost, row.value, row.source == "ours", yerr=row.ci95)
@@ -193,7 +199,7 @@ def figure_1(
     if metric == "jtfs_distance":
         title, ylabel = "Figure 3: JTFS distance", "JTFS distance on test, relative to P-loss"
     ax.set(xlabel="time of one training step, relative to P-loss", ylabel=ylabel)
-    notes = [f"Filled: ours, hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run)]
+    notes = [f"Filled: ours, hollow: the paper's. Bars: {BAND}.", seeds_note(runs, methods, not_run)]
     notes.append(f"Cost: {OURS_COST}; the paper's: Table 5 plus 54.7 ms for the model.")
     if not costs:
         notes.append(f"Cost: {NO_COSTS}.")
@@ -208,13 +214,13 @@ def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: 
     """Figure 2: validation error against wall-clock time (left, log axis; wall_s: the steps' cost) and training steps
     (right), all methods. Arguments as in `figure_1`."""
     figure, axes = _start(runs, profile, 9.6, 2)
-    data = tables.curves(runs, METHODS)
+    data = tables.curves(runs, methods := methods_of("granular"))
     data.insert(2, "wall_s", data["step"] * data["method"].map(costs).astype(float) / 1000)
     _draw_curves(axes[0], data[data["wall_s"] > 0], "theta_synth_l1", "wall_s")
     _plain_log(axes[0], "x")
     _draw_curves(axes[1], data, "theta_synth_l1")
     notes = [f"Lines and bands: {BAND}.", f"Time of a step: {OURS_COST if costs else NO_COSTS}."]
-    notes.append(seeds_note(runs, METHODS, not_run))
+    notes.append(seeds_note(runs, methods, not_run))
     title = "Figure 2: convergence in time and in steps, granular synthesizer"
     return _finish(figure, axes, data, title, notes, profile)
 
@@ -246,8 +252,8 @@ def figure_4(runs: Sequence[Run], profile: str, not_run: dict[str, str]) -> Plot
 def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, str]) -> Plot:
     """One metric (of `tables.METRICS`) of every method, seed by seed, beside the paper's mean; as `figure_1`."""
     figure, (ax,) = _start(runs, profile, 7.2, 1)
-    sides, rows = {"ours": tables.cells_of(runs), "paper": tables.paper_cells()}, []
-    for (height, method), (source, cells) in itertools.product(enumerate(METHODS), sides.items()):
+    sides, rows, methods = {"ours": tables.cells_of(runs), "paper": tables.paper_cells()}, [], methods_of("granular")
+    for (height, method), (source, cells) in itertools.product(enumerate(methods), sides.items()):
         if cell := cells.get(("granular", method, metric)):
             ours, place = source == "ours", height + (-0.16 if source == "ours" else 0.16)
             if ours:
@@ -256,11 +262,11 @@ def by_seed(runs: Sequence[Run], metric: str, profile: str, not_run: dict[str, s
             rows.append((method, source, None, cell.n, cell.mean, cell.ci95))
             _point(ax, method, cell.mean, place, ours, xerr=cell.ci95)
     data = pd.DataFrame(rows, columns=["method", "source", "seed", "n_seeds", "value", "ci95"])
-    ax.set_yticks(range(len(METHODS)), [method.label for method in METHODS.values()], fontsize=8)
+    ax.set_yticks(range(len(methods)), [METHODS[method].label for method in methods], fontsize=8)
     ax.invert_yaxis()
     _plain_log(ax, "x")
     ax.set_xlabel(str(METRICS[metric]))
-    notes = [f"Filled: ours, ticks: its seeds; hollow: the paper's. Bars: {BAND}.", seeds_note(runs, METHODS, not_run)]
+    notes = [f"Filled: ours, ticks: its seeds; hollow: the paper's. Bars: {BAND}.", seeds_note(runs, methods, not_run)]
     title = f"{_capital(METRICS[metric].label)} by seed, granular synthesizer"
     return _finish(figure, [ax], data.astype({"seed": "Int64"}), title, notes, profile)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import io
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -71,3 +74,37 @@ def locked(path: Path, waiting: str) -> Iterator[bool]:
         yield waited
     finally:
         lock.release()
+
+
+def kept_array(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` makes, kept in an .npy file with its SHA-256 at the end: mapped into memory, which processes share.
+
+    A file that is not as it was written is made again, an array that cannot be written goes unkept; both are said on
+    stderr. Of processes that want the same file at once one makes it, the others wait.
+    """
+    if (x := _as_written(path)) is not None:
+        return x
+    try:
+        with locked(path.with_suffix(".lock"), f"another process makes {path}: waiting for it"):
+            if (x := _as_written(path)) is not None:
+                return x
+            if path.exists():
+                print(f"{path} is not what was written there: making it again", file=sys.stderr, flush=True)
+            for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+                leftover.unlink()
+            file, x = io.BytesIO(), make()
+            np.save(file, x)
+            write_bytes_atomic(path, file.getvalue() + hashlib.sha256(file.getvalue()).digest())
+    except OSError as error:
+        print(f"{path} cannot be written and is not kept: {error}", file=sys.stderr, flush=True)
+    kept = _as_written(path)
+    return kept if kept is not None else make() if x is None else x
+
+
+def _as_written(path: Path) -> np.ndarray | None:
+    """The array of a file of `kept_array`; None if it is not there or not as it was written."""
+    with contextlib.suppress(OSError, ValueError):
+        data = np.memmap(path, np.uint8, "r")
+        if hashlib.sha256(data[:-32]).digest() == data[-32:].tobytes():
+            return np.load(path, mmap_mode="c")
+    return None

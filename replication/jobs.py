@@ -266,7 +266,7 @@ def ensure_runs(
         print(f"stale, not used: {folder} {why}", file=sys.stderr)
     missing = sorted((c for c, state in found.items() if state == "missing"), key=lambda c: (-run_cost(c), c.seed))
     if missing:
-        needed = states(dict.fromkeys(needs(c) for c in missing if c.method == "scrapl"), output)
+        needed = states(dict.fromkeys(needs(c) for c in missing if needs(c)), output)
         stale = [c for c, state in needed.items() if state not in ("done", "missing")]
         for c in stale:
             print(f"{c.task}: no scrapl runs, the path probabilities are {needed[c]}", file=sys.stderr)

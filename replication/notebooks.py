@@ -37,7 +37,7 @@ from .records import ROOT, n_cores, utc_now
 from .tasks import PROFILES, check_name
 
 KINDS = {str: "a text", int: "a whole number", float: "a finite number", bool: "True or False"}
-ALONE = ("08_cost",)  # its times, which 05_granular draws, want the whole machine
+ALONE = ("08_cost", "11_draw_a_rate")  # their times, which 05_granular and 11 draw, want the whole machine
 LAST = ("09_report_card",)
 IPC_PATH_LIMIT = 90  # bytes; the sockets' names add a few more and must stay below 104 (macOS) or 108 (Linux)
 

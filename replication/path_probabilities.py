@@ -13,7 +13,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +29,7 @@ from . import records
 from .checkpoints import alone, checkpoint_folder
 from .data import meso_seeds
 from .problem import Problem, check_device
-from .tasks import RunConfig, importance_config
+from .tasks import RunConfig, importance_config, needs
 
 TOL, N_ITER = 1e-3, 40  # of the curvatures: probabilities need no more; the slowest paths need more than 20
 
@@ -38,7 +38,7 @@ TOL, N_ITER = 1e-3, 40  # of the curvatures: probabilities need no more; the slo
 
 def _record(config: RunConfig, output: Path) -> tuple[Path, str]:
     """Where the record is that belongs to a run, and its state: done, missing or stale."""
-    wanted = replace(config, method=records.IMPORTANCE, seed=0)
+    wanted = needs(config) or config
     folder = records.run_folder(wanted.profile, wanted.task, records.IMPORTANCE, 0, output)
     return folder, records.run_state(folder, records.config_hash(wanted.flat))
 

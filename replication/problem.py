@@ -81,10 +81,8 @@ class Problem:
         np.random.seed(config.seed)
         self.encoder, self.synth, self.data = config.encoder().to(device), config.synth(), config.data()
         self.theta = self.data.theta.to(device) if isinstance(self.data, ThetaGrid) else None
-        loss = config.make_loss()
+        loss = config.make_loss(probs)
         self.loss = loss.to(device) if isinstance(loss, torch.nn.Module) else loss
-        if probs is not None:
-            self.loss.probs = probs
         if self.theta is None:
             self.x = functional.pad(self.data.x.to(device), (config.common_delay, 0))
         else:

@@ -219,6 +219,16 @@ def _left_out(claim: Claim, runs: dict[str, list[Run]], not_run: dict[str, str],
     return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in left.items())
 
 
+def _in_words(groups: Groups) -> str:
+    """What too few seeds say: "238 → 49.0, 0.206 times (one seed: no interval, no test)"."""
+    n = min(cell.n for group in groups for cell in group)
+    means = " → ".join(", ".join(number(cell.mean) for cell in group) for group in groups)
+    ratio = (
+        f", {number(groups[1][0].mean / groups[0][0].mean)} times" if [len(group) for group in groups] == [1, 1] else ""
+    )
+    return f"{means}{ratio} ({'one seed: no interval' if n == 1 else f'{n} seeds'}, no test)"
+
+
 def report_card(
     part: str, runs: Sequence[Run], not_run: dict[str, str], profile: str, costs: dict[str, float] | None = None
 ) -> pd.DataFrame:
@@ -228,8 +238,9 @@ def report_card(
     not by the runs, whose steps shared the machine with others.
     paper_verdict is that of the same rule on the paper's numbers, p_value that of the paired test, uncorrected, where
     the rule has one. The verdict is "too few seeds" when a side of the comparison has no method with 3 seeds that have
-    the value (failed ones and, for steps, those that never converged do not), or a pair fewer than 3 in common; "not
-    run" when a side has no run. left_out names the methods left out for that, and failed seeds, with the reason.
+    the value (failed ones and, for steps, those that never converged do not), or a pair fewer than 3 in common: what
+    they say is then given without a judgement. It is "not run" when a side has no run. left_out names the methods left
+    out for that, and failed seeds, with the reason.
     """
     by_task, rows = {task: [run for run in runs if run.task == task] for task in TASKS}, []
     ours = tables.cells_of(run for run in runs if run.task in PARTS[part])
@@ -246,6 +257,8 @@ def report_card(
         else:
             any_run = all(any((run.task, run.method) in side for run in runs) for side in claim.sides)
             verdict = "too few seeds" if any_run and not timed else "not run"
+            if any_run and all(few := claim.groups(ours)):
+                used, text = few, _in_words(few)
         n = sorted({cell.n for group in used for cell in group})
         seeds = "" if timed else " to ".join(map(str, dict.fromkeys([*n[:1], *n[-1:]])))  # "5" or "3 to 5"
         place, theirs = (claim.text, claim.place, profile), claim.judge(claim.groups(tables.paper_cells()))

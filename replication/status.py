@@ -18,7 +18,7 @@ from . import records
 from .checkpoints import checkpoint_folder
 from .path_probabilities import saved_curvature
 from .records import IMPORTANCE, ROOT, Run, config_hash, run_folder
-from .tasks import METHODS, NOT_RUN, TASKS, RunConfig, grid, importance_config, methods_of, step_cost
+from .tasks import BEYOND, METHODS, NOT_RUN, TASKS, RunConfig, grid, importance_config, methods_of, step_cost
 
 
 def states(configs: Iterable[RunConfig], output: Path = ROOT) -> dict[RunConfig, str]:
@@ -27,9 +27,12 @@ def states(configs: Iterable[RunConfig], output: Path = ROOT) -> dict[RunConfig,
     return {config: records.run_state(folder, config_hash(config.flat)) for config, folder in folders.items()}
 
 
-def runs_on_disk(task: str, profile: str = "quick", output: Path = ROOT) -> list[Run]:
-    """The finished and failed runs of a task's grid; stale ones are left out with a warning. Raises BrokenRecord."""
-    expected = {(c.method, c.seed): config_hash(c.flat) for c in grid(task, profile)}
+def runs_on_disk(
+    task: str, profile: str = "quick", output: Path = ROOT, methods: Iterable[str] | None = None
+) -> list[Run]:
+    """The finished and failed runs of a task's grid, or of other `methods`; stale ones are left out with a warning.
+    Raises BrokenRecord."""
+    expected = {(c.method, c.seed): config_hash(c.flat) for c in grid(task, profile, methods)}
     return records.load_runs(profile, task, expected, output)
 
 
@@ -67,18 +70,24 @@ def _hours_of_a_run(method: str, known: dict[str, list[float]]) -> float:
     return mean(found) if found else math.nan
 
 
-def _tally(task: str, profile: str, output: Path) -> pd.DataFrame:
+def tally(task: str, profile: str, output: Path) -> pd.DataFrame:
     """A row per method and for the path probabilities: how many are done, failed, stale and missing, the hours spent on
-    the done and failed ones and to go for the missing (nan: unknown)."""
+    the done and failed ones and to go for the missing (nan: unknown), and the most memory that one took, in MiB."""
     rows, known = {}, {}
-    for config, state in states([*grid(task, profile), importance_config(task, profile)], output).items():
-        row = rows.setdefault(config.method, dict.fromkeys(("done", "failed", "stale", "missing", "spent"), 0))
+    wanted = [*grid(task, profile), *grid(task, profile, BEYOND), importance_config(task, profile)]
+    for config, state in states(wanted, output).items():
+        if config.method in BEYOND and state == "missing":
+            continue  # run when asked for
+        row = rows.setdefault(
+            config.method, dict.fromkeys(("done", "failed", "stale", "missing", "spent", "memory"), 0)
+        )
         row[state] += 1
         if state in ("done", "failed"):
             folder = run_folder(profile, task, config.method, config.seed, output)
-            importance = config.method == IMPORTANCE
-            hours = records.hours_of(records.read_record(folder)[0]) if importance else records.read_run(folder).hours
+            info, _ = records.read_record(folder)
+            hours = records.hours_of(info) if config.method == IMPORTANCE else records.read_run(folder).hours
             row["spent"] += hours
+            row["memory"] = max(row["memory"], info["peak_memory_mb"])
             if state == "done":
                 known.setdefault(config.method, []).append(hours)
     for method, row in rows.items():
@@ -97,7 +106,7 @@ def _cell(n: pd.Series) -> str:
 
 def overview(profile: str, output: Path = ROOT) -> str:
     """All tasks by method, as a text: how many runs are done, failed, stale and missing, hours spent and to go."""
-    tallies, matrix = {task: _tally(task, profile, output) for task in TASKS}, {}
+    tallies, matrix = {task: tally(task, profile, output) for task in TASKS}, {}
     for task, tally in tallies.items():
         not_run = dict.fromkeys(NOT_RUN.keys() & methods_of(task), "not run")
         matrix[tuple(task.partition("_")[::2])] = not_run | tally.apply(_cell, axis=1).to_dict()

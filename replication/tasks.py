@@ -12,13 +12,14 @@ import hashlib
 import os
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_origin
 
 import torch
+from torch import Tensor
 
 from scrapl_lib.checks import check_name
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
@@ -136,9 +137,10 @@ class RunConfig:
         sound = (self.sample_rate_hz, self.n_samples, self.synth().n_params)
         return Encoder(*sound, self.cqt_octaves, self.cqt_hop, self.channels, self.pools, self.dense, self.dropout)
 
-    def make_loss(self) -> Callable:
-        """The run's loss, a function of (x_hat, x); of (theta_hat, theta) for "p_loss"."""
-        return next(method for method in METHODS.values() if method.loss == self.loss).make_loss(self)
+    def make_loss(self, probs: Tensor | None = None) -> Callable:
+        """The run's loss, a function of (x_hat, x); of (theta_hat, theta) for "p_loss". probs: `Method.theta_is`."""
+        method = next(method for method in METHODS.values() if method.loss == self.loss)
+        return method.make_loss(self, *([] if probs is None else [probs]))
 
     def make_optimizer(self, weights: Iterable[torch.nn.Parameter], loss: Callable) -> torch.optim.Optimizer:
         """The run's optimizer of `weights`; P-Adam and P-SAGA read the drawn path from `loss`."""
@@ -175,7 +177,10 @@ class Method:
     style: colour (Okabe & Ito, Tol), marker and line in every figure.
     make_loss: takes a `RunConfig` and returns the loss. loss: its name, by default the method's own; methods that
         differ in optimizer or path probabilities only share a loss.
-    tables: the paper's tables it stands in; it is run on the tasks that have them.
+    theta_is: whether it draws by the recorded path probabilities of theta-importance sampling, (P,) float64;
+        `make_loss` then takes them, too.
+    tables: the paper's tables it stands in; it is run on the tasks that have them. Empty: beyond the paper, and run
+        when asked for by name.
     optimizer: of `OPTIMIZERS`. gradient_scale: multiplies a loss whose gradient is below Adam's eps; not with log1p.
     step_cost: of a step relative to a SCRAPL step, roughly, to order runs and tell the time left.
     not_run: why it is not run unless asked for by name.
@@ -190,16 +195,41 @@ class Method:
     loss: str = ""
     gradient_scale: float = 1.0
     step_cost: float = 0.3
+    theta_is: bool = False
     not_run: str = ""
 
     def __post_init__(self) -> None:
         self.loss = self.loss or self.name
 
 
+def _scrapl(c: RunConfig, probs: Tensor | None = None, draw: str | Sequence[Sequence[int]] = "path") -> SCRAPLLoss:
+    """A SCRAPL loss; a draw is as probable as its paths together."""
+    loss = SCRAPLLoss(**c.transform(), seed=c.seed, draw=draw)
+    if probs is not None:
+        loss.probs = torch.stack([probs[list(paths)].sum() for paths in loss.draws])
+    return loss
+
+
+def _subset(c: RunConfig, probs: Tensor | None = None) -> SCRAPLLoss:
+    """Always the same tenth of the paths, the most probable ones: a pruned scattering graph."""
+    if probs is None:
+        raise ValueError(f"{c.method} takes the paths of largest probability: give those of theta-importance sampling")
+    return _scrapl(c, draw=[sorted(torch.topk(probs, max(1, len(probs) // 10)).indices.tolist())])
+
+
+def _four_paths(c: RunConfig) -> SCRAPLLoss:
+    """As many groups as paths, each of four paths, each path in four of them, put together at random by the run's
+    seed."""
+    n, generator = SCRAPLLoss(**c.transform()).n_paths, torch.Generator().manual_seed(c.seed)
+    order, shifts = (torch.randperm(n, generator=generator) for _ in range(2))
+    return _scrapl(c, draw=torch.stack([order.roll(int(shift)) for shift in shifts[:4]], dim=1).tolist())
+
+
 _JTFS = {"make_loss": lambda c: JTFSLoss(**c.transform()), "gradient_scale": 1e8, "step_cost": 11.0}
-_SCRAPL = {"make_loss": lambda c: SCRAPLLoss(**c.transform(), seed=c.seed), "loss": "scrapl"}
-_SCRAPL |= {"gradient_scale": 1e8, "step_cost": 1.0}
+_SCRAPL = {"make_loss": _scrapl, "loss": "scrapl", "gradient_scale": 1e8, "step_cost": 1.0}
 _PSAGA = {"tables": (1, 2, 3, 4), "optimizer": "psaga"}
+_BEYOND = {"tables": (), "gradient_scale": 1e8}
+_RATE = _SCRAPL | {"make_loss": functools.partial(_scrapl, draw="rate"), "loss": "scrapl_rate", "step_cost": 1.5}
 _MSS = {"make_loss": lambda c: MSSLoss(c.loss), "tables": (1, 4)}
 _EMBEDDING = {
     "make_loss": lambda c: EmbeddingLoss(c.loss, c.sample_rate_hz),
@@ -208,7 +238,7 @@ _EMBEDDING = {
 _METHODS = (  # in display order
     Method("p_loss", "P-loss", ("#000000", "*", "-"), lambda c: p_loss, (1, 2), step_cost=0.15),
     Method("jtfs", "JTFS", ("#0072B2", "s", "-"), tables=(1, 2, 4), **_JTFS),
-    Method("scrapl", "SCRAPL", ("#D55E00", "o", "-"), **_SCRAPL | _PSAGA),
+    Method("scrapl", "SCRAPL", ("#D55E00", "o", "-"), theta_is=True, **_SCRAPL | _PSAGA),
     Method("scrapl_no_theta_is", "SCRAPL (no θ-IS)", ("#E69F00", "p", "--"), **_SCRAPL | _PSAGA),
     Method("scrapl_padam", "SCRAPL (P-Adam)", ("#CC79A7", "D", "-."), tables=(2,), optimizer="padam", **_SCRAPL),
     Method("scrapl_plain", "SCRAPL (plain)", ("#882255", "P", ":"), tables=(2,), **_SCRAPL),
@@ -218,8 +248,15 @@ _METHODS = (  # in display order
     Method("mss_random", "MSS random", ("#332288", ">", ":"), **_MSS),
     Method("ms_clap", "MS-CLAP", ("#999999", "X", "--"), **_EMBEDDING),
     Method("panns_wavegram_logmel", "PANNs Wavegram-Logmel", ("#661100", "d", "-."), **_EMBEDDING),
+    # beyond the paper: what else a draw may take
+    Method("scrapl_rate", "SCRAPL by rate (no θ-IS)", ("#117733", "h", "--"), **_RATE | _PSAGA | _BEYOND),
+    Method("scrapl_rate_theta_is", "SCRAPL by rate", ("#44AA99", "H", "-"), theta_is=True, **_RATE | _PSAGA | _BEYOND),
+    Method("scrapl_rate_plain", "SCRAPL by rate (plain)", ("#88CCEE", "8", ":"), **_RATE | _BEYOND),
+    Method("scrapl_subset", "fixed tenth of the paths", ("#AA4499", "x", "-."), _subset, theta_is=True, **_BEYOND),
+    Method("scrapl_k4", "SCRAPL, four paths a draw", ("#DDCC77", "+", "--"), _four_paths, **_PSAGA | _BEYOND),
 )
 METHODS = {method.name: method for method in _METHODS}
+BEYOND = tuple(method.name for method in _METHODS if not method.tables)
 NOT_RUN = {method.name: method.not_run for method in _METHODS if method.not_run}
 
 
@@ -334,6 +371,8 @@ def make_config(task: str, method: str, seed: int, profile: str, **changes: obje
         raise ValueError(f"seed must be an integer from 0 to 2^32 - 1, got {seed!r}")
     size, chosen = TASKS[task].fields(method, profile), METHODS[method]
     del size["seeds"]
+    if not chosen.theta_is:
+        del size["importance_examples"]
     if "n_sounds" in size:
         recorded = bool(os.environ.get("TR808_DIR"))
         size |= {"sounds": _recordings(recordings_folder()), "n_sounds": None} if recorded else {"sounds": CIRCUIT}
@@ -343,8 +382,8 @@ def make_config(task: str, method: str, seed: int, profile: str, **changes: obje
 
 
 def importance_config(task: str, profile: str, **changes: object) -> RunConfig:
-    """The path probabilities that the `scrapl` runs of all seeds draw from, as a config: they come from the initial
-    weights of seed 0. `changes` as in `make_config`."""
+    """The path probabilities that runs of all seeds draw from, as a config: they come from the initial weights of
+    seed 0. `changes` as in `make_config`."""
     return replace(make_config(task, "scrapl", 0, profile, **changes), method=IMPORTANCE)
 
 
@@ -393,8 +432,10 @@ def grid(
 
 
 def needs(config: RunConfig) -> RunConfig | None:
-    """The path probabilities that a run draws from, as a config."""
-    return replace(config, method=IMPORTANCE, seed=0) if config.method == "scrapl" else None
+    """The path probabilities that a run draws from, as a config; they need none themselves."""
+    if config.method == IMPORTANCE or not METHODS[config.method].theta_is:
+        return None
+    return replace(config, method=IMPORTANCE, seed=0, loss="scrapl", optimizer=METHODS["scrapl"].optimizer)
 
 
 def step_cost(method: str) -> float:

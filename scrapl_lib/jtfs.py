@@ -288,14 +288,14 @@ class JTFS(nn.Module):
         """
         return self.path_group(x, [index])[:, 0]
 
-    def path_group(self, x: Tensor, indices: Sequence[int]) -> Tensor:
+    def path_group(self, x: Tensor, indices: Sequence[int], apart: bool = False) -> Tensor:
         """Coefficients of several paths as `path` gives them: (batch, paths, log-frequency, time); errors likewise.
 
-        All paths of one rate (`groups`) cost little more than one of them.
+        All paths of one rate (`groups`) cost little more than one of them; `apart`, some more, with the bits of `path`.
         """
         self.check(x)
         paths = [self.checked_path(index) for index in indices]
-        found = dict(self._by_n2(x, paths))
+        found = dict(self._by_n2(x, paths, apart=apart))
         return torch.stack([found[path] for path in paths], dim=1)
 
     @torch.no_grad()
@@ -313,13 +313,13 @@ class JTFS(nn.Module):
         for path, S in self._by_n2(signals, paths, jets):
             yield path.index, S.unflatten(0, (-1, jets.K))
 
-    def _by_n2(self, x: Tensor, paths: Sequence[Path], jets: Jets | None = None) -> Iterator[tuple[Path, Tensor]]:
+    def _by_n2(self, x: Tensor, paths: list[Path], jets: Jets | None = None, apart: bool = False) -> Iterator[tuple]:
         n2s = sorted({path.n2 for path in paths})
         spectra = self._first_order(x, n2s, max((self._psi2[n2].j for n2 in n2s), default=0), jets)
         for n2 in n2s:
             (Y2,) = self._bands(spectra, [n2])
             wanted = [path for path in paths if path.n2 == n2]
-            for part in [[path] for path in wanted] if jets else [wanted]:  # jets of one path are large
+            for part in [[path] for path in wanted] if jets or apart else [wanted]:  # jets of one path are large
                 yield from zip(part, self.coefficients(Y2, part, jets), strict=True)
 
     def first_order_and_bands(self, x: Tensor) -> tuple[list[Tensor], dict[int, Tensor]]:

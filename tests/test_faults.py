@@ -282,7 +282,7 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path, disk, capsys):
             if run.step == 4:
                 disk.full(tmp_path)
     names = [f"step_0000000{step}.{kind}" for step in (2, 3) for kind in ("pt", "sha256")]
-    assert sorted(path.name for path in folder.iterdir()) == names and not folder_of(config, tmp_path).exists()
+    assert sorted(path.name for path in folder.glob("step_*")) == names and not folder_of(config, tmp_path).exists()
     disk.free()
     steps = [run.step for run in train_steps(config, tmp_path)]
     assert steps == [*range(4, 10)] and "resumed from step 3" in capsys.readouterr().err

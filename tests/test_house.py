@@ -22,8 +22,8 @@ ORDER = {  # design: a file imports only those above it in its list; scrapl_lib 
     "scrapl_lib": "checks precision _filters _fast jets jtfs scattering2d transforms losses optim curvature importance "
     "reference synths",
     "replication": "surroundings files baselines encoder circuit_808 data measures records tasks published "
-    "stats tables report_card figures costs problem checkpoints path_probabilities evaluate trainer status jobs "
-    "images teaching notebooks doctor __main__",
+    "stats tables report_card figures costs problem checkpoints path_probabilities references evaluate trainer status "
+    "jobs images teaching notebooks doctor __main__",
 }
 MODULES = [(package, module) for package, order in ORDER.items() for module in order.split()]
 TARGETS = "help venv reproduce smoke test coverage status compare doctor site bench gpu peers lab lock clean".split()
@@ -71,10 +71,11 @@ def test_make_target_parses_and_is_in_the_help(target):
 
 def test_make_passes_its_variables_on():
     text = make("-n", "reproduce", "FRESH=1", "PROFILE=paper", "DEVICE=cuda")
-    assert "run --task granular --profile paper --output fresh --device cuda" in text
+    assert "run --task granular --seeds 0-$((2 - 1)) --profile paper --output fresh --device cuda" in text
     assert "notebook --profile paper --output fresh" in text
+    assert "--seeds 0-$((10 - 1))" in make("-n", "reproduce", "FRESH=1", "SEEDS=10")
     text = make("-n", "reproduce")
-    assert "--profile quick" in text and "--output" not in text and "--device" not in text
+    assert "--profile quick" in text and not {"--output", "--device", "--seeds"} & set(text.split())
 
 
 @pytest.fixture

@@ -218,6 +218,16 @@ def test_few_seeds_are_left_out_by_name(tmp_path):
     assert card.loc["P-Adam raises the total variation", "verdict"] == "holds"
 
 
+def test_one_seed_is_told_in_words_without_a_verdict(tmp_path):
+    for method, value in (("scrapl_no_theta_is", 238.0), ("scrapl", 49.0)):
+        synthetic.write_chirplet(tmp_path, "chirplet_fast_moderate", method, 0, 1, value / synthetic.spread(0))
+    card = card_of("chirplet", tmp_path)
+    row = card[card.index.str.startswith("fast AM, moderate FM: θ-IS lowers FM L1")].iloc[0]
+    assert (
+        row["verdict"] == "too few seeds" and row["ours"] == "238 → 49.0, 0.206 times (one seed: no interval, no test)"
+    )
+
+
 def test_suspected_causes_are_those_that_the_runs_show(tmp_path, monkeypatch):
     synthetic.write_all(tmp_path, ["jtfs"])
     write_errors(tmp_path, "scrapl_padam", [100] * 5, "quick")

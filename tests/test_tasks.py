@@ -1,6 +1,7 @@
 """The grid of experiments: the paper's hyperparameters as literals, what it refuses, methods and tasks of one's own."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ TRAINED_BY = {  # method: loss, optimizer, gradient scale
 
 @pytest.mark.parametrize("method", TRAINED_BY)
 def test_paper_profile_has_the_hyperparameters_of_the_paper(method):
-    assert list(METHODS) == list(TRAINED_BY) == list(methods_of("granular"))
+    assert list(TRAINED_BY) == list(methods_of("granular")) == [m for m in METHODS if m not in tasks.BEYOND]
     config = make_config("granular", method, 0, "paper")
     expected = PAPER | ({"batch_size": 6, "accumulate": 5} if method == "jtfs" else {})
     assert {name: config.flat[name] for name in PAPER} == expected
@@ -111,8 +112,8 @@ def test_quick_profile_keeps_proportions_and_asks_for_enough_seeds():
 @pytest.mark.parametrize("profile", PROFILES)
 def test_grid_holds_every_method_that_can_be_run(profile):
     found = [(c.method, c.seed) for c in grid("granular", profile)]
-    assert found == [(m, s) for m in METHODS if m not in NOT_RUN for s in seeds_of(m, profile)]
-    assert set(METHODS) - {m for m, _ in found} == {"ms_clap", "panns_wavegram_logmel"} == set(NOT_RUN)
+    assert found == [(m, s) for m in TRAINED_BY if m not in NOT_RUN for s in seeds_of(m, profile)]
+    assert set(TRAINED_BY) - {m for m, _ in found} == {"ms_clap", "panns_wavegram_logmel"} == set(NOT_RUN)
     some = grid("granular", profile, ["jtfs", "p_loss"], [3, 1])
     assert [(c.method, c.seed) for c in some] == [("jtfs", 3), ("jtfs", 1), ("p_loss", 3), ("p_loss", 1)]
 
@@ -168,6 +169,35 @@ def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, re
     assert [c.seed for c in grid("granular", "quick", [method], [7])] == [7]
     assert not grid("granular", "quick", [method], [])
     assert loaded == [(method, 8192)] * 2
+
+
+def test_methods_beyond_the_paper_draw_what_they_say():
+    """Draws, their probabilities (sums over paths), optimizers, and the one record of probabilities that all share."""
+    config = {method: make_config("granular", method, 3, "smoke") for method in ("scrapl", *tasks.BEYOND)}
+    paths = config["scrapl"].make_loss()
+    p = paths.n_paths
+    probs = torch.arange(1.0, p + 1, dtype=torch.float64) / (p * (p + 1) / 2)
+    by_rate, drawn = config["scrapl_rate_theta_is"].make_loss(probs), config["scrapl"].make_loss(probs)
+    assert by_rate.draws == tuple(paths.jtfs.groups["rate"]) and 1 < by_rate.n_paths < p
+    for i, group in enumerate(by_rate.draws):
+        assert abs(by_rate.probs[i] - sum(probs[path] for path in group)) < 1e-12
+    assert (drawn.probs - probs).abs().max() < 1e-12
+    (top,) = config["scrapl_subset"].make_loss(probs).draws
+    assert top == tuple(range(p - p // 10, p)) and len(top) >= 1
+    four = config["scrapl_k4"].make_loss()
+    assert len(four.draws) == p and {len(set(group)) for group in four.draws} == {4}
+    assert all(sum(path in group for group in four.draws) == 4 for path in range(p))
+    assert four.draws == config["scrapl_k4"].make_loss().draws != replace(config["scrapl_k4"], seed=4).make_loss().draws
+    kinds = {"scrapl_rate": "psaga", "scrapl_rate_theta_is": "psaga", "scrapl_rate_plain": "adamw"}
+    kinds |= {"scrapl_subset": "adamw", "scrapl_k4": "psaga"}
+    assert {method: config[method].optimizer for method in tasks.BEYOND} == kinds
+    needed = {method: tasks.needs(c) for method, c in config.items()}
+    shared = tasks.importance_config("granular", "smoke")
+    assert [m for m, c in needed.items() if c] == ["scrapl", "scrapl_rate_theta_is", "scrapl_subset"]
+    assert {c for c in needed.values() if c} == {shared} and tasks.needs(shared) is None
+    with pytest.raises(ValueError, match="scrapl_subset takes the paths of largest probability"):
+        config["scrapl_subset"].make_loss()
+    assert not set(tasks.BEYOND) & {c.method for task in TASKS for c in grid(task, "smoke")}
 
 
 def test_a_method_of_ones_own_is_one_object(monkeypatch):
