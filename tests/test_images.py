@@ -122,7 +122,8 @@ def test_tables_pair_runs_seed_by_seed():
         def value(self, metric):
             return self.values[metric]
 
-    runs = [FakeRun(method, seed) for method in images.METHODS for seed in (2, 0, 1)]
+    orders = [(2, 0, 1), (0, 1, 2), (1, 2, 0)]
+    runs = [FakeRun(method, seed) for i, method in enumerate(images.METHODS) for seed in orders[i % 3]]
     table, pairs = images.results_table(runs), images.paired_table(runs)
     places = {method: i for i, method in enumerate(images.METHODS)}
     assert table["seeds"].tolist() == [3] * 9
@@ -130,4 +131,5 @@ def test_tables_pair_runs_seed_by_seed():
     for (a, b), row in zip(images.PAIRS, pairs.itertuples(), strict=True):
         slopes = places[b] % 2 - places[a] % 2  # of the difference over seeds 0, 1, 2
         assert abs(row.mean - (10 * (places[b] - places[a]) + slopes)) < 1e-9 and row.paired_p <= row.paired_p_holm
+        assert (row.ci95 == 0) == (slopes == 0)  # as only pairs of one seed give
     assert isinstance(pairs, pd.DataFrame) and len(pairs) == 6
