@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
+from . import images
 from .baselines import panns_weights
 from .records import IMPORTANCE, PACKAGES, ROOT, BrokenRecord, config_hash, n_cores, read_record
 from .tasks import importance_config, make_config
@@ -95,9 +96,13 @@ def _records(output: Path) -> Iterator[Finding]:
             (task, method), state = folder.parts[-3:-1], "stale"
             try:
                 info, _ = read_record(folder)
-                importance = method == IMPORTANCE
-                where = (task, profile.name) if importance else (task, method, info["seed"], profile.name)
-                config = (importance_config if importance else make_config)(*where)
+                where = (method, info["seed"], profile.name)
+                if task == images.TASK:
+                    config = images.image_config(*where)
+                elif method == IMPORTANCE:
+                    config = importance_config(task, profile.name)
+                else:
+                    config = make_config(task, *where)
                 if info["config_hash"] == config_hash(config.flat):
                     state = "whole"
                 else:

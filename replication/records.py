@@ -44,6 +44,8 @@ def command_for(folder: Path) -> str:
     profile, task, method, seed = folder.parts[-4:]
     output = Path(*folder.parts[:-5])
     where = f" --profile {profile}" + ("" if output.absolute() == ROOT else f" --output {output}")
+    if task == "images":
+        return f"python -m replication notebook 12_images{where}"
     if method == IMPORTANCE:
         return f"python -m replication importance --task {task}{where}"
     return f"python -m replication run --task {task} --method {method} --seeds {seed.removeprefix('seed_')}{where}"

@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from .jtfs import JTFS
     from .losses import JTFSLoss, SCRAPLLoss
     from .optim import PSAGA, PAdam
+    from .scattering2d import Scattering2D
+    from .transforms import ScatteringLoss
 
-__all__ = ["JTFS", "PSAGA", "JTFSLoss", "PAdam", "SCRAPLLoss", "theta_importance"]
+__all__ = ["JTFS", "PSAGA", "JTFSLoss", "PAdam", "SCRAPLLoss", "Scattering2D", "ScatteringLoss", "theta_importance"]
 __version__ = "0.1.0"
 
 _HOME = {
@@ -18,6 +20,8 @@ _HOME = {
     "SCRAPLLoss": "losses",
     "PAdam": "optim",
     "PSAGA": "optim",
+    "Scattering2D": "scattering2d",
+    "ScatteringLoss": "transforms",
     "theta_importance": "importance",
 }
 

@@ -4,7 +4,8 @@ Values are looked at on the CPU only: elsewhere every step would wait for the de
 """
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 SINGLE_OR_DOUBLE = (torch.float32, torch.float64)
 
 
-def check_audio(x: Tensor, name: str, n_samples: int | None = None) -> None:
+def check_audio(x: Tensor, name: str = "x", n_samples: int | None = None) -> None:
     """Raise unless x is finite mono audio of shape (batch, 1, samples), of `n_samples` samples if that is given.
 
     Raises: TypeError for what is no float32 or float64 tensor; ValueError for another shape or length, nothing in it,
@@ -33,15 +34,29 @@ def check_audio(x: Tensor, name: str, n_samples: int | None = None) -> None:
         raise ValueError(
             f"{name} must have {n_samples} samples, got {x.shape[2]}: pad or crop it, or build for its length"
         )
+    check_finite(x, name, "audio")
+
+
+def check_finite(x: Tensor, name: str, what: str) -> None:
+    """Raise ValueError for NaN and infinities, on the CPU."""
     if x.device.type == "cpu" and not torch.isfinite(x).all():
         n_bad = int((~torch.isfinite(x)).sum())
-        raise ValueError(f"{name} must be finite, got {n_bad} NaN or infinite values: look where the audio is made")
+        raise ValueError(f"{name} must be finite, got {n_bad} NaN or infinite values: look where the {what} is made")
 
 
-def check_pair(x_hat: Tensor, x: Tensor, n_samples: int | None = None) -> None:
-    """Raise unless x_hat and x are audio (see `check_audio`) of one shape and dtype."""
-    check_audio(x_hat, "x_hat", n_samples)
-    check_audio(x, "x", n_samples)
+def check_as(name: str, x: Tensor, check: Callable[[Tensor], None]) -> None:
+    """check(x), whose errors, where they begin with "x", are told of `name`."""
+    try:
+        check(x)
+    except (TypeError, ValueError) as error:
+        error.args = (re.sub(r"^x\b", name, str(error)),)
+        raise
+
+
+def check_pair(x_hat: Tensor, x: Tensor, check: Callable[[Tensor], None] = check_audio) -> None:
+    """Raise unless x_hat and x pass `check`, and have one shape and dtype."""
+    check_as("x_hat", x_hat, check)
+    check(x)
     if x_hat.shape != x.shape:
         raise ValueError(f"x_hat and x must have one shape, got {tuple(x_hat.shape)} and {tuple(x.shape)}")
     if x_hat.dtype != x.dtype:

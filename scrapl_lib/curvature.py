@@ -36,7 +36,8 @@ def _check_same(name: str, first: Tensor, second: Tensor, advice: str) -> None:
 def audio_jets(x: Tensor, theta: Tensor, synthesize: Synthesize) -> Tensor:
     """The audio of theta (n, U) with its derivatives in theta, in float64: jets (n, K, samples), see `Jets`.
 
-    x: the reference (n, 1, samples). Raises: ValueError for other shapes, no graph, or two calls that differ.
+    x: the reference (n, 1, samples); or (n, ...), such as images, whose jets are flat, (n, K, numbers). Raises:
+    ValueError for other shapes, no graph, or two calls that differ.
     """
     theta = theta.detach().double().clone().requires_grad_()
     audio = synthesize(theta)
@@ -54,7 +55,7 @@ def audio_jets(x: Tensor, theta: Tensor, synthesize: Synthesize) -> Tensor:
     for u in range(U):
         (bent,) = _grad(back[:, u], [theta], create_graph=True)
         jet += [_grad(bent[:, v], [y], retain_graph=True)[0] for v in range(u, U)]
-    return torch.cat(jet, dim=1).double()
+    return torch.stack([part.flatten(1) for part in jet], dim=1).double()
 
 
 def slopes_and_curvatures(
@@ -62,9 +63,10 @@ def slopes_and_curvatures(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield each path with its s (N, U) and H (N, U, U). batches: jets of audio, and reference audio; N: all items.
 
-    A loss with `derivatives` gives those of all paths before the first is yielded; others go path by path.
+    A loss whose transform has `path_jets` gives those of all paths before the first is yielded; others go path by path.
     """
-    at_once, done, total = hasattr(loss, "derivatives"), 0, len(paths) * sum(len(x) for _, x in batches)
+    at_once, done = hasattr(getattr(loss, "transform", None), "path_jets"), 0
+    total = len(paths) * sum(len(x) for _, x in batches)
     of_loss = loss.derivatives if at_once else functools.partial(_derivatives_backwards, loss)
     for group in [paths] if at_once else [[p] for p in paths]:
         found: dict[int, list] = {p: [] for p in group}
@@ -89,7 +91,7 @@ def _derivatives_backwards(
     """
     value, tangents, seconds = moving[:, 0], moving[:, 1 : 1 + jets.U], moving[:, 1 + jets.U :]
     for p in paths:
-        x_hat, drawn = value[:, None].clone().requires_grad_(), getattr(loss, "path_idx", None)
+        x_hat, drawn = value.reshape(x.shape).clone().requires_grad_(), getattr(loss, "path_idx", None)
         try:
             total = loss(x_hat, x, path_idx=p)
         finally:
@@ -98,12 +100,13 @@ def _derivatives_backwards(
         if not isinstance(total, Tensor) or total.ndim:
             raise ValueError(f"the loss must return a scalar tensor, got {getattr(total, 'shape', total)} for path {p}")
         (g,) = _grad(total * len(x), [x_hat], create_graph=True)
-        s = torch.einsum("bun,bn->bu", tangents, g[:, 0].detach())
+        flat = g.flatten(1)
+        s = torch.einsum("bun,bn->bu", tangents, flat.detach())
         H = s.new_empty(*s.shape, jets.U)
         for u in range(jets.U):
-            (curved,) = _grad(g[:, 0] * tangents[:, u], [x_hat], retain_graph=True)
-            H[:, u] = torch.einsum("bvn,bn->bv", tangents, curved[:, 0])
-        bent = (g.detach() * seconds).sum(dim=2)
+            (curved,) = _grad(flat * tangents[:, u], [x_hat], retain_graph=True)
+            H[:, u] = torch.einsum("bvn,bn->bv", tangents, curved.flatten(1))
+        bent = (flat[:, None].detach() * seconds).sum(dim=2)
         for i, (u, v) in enumerate(jets.pairs):
             H[:, [u, v], [v, u]] += bent[:, i, None]  # once where u = v
         yield p, s, H

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_audio, positive_int
+from .checks import check_as, check_audio, positive_int
 from .curvature import Encode, Encoder, Report, Synthesize, audio_jets, slopes_and_curvatures
 from .precision import full_precision
 
@@ -91,11 +91,12 @@ def theta_importance(
 
     Args:
         loss: SCRAPLLoss, or anything with `n_paths` and loss(x_hat, x, path_idx=p) -> mean over the batch, twice
-            differentiable (which takes longer).
+            differentiable. Those whose transform has no `path_jets` take longer: two backward passes for each path.
         encode: audio (batch, 1, samples) -> theta (batch, U). It gets float32 audio if all its weights are float32.
         synthesize: theta (batch, U), float64 -> audio (batch, 1, samples), twice differentiable by torch's own
             operations; one per batch if there are several.
-        inputs: reference audio (batch, 1, samples), one batch or several.
+        inputs: reference audio (batch, 1, samples), one batch or several; or what else the loss's transform takes,
+            images, say, which `encode` takes and `synthesize` returns then.
         params: the weights of `encode`, float32 or float64.
         n_iter, tol: see `arnoldi`: most products with M for each path and parameter, and the fraction of itself by
             which the last may have changed the eigenvalue. A warning names paths not yet there.
@@ -138,7 +139,7 @@ def curvature_by_path(
         n = len(inputs)
         raise ValueError(f"expected a synthesize function for each of the {n} batches, got {len(synthesize)} functions")
     for x in inputs:
-        check_audio(x, "inputs")
+        check_as("inputs", x, getattr(getattr(loss, "transform", None), "check", check_audio))
     n_iter = positive_int("n_iter", n_iter)
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}")

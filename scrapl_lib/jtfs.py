@@ -54,16 +54,16 @@ class JTFS(nn.Module):
     """Joint time-frequency scattering of mono signals.
 
     Args:
-        shape: samples of the signals.
-        J: the largest wavelet spans about 2^J samples. Q1, Q2: wavelets per octave of the first and second order.
+        shape: samples of the signals. J: the largest wavelet spans about 2^J of them.
+        Q1, Q2: wavelets per octave of the first and second order.
         J_fr, Q_fr: octaves and wavelets per octave along log-frequency.
         T: samples the coefficients are averaged over (None: 2^J; "global": all of them).
         F: log-frequency bins (n1 steps) they are averaged over (None: 2^J_fr; "global": all of them).
-            "global" is the mean over the padded axis, for every path; scrapl-loss 0.1.0 takes the sum of the samples it
-            keeps (a constant factor for each path), and leaves the low-pass paths n_fr = 0 unaveraged.
+            "global" is the mean over the padded axis, for every path; scrapl-loss 0.1.0 takes the sum of what it keeps
+            (a constant factor for each path), and leaves the low-pass paths n_fr = 0 unaveraged.
 
     Attributes:
-        paths: tuple of Path, the second-order paths in kymatio's order; `n_paths` their number P.
+        paths: tuple of Path, the second-order ones in kymatio's order; `n_paths`, their number P; `settings` sets them.
         first_order_paths: number of first-order paths that the full transform has besides (one per n_fr of spin >= 0).
 
     Input is (batch, 1, shape), float32 or float64, on any device; coefficients keep its precision, also under
@@ -73,8 +73,7 @@ class JTFS(nn.Module):
     >>> jtfs.n_paths, jtfs.paths[8].spin, round(jtfs.paths[8].rate * 8000)  # the rate in Hz of 8 kHz audio
     (21, 1, 175)
 
-    Raises:
-        TypeError, ValueError: parameters that are no positive integers, T > shape, wavelets that do not fit the signal.
+    Raises TypeError or ValueError for parameters that are no positive integers, T > shape, wavelets that do not fit.
     """
 
     def __init__(
@@ -90,6 +89,9 @@ class JTFS(nn.Module):
         self._build_time()
         self._build_frequency()
         self._build_paths()
+        self.settings = {name: getattr(self, name) for name in ("shape", "J", "Q1", "Q2", "J_fr", "Q_fr")}
+        spans = {"T": T or 2**self.J, "F": F or 2**self.J_fr}
+        self.settings |= {name: span if isinstance(span, str) else int(span) for name, span in spans.items()}
 
     # ---- filters ------------------------------------------------------------------------------------------------
 
@@ -136,13 +138,9 @@ class JTFS(nn.Module):
         about = [(self._psi2[n2].xi, self._psi_fr[n_fr].xi) for n2, n_fr in pairs]  # cycles per sample, per n1
         paths = enumerate(zip(pairs, about, strict=True))
         self.paths = tuple(Path(i, *pair, xi2, abs(xi) * self.Q1, int(np.sign(xi))) for i, (pair, (xi2, xi)) in paths)
+        self.n_paths = len(self.paths)
         if not self.paths:
             raise ValueError(f"J = {self.J}, Q1 = {self.Q1}, Q2 = {self.Q2} leave no second-order path; raise J")
-
-    @property
-    def n_paths(self) -> int:
-        """Number P of second-order paths."""
-        return len(self.paths)
 
     def paths_of(self, n2: int) -> list[Path]:
         """The paths that share the temporal wavelet n2, in order."""
@@ -152,6 +150,10 @@ class JTFS(nn.Module):
     def groups(self) -> dict[str, list[tuple[int, ...]]]:
         """Numbers of the paths that share most of their work: "rate", those of each n2, from fast to slow."""
         return {"rate": [tuple(path.index for path in self.paths_of(n2)) for n2 in sorted({p.n2 for p in self.paths})]}
+
+    def check(self, x: Tensor) -> None:
+        """Raise TypeError or ValueError unless x is audio of that shape, see `check_audio`."""
+        check_audio(x, "x", self.shape)
 
     def checked_path(self, index: int) -> Path:
         """The path of that index. Raises: TypeError, IndexError."""
@@ -282,8 +284,7 @@ class JTFS(nn.Module):
     def path(self, x: Tensor, index: int) -> Tensor:
         """Coefficients of one path: (batch, 1, shape) -> (batch, log-frequency, time), all padded frames kept.
 
-        The paper's runs keep the frames of the reflected padding in SCRAPL's paths (`unpad` drops them).
-        Raises: ValueError, TypeError for wrong audio; IndexError for a path outside 0 .. n_paths - 1.
+        The paper's runs keep those of the reflected padding (`unpad` drops them). Raises as `check`; IndexError.
         """
         return self.path_group(x, [index])[:, 0]
 
@@ -292,7 +293,7 @@ class JTFS(nn.Module):
 
         All paths of one rate (`groups`) cost little more than one of them; `apart`, some more, with the bits of `path`.
         """
-        check_audio(x, "x", self.shape)
+        self.check(x)
         paths = [self.checked_path(index) for index in indices]
         found = dict(self._by_n2(x, paths, apart=apart))
         return torch.stack([found[path] for path in paths], dim=1)
@@ -308,7 +309,7 @@ class JTFS(nn.Module):
         if x.ndim != 3 or x.shape[1] != jets.K:
             raise ValueError(f"x must be jets, (batch, {jets.K}, {self.shape}), got {tuple(x.shape)}")
         signals = x.flatten(0, 1)[:, None]
-        check_audio(signals, "x", self.shape)
+        self.check(signals)
         for path, S in self._by_n2(signals, paths, jets):
             yield path.index, S.unflatten(0, (-1, jets.K))
 
@@ -327,7 +328,7 @@ class JTFS(nn.Module):
         The first-order paths, one per n_fr of spin >= 0, are (batch, log-frequency, frames) with padded frames kept.
         Y2[n2] is complex (batch, n1, time), up to a pure tone common to all n1, its samples in the order of `BlockFFT`.
         """
-        check_audio(x, "x", self.shape)
+        self.check(x)
         n2s = sorted({path.n2 for path in self.paths})
         spectra = self._first_order(x, n2s, self.J + 1)
         S1 = torch.cat([self._average(U, self._width(j)) for (j, _), U in zip(self._groups, spectra)], dim=1)
@@ -338,8 +339,7 @@ class JTFS(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """All coefficients: (batch, 1, shape) -> (batch, first-order paths + P, log-frequency, time), padding dropped.
 
-        First-order paths come first, then the second order in the order of `paths`.
-        Raises: ValueError, TypeError for wrong audio.
+        First-order paths come first, then the second order in the order of `paths`. Raises as `check` does.
         """
         first, bands = self.first_order_and_bands(x)
         second = [S for n2, Y2 in bands.items() for S in self.coefficients(Y2, self.paths_of(n2))]

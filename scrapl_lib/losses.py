@@ -1,18 +1,21 @@
-"""Losses between a reconstruction x_hat and its reference x, both audio (batch, 1, samples) (paper, section 4)."""
+"""Losses between a reconstruction x_hat and its reference x, both audio (batch, 1, samples) (paper, section 4).
+
+With `transform`, `SCRAPLLoss` and `ScatteringLoss` compare whatever that transform takes.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checks import check_bool, check_index, check_name, check_pair, check_probs, check_seed
 from .jets import Jets
 from .jtfs import JTFS, Span
-from .precision import full_precision
+from .transforms import LOG_FLOOR, Distances, PathTransform, ScatteringLoss, of_checked_inputs, path_group
 
 
 def p_loss(theta_hat: Tensor, theta: Tensor) -> Tensor:
@@ -28,71 +31,7 @@ def p_loss(theta_hat: Tensor, theta: Tensor) -> Tensor:
     return ((theta_hat - theta) ** 2).mean(dim=0).sum()
 
 
-LOG_FLOOR = 1e-3  # rho(S) = log(1 + S / LOG_FLOOR)
-
-
-def _of_checked_sounds(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Check the two sounds, then call `method` in full precision, and outside of torch.compile's graph.
-
-    A graph would hold one path only: a draw, on the host, decides which filters are used.
-    """
-
-    @functools.wraps(method)
-    def computed(self: nn.Module, x_hat: Tensor, x: Tensor, *args: object, **options: object) -> Tensor:
-        if torch.compiler.is_compiling():  # not at import: what `disable` needs takes seconds to load
-            return torch.compiler.disable(computed)(self, x_hat, x, *args, **options)
-        check_pair(x_hat, x, self.jtfs.shape)
-        with full_precision(x_hat.device.type):
-            return method(self, x_hat, x, *args, **options)
-
-    return computed
-
-
-class _ScatteringLoss(nn.Module):
-    """What SCRAPLLoss and JTFSLoss share: the transform, and the distances of its coefficients."""
-
-    def __init__(
-        self,
-        shape: int = 32768,
-        J: int = 12,
-        Q1: int = 8,
-        Q2: int = 2,
-        J_fr: int = 3,
-        Q_fr: int = 2,
-        T: Span = None,
-        F: Span = None,
-        log1p: bool = False,
-    ) -> None:
-        super().__init__()
-        self.log1p = check_bool("log1p", log1p)
-        self.jtfs = JTFS(shape, J, Q1, Q2, J_fr, Q_fr, T, F)
-
-    @property
-    def n_paths(self) -> int:
-        """Number P of second-order paths."""
-        return self.jtfs.n_paths
-
-    def _distances(
-        self, transform: Callable[[Tensor], Tensor], x_hat: Tensor, x: Tensor, S: Tensor | None, known: str
-    ) -> Tensor:
-        """|| rho(transform(x_hat)) - rho(transform(x)) ||_2, over log-frequency and time: (batch, ...).
-
-        S: transform(x), if it is known already; `known` is what the error message calls it.
-        """
-        S_hat = transform(x_hat)
-        if S is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
-                S = transform(x)
-        if S.shape != S_hat.shape:
-            raise ValueError(f"S must be {known}, of shape {tuple(S_hat.shape)} here, got {tuple(S.shape)}")
-        if S.dtype != S_hat.dtype:
-            raise TypeError(f"S must be {known} of the same x, {S_hat.dtype} here, got {S.dtype}: compute it anew")
-        if self.log1p:
-            S_hat, S = torch.log1p(S_hat / LOG_FLOOR), torch.log1p(S / LOG_FLOOR)
-        difference = (S_hat - S).flatten(-2)
-        # where they are equal, derivatives are 0: those of vector_norm would be 0 and, the second ones, NaN
-        equal = (difference == 0).all(dim=-1)
-        return torch.linalg.vector_norm(difference.masked_fill(equal[..., None], 1), dim=-1).masked_fill(equal, 0)
+JTFS_DEFAULTS = (32768, 12, 8, 2, 3, 2, None, None)  # shape to F of the paper's granular and chirplet tasks
 
 
 class BackwardPasses(NamedTuple):
@@ -104,7 +43,7 @@ class BackwardPasses(NamedTuple):
     since: int = 0
 
 
-class SCRAPLLoss(_ScatteringLoss):
+class SCRAPLLoss(Distances):
     """Distance of one scattering path, drawn anew at every call (paper, section 3; as run: section 4 of the appendix).
 
     The value is the batch mean of || rho(phi_p(x_hat)) - rho(phi_p(x)) ||_2 with p drawn from `probs`: with uniform
@@ -128,10 +67,13 @@ class SCRAPLLoss(_ScatteringLoss):
         unbiased: multiply a drawn path's distance by 1 / (P probs[path]). Value and gradient then estimate those of the
             mean over all draws whatever `probs` is, as long as none is 0; without it (the paper) they estimate those of
             the mean weighted by `probs`. A path asked for by `path_idx` is not weighted: see `weight`.
-        draw: what one draw takes. "path": a single path. "rate": all paths of a second-order wavelet, which cost little
-            more than one of them (beyond the paper). Or a list of groups of path numbers: one of them is drawn, and
-            with a single group the same subset is taken every time. The value is the mean over the paths taken.
-            P, `n_paths`, `path_idx` and `probs` count draws: P-Adam, P-SAGA and theta-IS work with any kind.
+        draw: what one draw takes. "path": a single path. "rate" (or a name in the transform's `groups`): all paths of a
+            second-order wavelet, which cost little more than one of them (beyond the paper). Or a list of groups of
+            path numbers: one of them is drawn, and with a single group the same subset is taken every time. The value
+            is the mean over the paths taken. P, `n_paths`, `path_idx` and `probs` count draws: P-Adam, P-SAGA and
+            theta-IS work with any kind.
+        transform: in place of the JTFS that shape to F describe, any `PathTransform`, such as `Scattering2D` for images
+            (beyond the paper).
 
     Attributes:
         n_paths: number of draws P, with draw="path" that of paths. probs: float64 (P,).
@@ -144,7 +86,8 @@ class SCRAPLLoss(_ScatteringLoss):
     `state_dict()` holds `probs`, `path_idx` and the state of the draws.
 
     Raises:
-        ValueError, TypeError: audio that is not (batch, 1, shape), unequal or non-finite; IndexError: no such path;
+        ValueError, TypeError: audio that is not (batch, 1, shape), unequal or non-finite (what `transform.check` and
+        `path` raise, with another transform); shape to F together with `transform`; IndexError: no such path;
         RuntimeError: a draw inside a backward pass, where activation checkpointing calls the loss a second time.
     """
 
@@ -162,8 +105,12 @@ class SCRAPLLoss(_ScatteringLoss):
         seed: int = 0,
         unbiased: bool = False,
         draw: str | Sequence[Sequence[int]] = "path",
+        transform: PathTransform | None = None,
     ) -> None:
-        super().__init__(shape, J, Q1, Q2, J_fr, Q_fr, T, F, log1p)
+        sizes = (shape, J, Q1, Q2, J_fr, Q_fr, T, F)
+        if transform is not None and sizes != JTFS_DEFAULTS:
+            raise TypeError("shape, J, ..., F describe a JTFS, and a transform is given, too: leave out one of the two")
+        super().__init__(JTFS(*sizes) if transform is None else transform, log1p)
         self.draws = self._checked_draws(draw)
         seed, self.unbiased = check_seed(seed), check_bool("unbiased", unbiased)
         self.generator = torch.Generator("cpu").manual_seed(seed)
@@ -178,14 +125,15 @@ class SCRAPLLoss(_ScatteringLoss):
         return len(self.draws)
 
     def _checked_draws(self, draw: str | Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-        groups = self.jtfs.groups
+        groups, P = {"path": [(p,) for p in range(self.transform.n_paths)]}, self.transform.n_paths
+        groups |= getattr(self.transform, "groups", {})
         if isinstance(draw, str):
-            check_name("draw", draw, ["path", *groups])
-            return tuple((p,) for p in range(self.jtfs.n_paths)) if draw == "path" else tuple(groups[draw])
+            return tuple(map(tuple, groups[check_name("draw", draw, groups)]))
         try:
-            draws = tuple(tuple(self.jtfs.checked_path(path).index for path in group) for group in draw)
+            draws = tuple(tuple(check_index("path_idx", p, P, "this transform has paths") for p in g) for g in draw)
         except TypeError as error:
-            raise TypeError(f"draw must be 'path', 'rate' or a list of groups of path numbers: {error}") from error
+            names = ", ".join(map(repr, groups))
+            raise TypeError(f"draw must be {names} or a list of groups of path numbers: {error}") from error
         if not draws or not all(draws) or any(len(set(group)) < len(group) for group in draws):
             raise ValueError(f"draw must hold groups of different path numbers, none of them empty, got {draw!r:.200}")
         return draws
@@ -228,11 +176,11 @@ class SCRAPLLoss(_ScatteringLoss):
         return path
 
     def coefficients(self, x: Tensor, path_idx: int) -> Tensor:
-        """What a draw compares: `jtfs.path` if it takes a single path, else `jtfs.path_group`."""
+        """What a draw compares: `transform.path` if it takes a single path, else its `path_group`."""
         paths = self.draws[path_idx]
-        return self.jtfs.path(x, *paths) if len(paths) == 1 else self.jtfs.path_group(x, paths)
+        return self.transform.path(x, *paths) if len(paths) == 1 else path_group(self.transform, x, paths)
 
-    @_of_checked_sounds
+    @of_checked_inputs
     def forward(self, x_hat: Tensor, x: Tensor, path_idx: int | None = None, S: Tensor | None = None) -> Tensor:
         """x_hat, x (batch, 1, shape) -> scalar. `path_idx` computes that path instead of a drawn one.
 
@@ -251,7 +199,8 @@ class SCRAPLLoss(_ScatteringLoss):
         if self._in_training():
             self.path_idx = path
         transform = functools.partial(self.coefficients, path_idx=path)
-        value = weight * self._distances(transform, x_hat, x, S, "loss.coefficients(x, path_idx)").mean()
+        dims = min(len(self.draws[path]), 2)  # batch; of a group batch and paths
+        value = weight * self._distances(transform, x_hat, x, S, "loss.coefficients(x, path_idx)", dims).mean()
         if value.requires_grad:
             value.register_hook(functools.partial(self._count_backward, path))
         return value
@@ -268,12 +217,12 @@ class SCRAPLLoss(_ScatteringLoss):
 
         x_hat: jets of the reconstructions (batch, K, shape), see `Jets`. x: (batch, 1, shape). Yields (path, gradient
         (batch, U), Hessian (batch, U, U)) of each item's own distance. Much cheaper than differentiating `forward`
-        twice for each path. Errors as in `JTFS.path_jets`.
+        twice for each path. Only of a transform with `path_jets`; errors as there.
         """
         still, found = Jets(0), {}
-        check_pair(x_hat[:, :1], x, self.jtfs.shape)
+        check_pair(x_hat[:, :1], x, self.transform.check)
         single = list(dict.fromkeys(p for path in paths for p in self.draws[path]))
-        ours, theirs = self.jtfs.path_jets(x_hat, jets, single), self.jtfs.path_jets(x, still, single)
+        ours, theirs = self.transform.path_jets(x_hat, jets, single), self.transform.path_jets(x, still, single)
         for (path, S_hat), (_, S) in zip(ours, theirs, strict=True):
             if self.log1p:
                 S_hat, S = jets.log1p(S_hat, LOG_FLOOR), still.log1p(S, LOG_FLOOR)
@@ -285,14 +234,11 @@ class SCRAPLLoss(_ScatteringLoss):
 
     def _settings(self) -> dict[str, object]:
         """All that decides what path number i measures."""
-        jtfs = self.jtfs
-        sizes = {name: getattr(jtfs, name) for name in ("shape", "J", "Q1", "Q2", "J_fr", "Q_fr")}
-        spans = {"T": 2**jtfs.J if jtfs.T is None else jtfs.T, "F": 2**jtfs.J_fr if jtfs.F is None else jtfs.F}
-        spans = {k: v if isinstance(v, str) else int(v) for k, v in spans.items()} | {"log1p": self.log1p}
+        own = {"transform": type(self.transform).__name__, "transform_paths": self.transform.n_paths}
         later = {"unbiased": True} if self.unbiased else {}  # earlier states have none of these
         if self.draws != self._checked_draws("path"):
             later["draws"] = [list(draw) for draw in self.draws]
-        return sizes | spans | later
+        return getattr(self.transform, "settings", own) | {"log1p": self.log1p} | later
 
     def get_extra_state(self) -> dict:
         """The state of the draws: no tensors, as `torch.load(map_location=...)` would move them to a device."""
@@ -323,7 +269,7 @@ class SCRAPLLoss(_ScatteringLoss):
             setattr(self, name, generator)
 
 
-class JTFSLoss(_ScatteringLoss):
+class JTFSLoss(ScatteringLoss):
     """Full JTFS distance: mean over all first- and second-order paths of the L2 norm of the difference of coefficients.
 
     The first order is shared by all paths, and only averaged coefficients are kept for the backward pass, so that
@@ -331,14 +277,21 @@ class JTFSLoss(_ScatteringLoss):
     notes: SCRAPL's single paths keep them). Arguments, scale and errors as in `SCRAPLLoss`.
     """
 
-    def forward(self, x_hat: Tensor, x: Tensor, S: Tensor | None = None) -> Tensor:
-        """x_hat, x (batch, 1, shape) -> scalar, the batch mean of `per_item`."""
-        return self.per_item(x_hat, x, S).mean()
+    _known = "jtfs(x)"
 
-    @_of_checked_sounds
-    def per_item(self, x_hat: Tensor, x: Tensor, S: Tensor | None = None) -> Tensor:
-        """x_hat, x (batch, 1, shape) -> distance of each item (batch,).
+    def __init__(
+        self,
+        shape: int = 32768,
+        J: int = 12,
+        Q1: int = 8,
+        Q2: int = 2,
+        J_fr: int = 3,
+        Q_fr: int = 2,
+        T: Span = None,
+        F: Span = None,
+        log1p: bool = False,
+    ) -> None:
+        super().__init__(JTFS(shape, J, Q1, Q2, J_fr, Q_fr, T, F), log1p)
 
-        S: `jtfs(x)`, where it is known already (a reference that comes again).
-        """
-        return self._distances(self.jtfs, x_hat, x, S, "jtfs(x)").mean(dim=1)
+    def _all(self, x: Tensor) -> Tensor:
+        return self.jtfs(x)

@@ -9,7 +9,7 @@ from replication.jobs import ensure_runs
 from replication.measures import audio_distances, drum_feature_distances, drum_features
 from replication.records import Run, load_runs, read_run, run_folder
 from replication.stats import mean_ci95, paired_comparison
-from scrapl_lib import JTFS, PSAGA, JTFSLoss, PAdam, SCRAPLLoss, theta_importance
+from scrapl_lib import JTFS, PSAGA, JTFSLoss, PAdam, Scattering2D, ScatteringLoss, SCRAPLLoss, theta_importance
 from scrapl_lib.jtfs import Path as ScatteringPath
 
 
@@ -18,6 +18,18 @@ class WindowLoss:
 
     n_paths = 3
     path_idx: int | None = None
+
+
+class Octaves:
+    """All that a loss asks of a transform of one's own."""
+
+    n_paths = 3
+
+    def path(self, x: Tensor, index: int) -> Tensor:
+        return x[..., :: 2**index]
+
+    def check(self, x: Tensor) -> None:
+        pass
 
 
 def transform_and_losses(x_hat: Tensor, x: Tensor, encoder: nn.Module) -> None:
@@ -30,6 +42,9 @@ def transform_and_losses(x_hat: Tensor, x: Tensor, encoder: nn.Module) -> None:
     assert_type(loss.path_idx, int | None)
     assert_type(loss.draw(), int)
     JTFSLoss(shape=32768)(x_hat, x)
+    for transform in (Octaves(), Scattering2D(shape=(48, 64), J=3, L=8), jtfs):
+        assert_type(SCRAPLLoss(transform=transform, draw="path").n_paths, int)
+        ScatteringLoss(transform, log1p=True)(x_hat, x)
     PAdam(encoder.parameters(), loss, lr=1e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01).step()
     optimizer = PSAGA(encoder.parameters(), loss, lr=1e-5)
     optimizer.zero_grad()

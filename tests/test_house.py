@@ -19,10 +19,11 @@ from replication.notebooks import notebook_names, notebook_path, parameters_of
 from replication.records import ROOT
 
 ORDER = {  # design: a file imports only those above it in its list; scrapl_lib never imports replication
-    "scrapl_lib": "checks precision _filters _fast jets jtfs losses optim curvature importance reference synths",
+    "scrapl_lib": "checks precision _filters _fast jets jtfs scattering2d transforms losses optim curvature importance "
+    "reference synths",
     "replication": "surroundings files baselines encoder circuit_808 data measures records tasks published "
     "stats tables report_card figures costs problem checkpoints path_probabilities references evaluate trainer status "
-    "jobs teaching notebooks doctor __main__",
+    "jobs images teaching notebooks doctor __main__",
 }
 MODULES = [(package, module) for package, order in ORDER.items() for module in order.split()]
 TARGETS = "help venv reproduce smoke test coverage status compare doctor site bench gpu peers lab lock clean".split()

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from replication import tables
+from replication import images, tables
 from replication.path_probabilities import recorded_importance
 from replication.published import authors_seeds
 from replication.records import IMPORTANCE, ROOT, config_hash
@@ -32,8 +32,12 @@ def test_today_s_configurations_have_the_pinned_hashes(monkeypatch):
     monkeypatch.delenv("TR808_DIR", raising=False)
     for folder, pinned in json.loads(PINNED.read_text()).items():
         profile, task, method, seed = folder.split("/")
-        importance = method == IMPORTANCE
-        configs = [importance_config(task, profile)] if importance else grid(task, profile, [method], [int(seed[5:])])
+        if task == images.TASK:
+            configs = [images.image_config(method, int(seed[5:]), profile)]
+        elif method == IMPORTANCE:
+            configs = [importance_config(task, profile)]
+        else:
+            configs = grid(task, profile, [method], [int(seed[5:])])
         assert [config_hash(config.flat) for config in configs] == [pinned], folder
 
 
