@@ -168,7 +168,7 @@ run = Training(make_config("granular", "scrapl_no_theta_is", 0, "smoke"))
 print("ready", flush=True)
 sys.stdin.readline()
 run.keep_references(pathlib.Path(sys.argv[1]))
-print("sum", float(sum(S.double().sum() for S in run.kept.values())), len(run.kept))
+print("sum", float(sum(run.kept[item].double().sum() for item in sorted(run.kept))), len(run.kept))
 """
 
 

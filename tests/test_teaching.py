@@ -110,11 +110,12 @@ def test_the_worked_examples_are_short_and_learn():
     notebook's own rule."""
     namespace = {"config": SimpleNamespace(seed=0), "n_steps": 300}
     sources = [cell.source for cell in cells("10_bring_your_own") if "worked-example" in cell.metadata.get("tags", [])]
-    assert len(sources) == 2 and all(len(source.splitlines()) < 40 for source in sources)
+    assert len(sources) == 3 and all(len(source.splitlines()) < 40 for source in sources)
     for source in sources:
         exec(source, namespace)
     chance = (namespace["test"] - 0.5).abs().mean()
-    for errors, n_steps in ((namespace["scrapl_errors"], 300), (namespace["own_errors"], 600)):
+    for name, n_steps in (("scrapl_errors", 300), ("own_errors", 600), ("transform_errors", 600)):
+        errors = namespace[name]
         assert len(errors) == n_steps and torch.stack(errors[-n_steps // 10 :]).mean() < 0.8 * chance
 
 
