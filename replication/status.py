@@ -107,13 +107,15 @@ def _cell(n: pd.Series) -> str:
 def overview(profile: str, output: Path = ROOT) -> str:
     """All tasks by method, as a text: how many runs are done, failed, stale and missing, hours spent and to go."""
     tallies, matrix = {task: tally(task, profile, output) for task in TASKS}, {}
-    for task, tally in tallies.items():
+    for task, table in tallies.items():
         not_run = dict.fromkeys(NOT_RUN.keys() & methods_of(task), "not run")
-        matrix[tuple(task.partition("_")[::2])] = not_run | tally.apply(_cell, axis=1).to_dict()
+        matrix[tuple(task.partition("_")[::2])] = not_run | table.apply(_cell, axis=1).to_dict()
     whole = pd.concat(tallies)
     n, unknown = whole.sum(), whole.loc[whole["to_go"].isna(), "missing"].sum()
     besides = f" and {unknown:.0f} times ?" if unknown else ""
-    table = pd.DataFrame(matrix).reindex([*METHODS, IMPORTANCE]).fillna("").to_string()
+    frame = pd.DataFrame(matrix)
+    shown = [name for name in [*METHODS, IMPORTANCE] if name in frame.index or name not in BEYOND]
+    table = frame.reindex(shown).fillna("").to_string()
     lines = [
         f"profile {profile}: done/failed/missing, hours spent+to go",
         f"\n{table}\n",
