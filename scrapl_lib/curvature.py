@@ -43,7 +43,7 @@ def audio_jets(x: Tensor, theta: Tensor, synthesize: Synthesize) -> Tensor:
     audio = synthesize(theta)
     if not isinstance(audio, Tensor) or audio.shape != x.shape:
         got = tuple(audio.shape) if isinstance(audio, Tensor) else type(audio).__name__
-        raise ValueError(f"synthesize must return audio of the shape of its reference, {tuple(x.shape)}, got {got}")
+        raise ValueError(f"synthesize must return what has the shape of its reference, {tuple(x.shape)}, got {got}")
     if not audio.requires_grad:
         raise ValueError("synthesize returned audio without a graph: it must be differentiable in theta")
     advice = "two calls on one theta differ; fix its seeds"
@@ -101,6 +101,9 @@ def _derivatives_backwards(
             raise ValueError(f"the loss must return a scalar tensor, got {getattr(total, 'shape', total)} for path {p}")
         (g,) = _grad(total * len(x), [x_hat], create_graph=True)
         flat = g.flatten(1)
+        if g.requires_grad and torch.autograd.grad(g.sum(), x_hat, retain_graph=True, allow_unused=True)[0] is None:
+            why = "an operation in it has no second derivative, such as one marked once_differentiable"
+            raise ValueError(f"the gradient of path {p} cannot be differentiated in x_hat: {why}")
         s = torch.einsum("bun,bn->bu", tangents, flat.detach())
         H = s.new_empty(*s.shape, jets.U)
         for u in range(jets.U):

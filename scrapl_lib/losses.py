@@ -125,12 +125,13 @@ class SCRAPLLoss(Distances):
         return len(self.draws)
 
     def _checked_draws(self, draw: str | Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-        groups, P = {"path": [(p,) for p in range(self.transform.n_paths)]}, self.transform.n_paths
-        groups |= getattr(self.transform, "groups", {})
+        P = self.transform.n_paths
+        single = {"path": [(p,) for p in range(P)]}
+        groups = single | getattr(self.transform, "groups", {}) | single
         if isinstance(draw, str):
-            return tuple(map(tuple, groups[check_name("draw", draw, groups)]))
+            draw = groups[check_name("draw", draw, groups)]
         try:
-            draws = tuple(tuple(check_index("path_idx", p, P, "this transform has paths") for p in g) for g in draw)
+            draws = tuple(tuple(check_index("path number", p, P, "this transform has paths") for p in g) for g in draw)
         except TypeError as error:
             names = ", ".join(map(repr, groups))
             raise TypeError(f"draw must be {names} or a list of groups of path numbers: {error}") from error

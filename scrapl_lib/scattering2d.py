@@ -65,12 +65,12 @@ class Scattering2D(nn.Module):
     def __init__(self, shape: tuple[int, int], J: int, L: int = 8) -> None:
         super().__init__()
         if not isinstance(shape, tuple | list) or len(shape) != 2:
-            raise TypeError(f"shape must be (H, W), height and width of the images, got {shape!r}")
+            raise TypeError(f"shape must be (H, W) of the images, and comes first (kymatio: J, shape), got {shape!r}")
         H, W = self.shape = positive_int("shape[0]", shape[0]), positive_int("shape[1]", shape[1])
         self.J, self.L = positive_int("J", J), positive_int("L", L)
         if min(H, W) <= 2**self.J:
             raise ValueError(f"J = {J} needs images of more than 2^{J} pixels both ways, got {H} x {W}; lower J")
-        self.settings = {"transform": "Scattering2D", "shape": [H, W], "J": self.J, "L": self.L}
+        self.settings = {"transform": type(self).__name__, "shape": [H, W], "J": self.J, "L": self.L}
         M, N = compute_padding(H, W, self.J)
         self._pad = ((M - H) // 2, (M - H + 1) // 2), ((N - W) // 2, (N - W + 1) // 2)
         bank = filter_bank(M, N, self.J, self.L)
@@ -93,8 +93,14 @@ class Scattering2D(nn.Module):
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "_cache": {}}
 
+    def extra_repr(self) -> str:
+        return f"shape={self.shape}, J={self.J}, L={self.L}"
+
     def check(self, x: Tensor) -> None:
-        """Raise TypeError or ValueError unless x is a finite (batch, channels, H, W), float32 or float64."""
+        """Raise TypeError or ValueError unless x is a finite (batch, channels, H, W), float32 or float64.
+
+        A picture (H, W) of bytes becomes picture[None, None] / 255.
+        """
         check_tensor("x", x, ("batch", "channels", *self.shape))
         check_finite(x, "x", "image")
 

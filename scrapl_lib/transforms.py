@@ -40,9 +40,12 @@ class PathTransform(Protocol):
 
 def checked_transform(transform: object) -> Any:
     """The transform. Raises TypeError for what is none, ValueError for one without paths."""
-    if not all(hasattr(transform, name) for name in ("n_paths", "path", "check")):
-        needed = "n_paths, path(x, index) and check(x), as JTFS and Scattering2D have"
-        raise TypeError(f"transform must have {needed}; got {transform!r:.200}")
+    lacking = [name for name in ("path", "check") if not callable(getattr(transform, name, None))]
+    lacking += [] if hasattr(transform, "n_paths") else ["n_paths"]
+    if lacking or isinstance(transform, type):
+        needed = "an object with n_paths, path(x, index) and check(x), as JTFS(...) and Scattering2D(...) are"
+        lacks = f", which has no {' and no '.join(lacking)}" if lacking else ", a class: make one, with parentheses"
+        raise TypeError(f"transform must be {needed}; got {transform!r:.200}{lacks}")
     positive_int("transform.n_paths", transform.n_paths)
     return transform
 
@@ -51,7 +54,11 @@ def path_group(transform: PathTransform, x: Tensor, indices: Sequence[int]) -> T
     """Coefficients of several paths, all of one shape: (batch, paths, ...)."""
     if hasattr(transform, "path_group"):
         return transform.path_group(x, indices)
-    return torch.stack([transform.path(x, index) for index in indices], dim=1)
+    found = [transform.path(x, index) for index in indices]
+    if len(shapes := {tuple(S.shape): index for S, index in zip(found, indices)}) > 1:
+        said = ", ".join(f"{shape} of path {index}" for shape, index in shapes.items())
+        raise ValueError(f"paths that are taken together must have coefficients of one shape, got {said}")
+    return torch.stack(found, dim=1)
 
 
 def of_checked_inputs(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -97,6 +104,10 @@ class Distances(nn.Module):
         S: transform(x), if it is known already; `known` is what the error message calls it.
         """
         S_hat = transform(x_hat)
+        if not isinstance(S_hat, Tensor) or S_hat.ndim < dims or len(S_hat) != len(x_hat):
+            got = tuple(S_hat.shape) if isinstance(S_hat, Tensor) else type(S_hat).__name__
+            what = "batch" if dims == 1 else "batch, paths"
+            raise ValueError(f"the transform must return coefficients ({what}, ...) of {len(x_hat)} items, got {got}")
         if S is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and x.requires_grad):
                 S = transform(x)

@@ -122,7 +122,7 @@ def test_a_state_of_other_draws_is_refused():
         ([], ValueError, "none of them empty"),
         ([[1], []], ValueError, "none of them empty"),
         ([[1, 1]], ValueError, "different path numbers"),
-        ([[28]], IndexError, "path_idx = 28 is out of range"),
+        ([[28]], IndexError, "path number = 28 is out of range"),
         ([1, 2], TypeError, "a list of groups of path numbers"),
         ([["a"]], TypeError, "a list of groups of path numbers"),
         (None, TypeError, "a list of groups of path numbers"),

@@ -188,6 +188,45 @@ def test_a_transform_of_ones_own_trains(kind, draw):
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
+
+class Odd:
+    """Of two paths, with attributes as given."""
+
+    n_paths = 2
+
+    def __init__(self, **attributes):
+        vars(self).update({"path": lambda x, i: x, "check": lambda x: None} | attributes)
+
+    @classmethod
+    def loss(cls, path, draw):
+        return SCRAPLLoss(transform=cls(path=path), draw=draw)(noise(2, 1, 64), noise(2, 1, 64, seed=1))
+
+
+class SquaredOnce(torch.autograd.Function):
+    """x squared, whose gradient has no derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+def test_theta_importance_refuses_a_path_without_second_derivative():
+    W, x = (0.1 * noise(8, 2, seed=1)).requires_grad_(), tone(noise(2, 2).sigmoid())
+    loss = SCRAPLLoss(transform=Odd(path=lambda x, i: SquaredOnce.apply(x)))
+    with pytest.raises(ValueError, match="gradient of path 0 cannot be differentiated in x_hat: .*once_differentiable"):
+        theta_importance(loss, lambda x: (x.flatten(1)[:, :8] @ W).sigmoid(), tone, x, [W])
+
+
+def test_path_is_always_a_single_path():
+    assert SCRAPLLoss(transform=Odd(groups={"path": [(0, 1)]})).draws == ((0,), (1,))
+
+
 GOOD = noise(2, 1, 12, 20)
 
 
@@ -220,7 +259,14 @@ def test_wrong_images_are_refused(x_hat, x, error, message):
         (lambda: SCRAPLLoss(transform=torch.stft), TypeError, r"n_paths, path\(x, index\) and check\(x\).*got <"),
         (lambda: SCRAPLLoss(transform=TimeScattering(), draw="rate"), ValueError, "unknown draw 'rate': .*path, half"),
         (lambda: SCRAPLLoss(transform=TimeScattering(), draw=7), TypeError, "draw must be 'path', 'half' or a list of"),
-        (lambda: SCRAPLLoss(transform=TimeScattering(), draw=[[4]]), IndexError, "path_idx = 4 is out of range"),
+        (lambda: SCRAPLLoss(transform=TimeScattering(), draw=[[4]]), IndexError, "path number = 4 is out of range"),
+        (lambda: SCRAPLLoss(transform=TimeScattering), TypeError, "got <class .*, a class: make one"),
+        (lambda: SCRAPLLoss(transform=Odd(groups={"far": [(0, 99)]}), draw="far"), IndexError, "path number = 99 is"),
+        (lambda: SCRAPLLoss(transform=Odd(groups={"none": [()]}), draw="none"), ValueError, "none of them empty"),
+        (lambda: SCRAPLLoss(transform=Odd(groups={"two": [(0, 0)]}), draw="two"), ValueError, "groups of different"),
+        (lambda: Odd.loss(lambda x, i: x.mean((0, 1)), "path"), ValueError, r"\(batch, ...\) of 2 items, got \(64,\)"),
+        (lambda: Odd.loss(lambda x, i: x.numpy(), "path"), ValueError, "coefficients .* got ndarray"),
+        (lambda: Odd.loss(lambda x, i: x[..., i:], [[0, 1]]), ValueError, r"one shape, got .* \(2, 1, 63\) of path 1"),
     ],
 )
 def test_wrong_transforms_and_draws_are_refused(make, error, message):
@@ -228,7 +274,15 @@ def test_wrong_transforms_and_draws_are_refused(make, error, message):
         make()
 
 
+class OtherImages(Scattering2D):
+    """Measures something else."""
+
+
 def test_a_state_of_another_transform_is_refused():
+    with pytest.raises(ValueError, match=r"of a loss with transform = OtherImages .here Scattering2D."):
+        SCRAPLLoss(transform=Scattering2D(**IMAGES)).load_state_dict(
+            SCRAPLLoss(transform=OtherImages(**IMAGES)).state_dict()
+        )
     small, large = (SCRAPLLoss(transform=Scattering2D(shape, 2, 2)) for shape in ((12, 20), (12, 24)))
     with pytest.raises(ValueError, match=r"of a loss with shape = \[12, 24\] .here \[12, 20\]."):
         small.load_state_dict(large.state_dict())
