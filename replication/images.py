@@ -263,24 +263,34 @@ class Matching:
         density, spread = theta_l1(self.encoder.estimate(self.test_seen), self.test_theta).tolist()
         return {"theta_l1": (density + spread) / 2, "density_l1": density, "spread_l1": spread}
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        """P-SAGA for SCRAPL but where its method says plain, else Adam."""
+        own = isinstance(self.loss, SCRAPLLoss) and self.config.method != "scrapl_plain"
+        weights, lr = self.encoder.parameters(), self.config.lr
+        return PSAGA(weights, self.loss, lr=lr) if own else torch.optim.AdamW(weights, lr=lr)
+
+    def update(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """One training step; its loss."""
+        optimizer.zero_grad()
+        loss = self.batch_loss(step)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
     def train(self, probs: Tensor | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Train to the end: history and test, as `records` wants them."""
-        c, weights, wall_s, history = self.config, self.encoder.parameters(), 0.0, []
+        c, wall_s, history = self.config, 0.0, []
         if probs is not None:
             self.loss.probs = probs
-        own = isinstance(self.loss, SCRAPLLoss) and c.method != "scrapl_plain"
-        optimizer = PSAGA(weights, self.loss, lr=c.lr) if own else torch.optim.AdamW(weights, lr=c.lr)
+        optimizer = self.optimizer()
         for step in range(c.n_steps + 1):
             if step % c.test_every == 0:
                 history += [(step, "test", metric, value, wall_s) for metric, value in self.errors().items()]
             if step < c.n_steps:
                 start_s = time.perf_counter()
-                optimizer.zero_grad()
-                loss = self.batch_loss(step)
-                loss.backward()
-                optimizer.step()
+                loss = self.update(optimizer, step)
                 wall_s += time.perf_counter() - start_s
-                history.append((step + 1, "train", "loss", float(loss.detach()), wall_s))
+                history.append((step + 1, "train", "loss", loss, wall_s))
         test = [(metric, value, "per mille") for metric, value in self.errors().items()]
         test += [("step_ms", 1000 * wall_s / c.n_steps, "ms")]
         return pd.DataFrame(history, columns=COLUMNS["history.csv"]), pd.DataFrame(test, columns=COLUMNS["test.csv"])
@@ -370,25 +380,50 @@ def values_of(runs: Sequence[Run], method: str, metric: str) -> list[float]:
     return [run.value(metric) for run in sorted(runs, key=lambda run: run.seed) if run.method == method]
 
 
-def results_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """A row per method: errors (per mille) with their 95 % half-widths over seeds, the time of a step, its ratio to
-    that of SCRAPL with P-SAGA, seed by seed."""
-    rows, unit = [], values_of(runs, "scrapl_psaga", "step_ms")
+def step_costs(profile: str, n_steps: int) -> dict[str, float]:
+    """Milliseconds of processor time of a training step by method, median: the methods step in turn, n_steps each.
+
+    (The times in the records are those of runs that shared the machine with others.)
+    """
+    matchings = {method: Matching(image_config(method, 0, profile)) for method in METHODS}
+    steppers = [(method, matching, matching.optimizer(), []) for method, matching in matchings.items()]
+    for step in range(n_steps + 1):  # filters and tables are made in the first
+        for _, matching, optimizer, times in steppers:
+            start_s = time.process_time()
+            matching.update(optimizer, step)
+            times.append(1000 * (time.process_time() - start_s))
+    return {method: median(times[1:]) for method, _, _, times in steppers}
+
+
+def results_table(runs: Sequence[Run], costs: dict[str, float]) -> pd.DataFrame:
+    """A row per method: errors (per mille) with their 95 % half-widths over seeds (`mean_ci95`), the time of a step,
+    `step_costs`, and its ratio to that of SCRAPL with P-SAGA."""
+    rows = []
     for method, (label, *_) in METHODS.items():
         row = {"method": label, "seeds": len(values_of(runs, method, "theta_l1"))}
         for metric in ("theta_l1", "density_l1", "spread_l1"):
             row[metric], row[f"{metric}_ci95"] = mean_ci95(values_of(runs, method, metric))
-        times = values_of(runs, method, "step_ms")
-        ratio = median(a / b for a, b in zip(times, unit, strict=True))
-        rows.append(row | {"step_ms": median(times), "step_ratio": ratio})
+        rows.append(row | {"step_ms": costs[method], "step_ratio": costs[method] / costs["scrapl_psaga"]})
     return pd.DataFrame(rows)
 
 
-def paired_table(runs: Sequence[Run], metric: str = "theta_l1") -> pd.DataFrame:
-    """`PAIRS`: mean difference (per mille), 95 % half-width, p of the paired t-test, and p corrected for all (Holm)."""
-    rows = []
+def value_at(run: Run, share: float, metric: str = "theta_l1") -> float:
+    """The last test value within that share of the run's steps."""
+    rows = run.history[(run.history["split"] == "test") & (run.history["metric"] == metric)]
+    return float(rows.loc[rows["step"] <= share * rows["step"].max(), "value"].iloc[-1])
+
+
+def paired_table(runs: Sequence[Run], costs: dict[str, float], metric: str = "theta_l1") -> pd.DataFrame:
+    """`PAIRS`, and each SCRAPL against full scattering as far as that comes in the time of SCRAPL's whole training, by
+    the costs of a step: mean difference (per mille), 95 % half-width, p of the paired t-test, corrected for all (Holm).
+    """
+    rows, full = [], sorted((run for run in runs if run.method == "scattering"), key=lambda run: run.seed)
     for a, b in PAIRS:
         found = paired_comparison(values_of(runs, a, metric), values_of(runs, b, metric))
         rows.append((f"{METHODS[b][0]} less {METHODS[a][0]}", *found))
+    for b in (method for method in METHODS if method.startswith("scrapl")):
+        share = min(1.0, costs[b] / costs["scattering"])
+        found = paired_comparison([value_at(run, share, metric) for run in full], values_of(runs, b, metric))
+        rows.append((f"{METHODS[b][0]} less {METHODS['scattering'][0]}, at equal time", *found))
     table = pd.DataFrame(rows, columns=["difference", "mean", "ci95", "paired_p"])
     return table.assign(paired_p_holm=holm(table["paired_p"]))

@@ -117,19 +117,34 @@ def test_tables_pair_runs_seed_by_seed():
             self.method, self.seed = method, seed
             place = list(images.METHODS).index(method)
             self.values = {"theta_l1": 100.0 + 10 * place + (1 + place % 2) * seed, "density_l1": 1.0, "spread_l1": 2.0}
-            self.values["step_ms"] = 2.0**place
+            steps = [0, 20, 40, 200]
+            value = [self.values["theta_l1"] + extra for extra in (900, 90, 9, 0)]
+            self.history = pd.DataFrame({"step": steps, "split": "test", "metric": "theta_l1", "value": value})
 
         def value(self, metric):
             return self.values[metric]
 
     orders = [(2, 0, 1), (0, 1, 2), (1, 2, 0)]
     runs = [FakeRun(method, seed) for i, method in enumerate(images.METHODS) for seed in orders[i % 3]]
-    table, pairs = images.results_table(runs), images.paired_table(runs)
+    costs = {method: 2.0**i for i, method in enumerate(images.METHODS)}
+    table, pairs = images.results_table(runs, costs), images.paired_table(runs, costs)
     places = {method: i for i, method in enumerate(images.METHODS)}
     assert table["seeds"].tolist() == [3] * 9
     assert table["step_ratio"].tolist() == [2.0 ** (i - places["scrapl_psaga"]) for i in range(9)]
-    for (a, b), row in zip(images.PAIRS, pairs.itertuples(), strict=True):
+    for (a, b), row in zip(images.PAIRS, pairs.itertuples()):
         slopes = places[b] % 2 - places[a] % 2  # of the difference over seeds 0, 1, 2
         assert abs(row.mean - (10 * (places[b] - places[a]) + slopes)) < 1e-9 and row.paired_p <= row.paired_p_holm
         assert (row.ci95 == 0) == (slopes == 0)  # as only pairs of one seed give
-    assert isinstance(pairs, pd.DataFrame) and len(pairs) == 6
+    equal = pairs[pairs["difference"].str.endswith("at equal time")].set_index("difference")["mean"]
+    assert len(pairs) == 6 + 4 and len(equal) == 4
+    of_full = {0.1: 90, 0.2: 9, 0.19: 90, 0.0999: 900, 1.0: 0}  # share of the steps: what is added to full scattering's
+    run = next(run for run in runs if run.method == "scattering")
+    assert {share: images.value_at(run, share) - run.values["theta_l1"] for share in of_full} == of_full
+    for b in (method for method in images.METHODS if method.startswith("scrapl")):
+        slopes, share = places[b] % 2 - places["scattering"] % 2, min(1.0, costs[b] / costs["scattering"])
+        extra = images.value_at(run, share) - run.values["theta_l1"]
+        expected = 10 * (places[b] - places["scattering"]) + slopes - extra
+        label = f"{images.METHODS[b][0]} less {images.METHODS['scattering'][0]}, at equal time"
+        assert abs(equal[label] - expected) < 1e-9
+    steps = images.step_costs("smoke", 2)
+    assert list(steps) == list(images.METHODS) and min(steps.values()) > 0
