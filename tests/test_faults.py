@@ -167,6 +167,9 @@ class Tiny:
         self.step, self.step_s, self.history, self.epoch_losses, self.best_loss = 0, [], [], [], 0.0
         self.best_weights = self.encoder.state_dict()
 
+    def keep_references(self, *_):
+        """There are none."""
+
     def steps(self):
         while self.step < self.n_steps:
             self.step += 1
