@@ -67,7 +67,9 @@ class Encoder(nn.Module):
         widths = [1, *[channels] * len(pools)]
         self.convolutions = nn.ModuleList(nn.Conv2d(*pair, 3, padding="same") for pair in zip(widths, widths[1:]))
         # what follows takes over their layout: on a CPU, pooling by rows of channels is nine times as fast
-        self.convolutions.to(memory_format=torch.channels_last)
+        for convolution in self.convolutions:
+            weight = convolution.weight.detach().contiguous(memory_format=torch.channels_last)
+            convolution.weight = nn.Parameter(weight)
         self.pools = nn.ModuleList(nn.MaxPool2d(pool) for pool in pools)
         self.activations = nn.ModuleList(nn.PReLU() for _ in pools)
         self.dense = nn.Sequential(nn.Linear(channels, dense), nn.PReLU(), nn.Dropout(dropout))
