@@ -66,6 +66,11 @@ class MSSLoss(nn.Module):
             return self.distance(x_hat, x)
 
 
+def magnitude(z: Tensor) -> Tensor:
+    """|z| of complex z, 0 where it is subnormal: the gradient of abs, z / |z|, overflows there to NaN."""
+    return z.masked_fill(z.detach().abs() < torch.finfo(z.dtype).tiny, 0).abs()
+
+
 class RevisitedLoss(nn.Module):
     """Schwaer and Mueller 2023: flat-top windows, log(1 + magnitude), L2 norm at each of six resolutions, summed.
 
@@ -82,9 +87,7 @@ class RevisitedLoss(nn.Module):
         for n, hop in _REVISITED.items():
             window = getattr(self, f"window_{n}").to(x)
             spectra = (torch.stft(y[:, 0], n, hop, window=window, return_complex=True) for y in (x_hat, x))
-            # not where it is subnormal: the gradient of abs, z / |z|, overflows there to NaN
-            spectra = (z.masked_fill(z.detach().abs() < torch.finfo(x.dtype).tiny, 0) for z in spectra)
-            log_hat, log_ref = (torch.log1p(spectrum.abs()) for spectrum in spectra)
+            log_hat, log_ref = (torch.log1p(magnitude(spectrum)) for spectrum in spectra)
             distance = distance + torch.linalg.vector_norm(log_hat - log_ref, dim=(1, 2))
         return distance.mean()
 

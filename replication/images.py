@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from scrapl_lib import PSAGA, Scattering2D, ScatteringLoss, SCRAPLLoss, theta_importance
 from scrapl_lib.checks import check_name
 from scrapl_lib.losses import p_loss
-from scrapl_lib.synths import Parameter, Synth, _uniform
+from scrapl_lib.synths import Parameter, Synth, uniform
 
+from .baselines import magnitude
 from .checkpoints import alone
 from .data import meso_seeds
 from .measures import theta_l1
@@ -72,7 +73,7 @@ class StrokeSynth(Synth):
 
     def draw(self, seeds: Tensor) -> tuple[Tensor, ...]:
         """seeds (batch,) int64 -> centres in pixels (batch, n_strokes, 2), and turns in [-1, 1) (batch, n_strokes)."""
-        u = _uniform(seeds, 3 * self.n_strokes).view(len(seeds), self.n_strokes, 3)
+        u = uniform(seeds, 3 * self.n_strokes).view(len(seeds), self.n_strokes, 3)
         return self.size * u[..., :2], 2 * u[..., 2] - 1
 
     def signal(self, controls: list[Tensor], dtype: torch.dtype, *draws: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ def magnitudes(x: Tensor, n: int) -> Tensor:
     """
     window = torch.hann_window(n, dtype=x.dtype, device=x.device)
     patches = x[:, 0].unfold(1, n, n // 4).unfold(2, n, n // 4)
-    return torch.fft.rfft2(patches * window[:, None] * window, norm="ortho").abs()
+    return magnitude(torch.fft.rfft2(patches * window[:, None] * window, norm="ortho"))
 
 
 class PictureEncoder(nn.Module):
@@ -244,7 +245,7 @@ class Matching:
     def textures(self, first: int, n: int) -> tuple[Tensor, Tensor]:
         """theta uniform in [0, 1]^2 and its textures, of the synthesizer seeds first ... first + n - 1."""
         seeds = torch.arange(first, first + n)
-        theta = _uniform(seeds + 2**40, 2).float()
+        theta = uniform(seeds + 2**40, 2).float()
         with torch.no_grad():
             return theta, self.synth(theta, seeds)
 

@@ -67,7 +67,7 @@ class Synth(ABC):
         By default a shift of the sound, (batch,) int64, uniform in [-max_shift, max_shift]; positive is later.
         An item's draw depends on its own seed only, not on the batch or the device.
         """
-        return ((_uniform(seeds, 1)[:, 0] * (2 * self.max_shift + 1)).long() - self.max_shift,)
+        return ((uniform(seeds, 1)[:, 0] * (2 * self.max_shift + 1)).long() - self.max_shift,)
 
     def render(self, theta: Tensor, *draws: Tensor) -> Tensor:
         """The deterministic part: theta (batch, n_params) in [0, 1], float32 or float64, and draws as from `draw`
@@ -134,7 +134,7 @@ class GranularSynth(Synth):
     def draw(self, seeds: Tensor) -> tuple[Tensor, ...]:
         """seeds (batch,) int64 -> f0_hz, float64, centre frequencies, log-uniform in [f0_min_hz, f0_max_hz), and onset,
         int64, first samples, uniform in [0, n_samples - grain_samples); both (batch, n_grains)."""
-        u = _uniform(seeds, 2 * self.n_grains).view(len(seeds), self.n_grains, 2)
+        u = uniform(seeds, 2 * self.n_grains).view(len(seeds), self.n_grains, 2)
         f0_hz = self.f0_min_hz * torch.exp2(u[..., 0] * math.log2(self.f0_max_hz / self.f0_min_hz))
         return f0_hz, (u[..., 1] * (self.n_samples - self.grain_samples)).long()
 
@@ -240,7 +240,7 @@ class SnareSynth(Synth):
                 f"{self.max_shift}, {self.common_delay} and n_samples {self.n_samples}"
             )
         if self.noise is None:
-            self.noise = 2 * _uniform(torch.tensor([808], device="cpu"), self.n_samples)[0] - 1
+            self.noise = 2 * uniform(torch.tensor([808], device="cpu"), self.n_samples)[0] - 1
         check_tensor("noise", self.noise, (self.n_samples,))
         self.noise = self.noise.detach().double()
         freq, mod, decay, gain = (20.0, 2000.0, "Hz"), (-1.0, 2.0, ""), (10.0, 2000.0, "ms"), (-60.0, 6.0, "dB")
@@ -291,7 +291,7 @@ class SnareSynth(Synth):
         return torch.fft.irfft(torch.fft.rfft(x * r) * response, n) / r
 
 
-def _uniform(seeds: Tensor, n: int) -> Tensor:
+def uniform(seeds: Tensor, n: int) -> Tensor:
     """seeds (batch,) int64 -> (batch, n) float64 in [0, 1): draw i of a seed is SplitMix64's i-th (Steele et al. 2014).
 
     The seed is hashed first: SplitMix64's own streams of neighbouring seeds could overlap.

@@ -101,6 +101,13 @@ def test_runs_are_recorded_once_and_are_the_same_bits_again(tmp_path, monkeypatc
     assert command_for(images.folder_of(smoke("pixels"), tmp_path)).startswith(expected)
 
 
+def test_magnitudes_of_what_is_nearly_black_have_a_gradient():
+    for size in (0, 1e-42, 1e-40, 1e-38):
+        x = (size * torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0))).requires_grad_()
+        images.magnitudes(x, 8).sum().backward()
+        assert torch.isfinite(x.grad).all() and (size == 0 or x.detach().count_nonzero() > 100)
+
+
 def test_what_is_drawn_and_how_it_is_stepped():
     for method, n in (("scrapl_psaga", 60), ("scrapl_plain", 60), ("scrapl_scale", 6)):
         loss = images.make_loss(dataclasses.replace(images.image_config(method, 3, "quick")))
