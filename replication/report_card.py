@@ -47,6 +47,10 @@ def _graded(holds: bool, in_part: bool) -> str:
     return "holds" if holds else "holds in part" if in_part else "does not hold"
 
 
+def _ratio(mean: float, other: float) -> str:
+    return number(mean / other) if other else "undefined, of 0"
+
+
 def lower(groups: Groups) -> tuple[str, str]:
     """Holds: for every pair from the two sides the 95 % interval of the first lies below that of the second; in part:
     the means of every pair are in this order."""
@@ -65,14 +69,14 @@ def within_factor_2(groups: Groups) -> tuple[str, str]:
     mean, half_width = (sum(getattr(b, name) for b in others) / len(others) for name in ("mean", "half_width"))
     other = str(others[0]) if len(others) == 1 else f"{number(mean)}, the mean of {len(others)}"
     favourable = (a.mean - a.half_width) <= 2 * (mean + half_width)
-    return f"ratio {number(a.mean / mean)}: {a} against {other}", _graded(a.mean <= 2 * mean, favourable)
+    return f"ratio {_ratio(a.mean, mean)}: {a} against {other}", _graded(a.mean <= 2 * mean, favourable)
 
 
 def within_a_quarter(groups: Groups) -> tuple[str, str]:
     """Holds: the mean is at most a quarter above the other side's; in part: the two 95 % intervals overlap."""
     ((a,), (b,)) = groups
     overlap = a.mean - a.half_width <= b.mean + b.half_width
-    return f"ratio {number(a.mean / b.mean)}: {a} against {b}", _graded(a.mean <= 1.25 * b.mean, overlap)
+    return f"ratio {_ratio(a.mean, b.mean)}: {a} against {b}", _graded(a.mean <= 1.25 * b.mean, overlap)
 
 
 def grows(groups: Groups) -> tuple[str, str]:
@@ -80,7 +84,7 @@ def grows(groups: Groups) -> tuple[str, str]:
     than a quarter above."""
     ((a,), (b,)) = groups
     above, apart = b.mean > 1.25 * a.mean, a.mean + a.half_width < b.mean - b.half_width
-    return f"ratio {number(b.mean / a.mean)}: {a} → {b}", _graded(above and apart, above)
+    return f"ratio {_ratio(b.mean, a.mean)}: {a} → {b}", _graded(above and apart, above)
 
 
 def at_chance(groups: Groups) -> tuple[str, str]:
@@ -128,7 +132,8 @@ def improves(groups: Groups) -> tuple[str, str]:
     the values by seed are not known (the paper's), holds: the two 95 % intervals lie apart; in part: the means are in
     this order. The improvement is that of the means, in percent."""
     (before,), (after,) = groups
-    text = f"{100 * (1 - after.mean / before.mean):.0f} %: {before} → {after}"
+    percent = f"{100 * (1 - after.mean / before.mean):.0f} %" if before.mean else "undefined, of 0"
+    text = f"{percent}: {before} → {after}"
     if before.seeds is None or after.seeds is None:
         return text, lower((groups[1], groups[0]))[1]
     change, verdict = lowers(groups)
@@ -223,9 +228,8 @@ def _in_words(groups: Groups) -> str:
     """What too few seeds say: "238 → 49.0, 0.206 times (one seed: no interval, no test)"."""
     n = min(cell.n for group in groups for cell in group)
     means = " → ".join(", ".join(number(cell.mean) for cell in group) for group in groups)
-    ratio = (
-        f", {number(groups[1][0].mean / groups[0][0].mean)} times" if [len(group) for group in groups] == [1, 1] else ""
-    )
+    single = [len(group) for group in groups] == [1, 1] and groups[0][0].mean
+    ratio = f", {number(groups[1][0].mean / groups[0][0].mean)} times" if single else ""
     return f"{means}{ratio} ({'one seed: no interval' if n == 1 else f'{n} seeds'}, no test)"
 
 

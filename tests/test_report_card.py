@@ -59,9 +59,12 @@ within_factor_2  | 20            | 10          | holds
 within_factor_2  | 30            | 10 20       | holds
 within_factor_2  | 21±1          | 10±0.1      | holds in part
 within_factor_2  | 21±0.5        | 10±0.1      | does not hold
+within_factor_2  | 0             | 0           | holds
 within_a_quarter | 125           | 100         | holds
 within_a_quarter | 125.1±25.1    | 100         | holds in part
 within_a_quarter | 125.1±25.0    | 100         | does not hold
+within_a_quarter | 1             | 0           | does not hold
+grows            | 0             | 0           | does not hold
 grows            | 3±0.3         | 3.8±0.3     | holds
 grows            | 3±0.5         | 3.8±0.5     | holds in part
 grows            | 3±0.1         | 3.7±0.1     | does not hold
@@ -79,6 +82,7 @@ raises           | 5,6,7,8       | 3,4,5.1,6   | does not hold
 improves         | 5,6,7,8       | 3,4,5.1,6   | holds
 improves         | 5,6,7,8       | 3,6.5,5,8   | holds in part
 improves         | 3,4,5.1,6     | 5,6,7,8     | does not hold
+improves         | 0,0,0         | 1,2,3       | does not hold
 improves         | 3,4           | 5,6,7       | too few seeds
 improves         | 10±1*         | 7±1*        | holds
 improves         | 10±1*         | 8.5±1*      | holds in part
@@ -96,7 +100,7 @@ def made_up(word):
     mean, _, half_width = numbers.partition("±")
     seeds = pd.Series([float(value) for value in mean.split(",")])
     known = None if word.endswith("*") else seeds
-    return Cell("x", seeds.mean(), float(half_width or 0), max(len(seeds), 2), known, float(chance or 242.4))
+    return Cell("x", float(seeds.mean()), float(half_width or 0), max(len(seeds), 2), known, float(chance or 242.4))
 
 
 @pytest.mark.parametrize("line", BORDERS.strip().splitlines())
@@ -104,6 +108,7 @@ def test_rules_at_their_borders(line):
     rule, *sides, verdict = (part.strip() for part in line.split("|"))
     groups = [[made_up(word) for word in side.split()] for side in sides]
     assert getattr(report_card, rule)(groups)[1] == verdict
+    assert report_card._in_words(groups).endswith("no test)")
 
 
 def test_chance_is_the_mean_distance_from_the_middle():
