@@ -3,8 +3,9 @@ cuda`.
 
 Each worker is a process that trains a run of its own seed. All first make the filters of every path and take `--warm`
 steps; then, together, they train for `--seconds`. Runs per hour are the steps per second of all of them, over the steps
-of a run: start-up, validation and test, which depend otherwise on how many share the device, are not counted. One
-thread per worker on a CPU, as with `run`.
+of a run: start-up, validation and test, which depend otherwise on how many share the device, are not counted. On a CPU
+the workers divide the cores among them: `--workers 1 2` on two cores compares one run on two threads with two runs, a
+thread each (as `run` has them).
 Written: <output>/results/bench/throughput_<profile>_<device>.csv and .json (settings, provenance); the smoke profile's
 numbers mean nothing.
 """
@@ -23,7 +24,7 @@ import torch
 from replication.files import write_csv, write_text_atomic
 from replication.jobs import KEEP_MEMORY
 from replication.problem import check_device, default_device, default_workers
-from replication.records import ROOT, provenance, utc_now
+from replication.records import ROOT, n_cores, provenance, utc_now
 from replication.tasks import make_config
 from replication.trainer import Training
 from scrapl_lib.losses import SCRAPLLoss
@@ -53,7 +54,8 @@ def worker(task: str, method: str, profile: str, device: str, seed: int, warm: i
 
 def measure(n: int, arguments: list[str], device: str) -> dict[str, float]:
     """Of n workers at once: runs per hour, and a worker's mean milliseconds per step."""
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if device == "cpu" else {}
+    n_threads = max(1, n_cores() // n)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(n_threads)) if device == "cpu" else {}
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, *arguments, "--seed", str(seed)],
@@ -74,7 +76,8 @@ def measure(n: int, arguments: list[str], device: str) -> dict[str, float]:
         for each in workers:
             each.kill()
     rates = [steps / seconds for steps, seconds, _ in found]
-    return {"workers": n, "runs_per_hour": 3600 * sum(rates) / found[0][2], "step_ms": 1000 * n / sum(rates)}
+    measured = {"runs_per_hour": 3600 * sum(rates) / found[0][2], "step_ms": 1000 * n / sum(rates)}
+    return {"workers": n, "threads": n_threads if device == "cpu" else None} | measured
 
 
 def main() -> None:

@@ -184,10 +184,10 @@ def _work(args: argparse.Namespace) -> int:
         training.stopping = bool(asked)
         if time.monotonic() - said_s > 0.5:
             said_s = time.monotonic()
-            loss = float(training.epoch_losses[-1]) if training.epoch_losses else math.nan
+            loss = f"loss {training.epoch_losses[-1]:.3g}, " if training.epoch_losses else ""  # none after an epoch
             last = {metric: value for _, split, metric, value, _ in training.history if split == "val"}
             val = f"{last['theta_synth_l1']:.0f}‰" if "theta_synth_l1" in last else f"{last['loss']:.3g}"
-            progress = {"done": training.step / training.n_steps, "words": f"loss {loss:.3g}, val {val}"}
+            progress = {"done": training.step / training.n_steps, "words": f"{loss}val {val}"}
             write_text_atomic(checkpoint_folder(config, args.output) / "progress.json", json.dumps(progress))
     return os.EX_TEMPFAIL if asked and training.stopping else 0
 
