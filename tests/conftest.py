@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import io
 import os
 import textwrap
 from collections import Counter
@@ -19,6 +20,29 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in (item for item in items if item.get_closest_marker("cuda")):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+TINY = dict(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1)  # a JTFS of 21 paths: 3 rates of 7
+
+
+def noise(*shape, seed=0, dtype=torch.float64):
+    """Normal numbers of a seed; in float32 the same ones, rounded."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def relative_error(found, expected):
+    """Largest absolute difference, in units of the largest expected value."""
+    found, expected = (torch.as_tensor(values).detach() for values in (found, expected))
+    assert found.shape == expected.shape and expected.numel() and expected.abs().max() > 0
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def through_file(state, **options):
+    """The state as torch.load reads it from a file, without pickles."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True, **options)
 
 
 def smoke(method="scrapl_no_theta_is", seed=0, **changes):

@@ -5,7 +5,7 @@ import torch
 
 from replication import records
 from replication.path_probabilities import write_importance as write_curvature
-from replication.tasks import CHIRPLETS, TR808, importance_config
+from replication.tasks import CHIRPLETS, importance_config
 from scrapl_lib.losses import SCRAPLLoss
 
 NOT_RUN = {
@@ -24,7 +24,6 @@ OUTCOME = {  # method: test density and slope L1 (per mille), total variation, c
     "mss_revisited": (380, 246, 2.0, None, 26, 5),
     "mss_random": (180, 242, 2.0, None, 32, 5),
 }
-DRUMS = {"jtfs": (2, 2.2), "mss_random": (3, 9), "mss_linear": (25, 24), "mss_log_linear": (19, 18)}  # loudness, dB
 STEPS = (0, 50, 100, 150)
 
 
@@ -84,17 +83,9 @@ def write_chirplet(output, task, method, seed, am, fm, am_steps=100, fm_steps=20
     _write((profile, task, method, seed), output, test, curves, status=status, grid_size=16)
 
 
-def write_drums(output, task, method, seed, loudness, jtfs=1.0, profile="quick"):
-    """Write one run of a TR-808 task, times `spread`: transient loudness in dB, a tenth in the decay, JTFS distance."""
-    test = {"jtfs_distance": jtfs, "mss_log_linear_distance": 1.0, "frechet_log_mel": 5.0}
-    test |= {f"transient_{name}_l1": loudness for name in ("loudness", "spectral_centroid")}
-    test = {metric: spread(seed) * value for metric, value in (test | {"decay_loudness_l1": loudness / 10}).items()}
-    _write((profile, task, method, seed), output, test, {"loss": 1.0})
-
-
 def write_everything(output):
     """Granular runs, of which one failed and four never converged. Chirplets: in the first task theta-IS takes AM from
-    100 to 60, a seed never converges in FM, and one failed. Drums: MSS linear is next to silence in both conditions."""
+    100 to 60, a seed never converges in FM, and one failed."""
     write_all(output)
     write(output, "mss_random", 4, status="failed:nonfinite loss at step 7")
     for method, seed in (("scrapl_plain", 4), ("jtfs", 0), ("jtfs", 1), ("jtfs", 2)):
@@ -103,9 +94,6 @@ def write_everything(output):
     for seed in range(5):
         write_chirplet(output, slow, "scrapl_no_theta_is", seed, 100, 80, 500, None if seed == 1 else 400)
         write_chirplet(output, slow, "scrapl", seed, 60, 80, 300, 300, status="ok" if seed else "failed:nonfinite")
-        for method, loudness in DRUMS.items():
-            for task, dB in zip(TR808, loudness):
-                write_drums(output, task, method, seed, dB)
     write_chirplet(output, moderate, "scrapl_no_theta_is", 0, 90, 70, None, None)
 
 
@@ -113,11 +101,10 @@ def load(output, profile="quick", tasks=("granular",)):
     return [run for task in tasks for run in records.load_runs(profile, task, None, output)]
 
 
-def write_importance(output, task="granular", profile="smoke", curvature=None, **changes):
-    """Record path probabilities; by default those of a curvature of 1 + path index. Returns the folder."""
-    config = importance_config(task, profile, **changes)
-    n_paths = SCRAPLLoss(**config.transform()).n_paths
-    folder = records.run_folder(profile, task, records.IMPORTANCE, 0, output)
-    found = torch.arange(1.0, n_paths + 1).expand(2, -1) if curvature is None else curvature
+def write_importance(output, task="granular"):
+    """Record path probabilities, those of a curvature of 1 + path index. Returns the folder."""
+    config = importance_config(task, "smoke")
+    folder = records.run_folder("smoke", task, records.IMPORTANCE, 0, output)
+    found = torch.arange(1.0, SCRAPLLoss(**config.transform()).n_paths + 1).expand(2, -1)
     write_curvature(folder, config, found, records.utc_now(), "cpu")
     return folder

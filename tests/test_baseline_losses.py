@@ -10,15 +10,13 @@ import auraloss
 import numpy as np
 import pytest
 import torch
-from odd_surroundings import odd_surroundings
 from scipy.signal.windows import flattop
 from torch import nn
 
 from replication import baselines
 from replication.baselines import MSS_NAMES, EmbeddingLoss, MSSLoss, WeightsUnavailable, panns_weights, resample
+from replication.measures import encodec_frames
 from scrapl_lib.losses import p_loss
-
-SYMMETRIC = ("mss_linear", "mss_log_linear", "mss_revisited")
 
 
 def pair(n_samples=4096, batch=3, dtype=torch.float64, seed=0):
@@ -91,30 +89,13 @@ def test_mss_random_is_auraloss_and_repeats_from_numpy_state():
     assert max(r.fft_size for r in loss.distance.stft_losses) < 2048
 
 
-@pytest.mark.parametrize("name", MSS_NAMES)
-def test_surroundings_change_no_bit(name):
-    x_hat, x = pair(dtype=torch.float32)
-    np.random.seed(2)
-    expected = MSSLoss(name)(x_hat, x)
-    with odd_surroundings():
-        np.random.seed(2)
-        assert torch.equal(MSSLoss(name)(x_hat, x), expected)
-        embedded = EmbeddingLoss("ms_clap", 8192, Band(frames=True, dtype=torch.float32))
-        assert embedded(x_hat, x).dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", SYMMETRIC)
+@pytest.mark.parametrize("name", MSS_NAMES[:3])
 def test_mss_properties(name):
-    """Zero for equal audio, symmetric, mean over items, float32 like float64, finite gradients at and near silence."""
-    loss = MSSLoss(name)
-    x_hat, x = pair()
+    """Zero for equal audio, float32 like float64, finite gradients at and near silence."""
+    loss, (x_hat, x) = MSSLoss(name), pair()
     single = loss(x_hat.float(), x.float())
     assert single.dtype == torch.float32 and abs(float(single / loss(x_hat, x) - 1)) < 1e-4
     assert float(loss(x, x)) == 0
-    assert abs(float(loss(x_hat, x) - loss(x, x_hat))) < 1e-12
-    alone = torch.stack([loss(x_hat[[i]], x[[i]]) for i in range(3)])
-    assert alone.std() > 1e-4
-    assert abs(float(loss(x_hat, x) - alone.mean())) < 1e-10
     for size in (0, 1e-42, 1e-40, 1e-38):  # silence, and subnormal float32
         quiet = (size * x_hat / x_hat.abs().max()).float().requires_grad_()
         loss(quiet, x.float()).backward()
@@ -138,20 +119,17 @@ class Band(nn.Module):
         return energy.transpose(1, 2) if self.frames else energy.mean(2)
 
 
-CLAP, PANNS = ("ms_clap", 44100, 308700), ("panns_wavegram_logmel", 32000, 320000)
-
-
-@pytest.mark.parametrize(("name", "rate", "length"), [CLAP, PANNS])
+@pytest.mark.parametrize(
+    ("name", "rate", "length"), [("ms_clap", 44100, 308700), ("panns_wavegram_logmel", 32000, 320000)]
+)
 def test_embedding_loss_resamples_repeats_and_takes_the_l2_distance(name, rate, length):
     """A tone of 440 Hz stays one at the model's rate and is repeated to its length; distance as the twin's, 1e-10."""
-    t = torch.arange(8192, dtype=torch.float64) / 8192
+    t, model_t = torch.arange(8192, dtype=torch.float64) / 8192, torch.arange(length, dtype=torch.float64) / rate
     x = torch.stack([torch.sin(2 * torch.pi * f * t) for f in (440, 300)])[:, None]
-    x_hat = 0.5 * x.flip(0)
     embed = Band(frames=False)
-    value = EmbeddingLoss(name, 8192, embed)(x_hat, x)
+    value = EmbeddingLoss(name, 8192, embed)(0.5 * x.flip(0), x)
     heard_hat, heard = embed.seen
     assert heard.shape == (2, length)
-    model_t = torch.arange(length, dtype=torch.float64) / rate
     for item, f in enumerate((440, 300)):
         assert (heard[item] - torch.sin(2 * torch.pi * f * model_t)).abs().max() < 1e-9
     with torch.no_grad():
@@ -164,8 +142,7 @@ def test_embeddings_are_averaged_over_time_and_long_audio_is_cut():
     x_hat, x = pair()
     values = [EmbeddingLoss("panns_wavegram_logmel", 8192, Band(frames))(x_hat, x) for frames in (True, False)]
     assert float(values[0]) > 1e-4 and abs(float(values[0] - values[1])) < 1e-12
-    embed = Band(frames=False)
-    x_hat, x = pair(10 * 44100, batch=1)
+    embed, (x_hat, x) = Band(frames=False), pair(10 * 44100, batch=1)
     EmbeddingLoss("ms_clap", 44100, embed)(x_hat, x)
     assert torch.equal(embed.seen[1], x[:, 0, : 7 * 44100])
 
@@ -173,8 +150,7 @@ def test_embeddings_are_averaged_over_time_and_long_audio_is_cut():
 def test_embedding_model_is_frozen_but_the_audio_has_a_gradient():
     x_hat, x = pair()
     loss = EmbeddingLoss("ms_clap", 8192, Band(frames=True)).train()
-    x_hat.requires_grad_()
-    assert torch.equal(loss(x_hat, x), loss(x_hat, x))  # no dropout
+    assert torch.equal(loss(x_hat.requires_grad_(), x), loss(x_hat, x))  # no dropout
     loss(x_hat, x).backward()
     assert x_hat.grad.abs().max() > 0 and not any(weight.requires_grad for weight in loss.parameters())
 
@@ -195,13 +171,17 @@ def test_resampling_keeps_tones_and_drops_what_does_not_fit(n, from_hz, to_hz):
 
 @pytest.mark.parametrize(
     ("name", "package", "source"),
-    [("ms_clap", "msclap", "microsoft/msclap"), ("panns_wavegram_logmel", "panns_AT_inference", "zenodo.org")],
+    [
+        ("ms_clap", "msclap", "microsoft/msclap"),
+        ("panns_wavegram_logmel", "panns_AT_inference", "zenodo.org"),
+        ("FAD", "encodec", "fbaipublicfiles"),
+    ],
 )
 def test_missing_weights_say_how_to_get_them(name, package, source, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)  # import fails, as without the extra
-    words = rf"{name} needs a pretrained model.*{package}.*\[embeddings\].*{source}"
+    words = rf"{name} needs a pretrained model .*ModuleNotFoundError.*{package}.*\[embeddings\].*{source}"
     with pytest.raises(WeightsUnavailable, match=words):
-        EmbeddingLoss(name, 8192)
+        encodec_frames(torch.zeros(1, 1, 44100), 44100) if name == "FAD" else EmbeddingLoss(name, 8192)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -223,9 +203,8 @@ def test_a_panns_file_is_read_without_trusting_it(monkeypatch, tmp_path, capsys,
         monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
         return baselines._panns_checkpoint()
 
-    sampler = {"indexes_per_class": [np.arange(3), np.zeros(0, dtype=int)], "queue": [1], "pointers_of_classes": [0]}
-    found = download({"iteration": 5, "model": {"scale": torch.tensor(3.0)}, "sampler": sampler})
-    assert found["model"]["scale"] == 3 and found["sampler"]["indexes_per_class"][0].tolist() == [0, 1, 2]
+    found = download({"model": {"scale": torch.tensor(3.0)}, "sampler": [np.arange(3), np.zeros(0, dtype=int)]})
+    assert found["model"]["scale"] == 3 and found["sampler"][0].tolist() == [0, 1, 2]
     assert f"from {baselines._PANNS_URL} to {panns_weights()}" in capsys.readouterr().err
     with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
         download({"model": subprocess.Popen})
@@ -264,17 +243,10 @@ def test_pretrained_models_are_called_as_their_packages_want(monkeypatch, capsys
         assert f"{name}: weights are downloaded at first use from" in capsys.readouterr().err
 
 
-SHORT = torch.zeros(1, 1, 1026)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: MSSLoss("mss"), "unknown MSS loss 'mss': .*valid are mss_linear"),
-        (lambda: EmbeddingLoss("clap", 8192), "unknown embedding 'clap': did you mean 'ms_clap'"),
-        (lambda: MSSLoss("mss_linear")(SHORT, SHORT), "mss_linear needs at least 1027 samples, got 1026"),
-    ],
-)
-def test_bad_names_and_lengths_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_bad_names_and_lengths_are_refused():
+    with pytest.raises(ValueError, match="unknown MSS loss 'mss': .*valid are mss_linear"):
+        MSSLoss("mss")
+    with pytest.raises(ValueError, match="unknown embedding 'clap': did you mean 'ms_clap'"):
+        EmbeddingLoss("clap", 8192)
+    with pytest.raises(ValueError, match="mss_linear needs at least 1027 samples, got 1026"):
+        MSSLoss("mss_linear")(torch.zeros(1, 1, 1026), torch.zeros(1, 1, 1026))

@@ -13,16 +13,13 @@ from conftest import assert_same, folder_of, smoke
 from test_cli import METHOD, run
 
 from replication import jobs
-from replication.jobs import Budget, Pool
+from replication.jobs import Pool
 from replication.records import ROOT, read_run
 from replication.status import kept_of, states
 from replication.tasks import importance_config
 from replication.trainer import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-# ---- without processes ----------------------------------------------------------------------------------------------
 
 
 class Started(list):
@@ -70,16 +67,6 @@ def test_what_needs_a_crashed_process_is_not_started(tmp_path, started, capsys):
     assert "1 of 3 runs crashed: theta_importance 0; the same command tries them again" in said
 
 
-@pytest.mark.parametrize("left, n_started", [(2.9, 0), (30.0, 1)])
-def test_nothing_is_started_that_cannot_come_to_a_checkpoint(tmp_path, started, left, n_started):
-    budget = Budget(time.monotonic() + left * 100, 100.0)
-    Pool(tmp_path, "cpu").run([smoke()], budget)
-    assert len(started) == n_started and len(budget.left) == 1 - n_started
-
-
-# ---- jobs -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterrupted(
     tmp_path, monkeypatch, in_workers, capfd
 ):
@@ -87,16 +74,14 @@ def test_a_job_is_requeued_one_crashes_one_is_killed_and_all_end_as_if_uninterru
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 1)
     jobs_of = ["--method", METHOD, "--seeds=0-2", "--executor=local", "--workers=3", "--deterministic"]
 
-    def job_of(seed):
-        """The process of the job whose worker stands at step 4: the worker says which."""
-        standing, deadline = tmp_path / f"standing_{seed}", time.monotonic() + 300
-        while not standing.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return psutil.Process(int(standing.read_text()))
-
     def disturb():
-        job_of(0).send_signal(submitit.JobEnvironment._usr_sig())
-        job_of(2).kill()
+        """The worker that stands at step 4 says which process its job is."""
+        standing, deadline = [tmp_path / f"standing_{seed}" for seed in (0, 2)], time.monotonic() + 300
+        while not all(path.exists() for path in standing) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        makes_way, killed = (psutil.Process(int(path.read_text())) for path in standing)
+        makes_way.send_signal(submitit.JobEnvironment._usr_sig())
+        killed.kill()
 
     in_workers(f"""
         standing = pathlib.Path({str(tmp_path)!r}, f"standing_{{seed}}")

@@ -17,7 +17,7 @@ from replication.tasks import make_config
 
 @pytest.fixture
 def output(tmp_path):
-    """Two records of made-up configurations, which are stale, and one that is whole."""
+    """Two stale records and one that is whole."""
     folders = [synthetic.write(tmp_path, "p_loss", seed) for seed in range(3)]
     run, config = read_run(folders[2]), make_config("granular", "p_loss", 2, "quick").flat
     about = {"start_utc": run.info["start_utc"], "device": "cpu", "threads": 1}

@@ -16,7 +16,7 @@ ABOUT = {"profile": "smoke", "device_name": "none"}
 
 
 def test_parts_share_the_time_and_the_last_gets_what_is_left(tmp_path):
-    """600 s on a fake clock of 1000 s: each part within its share, the last with its budget; all end in time."""
+    """600 s on a fake clock: each part within its share, the last with its budget; all end in time."""
     now_s, called = [1000.0], {}
 
     def call(command, log, limit_s):

@@ -1,6 +1,6 @@
 """Textures and the records of their runs, at toy size. Seeds are fixed; comparisons without a tolerance are exact."""
 
-import dataclasses
+import itertools
 import math
 
 import pandas as pd
@@ -28,15 +28,14 @@ def test_a_texture_is_of_its_theta_and_seed_alone_and_smooth_in_theta():
     density, angle = 0.2, turn * math.pi * (0.05 + 0.45 * 0.3)
     amplitude = torch.sigmoid(-2 * (1 - density) * 5 * (torch.arange(5) / 5 - 0.25 * density - 0.75 * density**2))
     far = 3 * synth.length + 1
-    expected = torch.zeros(24, 24, dtype=torch.float64)
+    expected, axis = torch.zeros(24, 24, dtype=torch.float64), range(-24, 48)
     for (y0, x0), a, gain in zip(place, angle, amplitude):
-        for y in range(-24, 48):
-            for x in range(-24, 48):
-                dy, dx = y - y0, x - x0
-                if max(abs(dy), abs(dx)) <= far:
-                    along, across = a.cos() * dx + a.sin() * dy, a.cos() * dy - a.sin() * dx
-                    bump = torch.exp(-((along / synth.length) ** 2 + (across / synth.width) ** 2) / 2)
-                    expected[y % 24, x % 24] += gain * bump
+        for y, x in itertools.product(axis, axis):
+            dy, dx = y - y0, x - x0
+            if max(abs(dy), abs(dx)) <= far:
+                along, across = a.cos() * dx + a.sin() * dy, a.cos() * dy - a.sin() * dx
+                bump = torch.exp(-((along / synth.length) ** 2 + (across / synth.width) ** 2) / 2)
+                expected[y % 24, x % 24] += gain * bump
     expected /= expected.square().mean().sqrt()
     assert (pictures[0, 0] - expected).abs().max() < 0.02 * expected.max()  # where strokes are cut off: exp(-4.5)
 
@@ -110,7 +109,7 @@ def test_magnitudes_of_what_is_nearly_black_have_a_gradient():
 
 def test_what_is_drawn_and_how_it_is_stepped():
     for method, n in (("scrapl_psaga", 60), ("scrapl_plain", 60), ("scrapl_scale", 6)):
-        loss = images.make_loss(dataclasses.replace(images.image_config(method, 3, "quick")))
+        loss = images.make_loss(images.image_config(method, 3, "quick"))
         assert isinstance(loss, SCRAPLLoss) and loss.n_paths == n
     with pytest.raises(ValueError, match="unknown method 'scrapl_plan': did you mean 'scrapl_plain'"):
         images.image_config("scrapl_plan", 0, "quick")
@@ -118,24 +117,23 @@ def test_what_is_drawn_and_how_it_is_stepped():
         images.image_config("pixels", 0, "paper")
 
 
+class FakeRun:
+    """Its error comes down to its last value from 900, 90 and 9 above it."""
+
+    def __init__(self, method, seed):
+        self.method, self.seed, place = method, seed, list(images.METHODS).index(method)
+        self.values = {"theta_l1": 100.0 + 10 * place + (1 + place % 2) * seed, "density_l1": 1.0, "spread_l1": 2.0}
+        self.value, errors = self.values.get, [self.values["theta_l1"] + extra for extra in (900, 90, 9, 0)]
+        columns = {"step": [0, 20, 40, 200], "split": "test", "metric": "theta_l1", "value": errors}
+        self.history = pd.DataFrame(columns)
+
+
 def test_tables_pair_runs_seed_by_seed():
-    class FakeRun:
-        def __init__(self, method, seed):
-            self.method, self.seed = method, seed
-            place = list(images.METHODS).index(method)
-            self.values = {"theta_l1": 100.0 + 10 * place + (1 + place % 2) * seed, "density_l1": 1.0, "spread_l1": 2.0}
-            steps = [0, 20, 40, 200]
-            value = [self.values["theta_l1"] + extra for extra in (900, 90, 9, 0)]
-            self.history = pd.DataFrame({"step": steps, "split": "test", "metric": "theta_l1", "value": value})
-
-        def value(self, metric):
-            return self.values[metric]
-
     orders = [(2, 0, 1), (0, 1, 2), (1, 2, 0)]
     runs = [FakeRun(method, seed) for i, method in enumerate(images.METHODS) for seed in orders[i % 3]]
-    costs = {method: 2.0**i for i, method in enumerate(images.METHODS)}
-    table, pairs = images.results_table(runs, costs), images.paired_table(runs, costs)
     places = {method: i for i, method in enumerate(images.METHODS)}
+    costs = {method: 2.0**i for method, i in places.items()}
+    table, pairs = images.results_table(runs, costs), images.paired_table(runs, costs)
     assert table["seeds"].tolist() == [3] * 9
     assert table["step_ratio"].tolist() == [2.0 ** (i - places["scrapl_psaga"]) for i in range(9)]
     for (a, b), row in zip(images.PAIRS, pairs.itertuples()):

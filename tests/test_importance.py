@@ -109,18 +109,18 @@ def test_curvature_is_that_of_the_dense_matrices(tiny):
 
 def test_second_term_matters_and_gauss_newton_leaves_it_out(tiny):
     (loss, encoder, synthesize, x, params), matrices = tiny
-    found = theta_importance(loss, encoder, synthesize, x, params, gauss_newton=True, paths=PATHS).curvature
+    found = theta_importance(loss, encoder, synthesize, x, params, gauss_newton=True, paths=PATHS).curvature[:, PATHS]
     exact = torch.tensor([[dense_curvature(M) for M in of_u] for of_u in matrices])
-    assert float((found[:, PATHS] / exact - 1).abs().max()) > 0.1
+    assert float((found / exact - 1).abs().max()) > 0.1
     theta = encoder(x)
     grads = [torch.autograd.grad(value, params, retain_graph=True) for value in theta.flatten()]
     J = torch.stack([torch.cat([g.reshape(-1) for g in of_value]) for of_value in grads]).unflatten(0, theta.shape)
-    for p in PATHS[::2]:
+    for i, p in enumerate(PATHS):
         at = theta.detach().requires_grad_()
         (s,) = torch.autograd.grad(loss(synthesize(at), x, path_idx=p), at, create_graph=True)
         for u in range(theta.shape[1]):
             (H_u,) = torch.autograd.grad(s[:, u].sum(), at, retain_graph=True)
-            assert relative(found[u, p], dense_curvature(torch.einsum("nw,nv,nvz->wz", J[:, u], H_u, J))) < 1e-8
+            assert relative(found[u, i], dense_curvature(torch.einsum("nw,nv,nvz->wz", J[:, u], H_u, J))) < 1e-8
 
 
 def test_batches_add_up_their_matrices():
@@ -170,17 +170,6 @@ def test_power_iteration_through_the_whole_chain_gives_the_same():
 # ---- Arnoldi on known matrices --------------------------------------------------------------------------------------
 
 
-def test_complex_pair_gives_its_magnitude():
-    """u = 0: M = J_00 J_01^T + J_10 J_11^T is a rotation times 3: eigenvalues +-3i; power iteration turns for ever."""
-    J = torch.zeros(2, 2, 3, dtype=torch.float64)
-    J[0, 0, 0], J[1, 0, 1], J[0, 1, 1], J[1, 1, 0] = 3, 3, -1, 1
-    problem = Polynomials(lambda y: 2 * y[:, 0] * y[:, 1]), *linear_problem(J)
-    eigenvalues = np.linalg.eigvals(dense_m(*problem, 0, 0).numpy())
-    assert np.abs(eigenvalues.real).max() < 1e-12 and abs(np.abs(eigenvalues).max() - 3) < 1e-12
-    for options in ({}, {"gauss_newton": True}):
-        assert abs(float(theta_importance(*problem, **options).curvature[0, 0]) - 3) < 1e-9
-
-
 def matrix(case):
     """A matrix (200, 200), float64, with a known spectrum, in a random basis."""
     generator = torch.Generator().manual_seed(0)
@@ -220,29 +209,26 @@ def test_arnoldi_waits_for_a_rival_that_may_outgrow_the_largest():
 
 
 def test_arnoldi_ends_where_the_space_does_and_at_nan():
-    M = torch.diag(torch.tensor([2.0, -5.0, 1.0], dtype=torch.float64))
-    size, converged = arnoldi(lambda v: M @ v, torch.ones(3, dtype=torch.float64), 20, 1e-15)
+    D = torch.tensor([2.0, -5.0, 1.0], dtype=torch.float64)
+    size, converged = arnoldi(lambda v: D * v, torch.ones_like(D), 20, 1e-15)
     assert converged and abs(size - 5) < 1e-12
-    assert np.isnan(arnoldi(lambda v: v * torch.nan, torch.ones(3), 20, 1e-4)[0])
+    assert np.isnan(arnoldi(lambda v: v * torch.nan, torch.ones_like(D), 20, 1e-4)[0])
 
 
 def test_flat_paths_and_parameters_get_zero_or_the_floor_never_nan():
-    problem = linear_problem(torch.eye(4, dtype=torch.float64).view(2, 2, 4))
-    # linear in theta, which is linear in the weights: M is 0 though the slopes are not
+    """Linear in theta, which is linear in the weights: M is 0 though the slopes are not. Nothing depends on theta_1."""
     functions = lambda y: y[:, 0] ** 2, lambda y: 3 * y[:, 0], lambda y: torch.ones(2), lambda y: -3 * y[:, 0] ** 2
-    found = theta_importance(Polynomials(*functions), *problem)  # nothing depends on theta_1
+    problem = Polynomials(*functions), *linear_problem(torch.eye(4, dtype=torch.float64).view(2, 2, 4))
+    found = theta_importance(*problem)
     assert float((found.curvature - torch.tensor([[1.0, 0, 0, 3], [0, 0, 0, 0]])).abs().max()) < 1e-12
     assert float((found.probs - torch.tensor([0.25, 0, 0, 0.75])).abs().max()) < 1e-12
-    floored = theta_importance(Polynomials(*functions), *problem, floor=0.2).probs
+    floored = theta_importance(*problem, floor=0.2).probs
     assert float((floored - torch.tensor([0.25, 0.05, 0.05, 0.65], dtype=torch.float64)).abs().max()) < 1e-12
-    with pytest.raises(ValueError, match="0 for every path and parameter"):
-        _ = theta_importance(Polynomials(lambda y: 0 * y[:, 0]), *problem).probs
 
 
 def test_probabilities():
     C = torch.tensor([[1.0, 3.0], [20.0, 20.0]])
-    assert float((probabilities(C) - torch.tensor([0.375, 0.625])).abs().max()) < 1e-15
-    assert float((probabilities(1e-12 * C, 1.0) - 0.5).abs().max()) < 1e-15
+    assert float((probabilities(1e-12 * C) - torch.tensor([0.375, 0.625])).abs().max()) < 1e-15
     for bad, floor in ((C, -0.1), (C, 1.1), (-C, 0), (C * torch.nan, 0), (C[0], 0), (0 * C, 0)):
         with pytest.raises(ValueError, match="curvature|floor"):
             probabilities(bad, floor)
@@ -264,8 +250,6 @@ def test_paths_come_one_by_one_in_the_order_asked_for_and_report_may_stop():
         seen.append(path)
         assert values.shape == (2,) and told[-1] == ("curvature", len(seen), 2)
     assert seen == [5, 1] and told[:2] == [("derivatives", 3, 6), ("derivatives", 6, 6)] and len(told) == 4
-    alone, together = (theta_importance(**arguments(paths=paths)).curvature for paths in ([5], [5, 1]))
-    assert relative(together[:, 5], alone[:, 5]) < 1e-12
     with pytest.raises(ZeroDivisionError):
         list(curvature_by_path(**arguments(), report=lambda phase, done, total: done / 0))
 
@@ -313,7 +297,6 @@ REFUSED = [
     ({"synthesize": lambda theta: SYNTH(theta, SEEDS)[..., :-1]}, "shape of its reference"),
     ({"synthesize": lambda theta: SYNTH(theta.detach(), SEEDS)}, "without a graph"),
     ({"synthesize": [synthesizer(), synthesizer()]}, "for each of the 1 batches, got 2"),
-    ({"inputs": [reference_audio(), reference_audio()]}, "for each of the 2 batches, got 1"),
     ({"inputs": reference_audio()[0]}, r"inputs must have shape \(batch, 1, samples\)"),
     ({"paths": [21]}, "from 0 to 20"),
     ({"paths": [1, 1]}, "different"),
@@ -331,13 +314,6 @@ def test_refusals(changes, message):
         theta_importance(**arguments(**changes))
 
 
-def test_the_call_that_refusals_change_works():
-    found = theta_importance(**arguments(synthesize=[synthesizer()], inputs=[reference_audio()]))
-    assert torch.equal(found.curvature[:, 1], theta_importance(**arguments()).curvature[:, 1])
-    with pytest.raises(ValueError, match="paths that were not computed are NaN"):
-        _ = found.probs
-
-
 def test_curvature_that_is_not_finite_is_refused_with_its_path():
     problem = linear_problem(torch.eye(2, dtype=torch.float64).view(2, 1, 2))
     loss = Polynomials(lambda y: y[:, 0] ** 2, lambda y: (y[:, 0] - y[:, 0].detach()).abs().sqrt())
@@ -350,26 +326,12 @@ def test_curvature_that_is_not_finite_is_refused_with_its_path():
 
 def test_too_few_iterations_are_said_once_with_all_paths():
     with pytest.warns(UserWarning, match=r"paths \[1, 7\] have not converged to 0.0001 after n_iter = 2 .* raise"):
-        theta_importance(**arguments(n_iter=2, paths=[1, 7]))
+        found = theta_importance(**arguments(n_iter=2, paths=[1, 7]))
+    with pytest.raises(ValueError, match="paths that were not computed are NaN"):
+        _ = found.probs
 
 
-# ---- extras ---------------------------------------------------------------------------------------------------------
-
-
-def test_draws_of_the_unbiased_loss_are_weighted_so_that_their_mean_is_that_of_all_paths():
-    """Value and gradient of a drawn path times 1 / (P pi_p); drawn with pi_p, the sum is the mean over all paths."""
-    loss, seen = SCRAPLLoss(**TINY, unbiased=True, seed=4), set()
-    loss.probs = torch.arange(1, 22, dtype=torch.float64) ** 2 / 3311
-    x, x_hat = reference_audio(2), reference_audio(2, 30).requires_grad_()
-    for _ in range(30):
-        drawn, weight = loss(x_hat, x), loss.weight
-        plain = loss(x_hat, x, path_idx=loss.path_idx)
-        expected = 1 / (21 * float(loss.probs[loss.path_idx]))
-        assert loss.weight == weight and abs(weight / expected - 1) < 1e-12
-        for of, like in ((drawn, plain), *zip(*(torch.autograd.grad(of, x_hat) for of in (drawn, plain)))):
-            assert (of - expected * like).abs().max() < 1e-12 * of.abs().max()
-        seen.add(loss.path_idx)
-    assert len(seen) > 8
+# ---- re-estimated while training ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("unbiased", [True, False])

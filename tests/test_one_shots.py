@@ -15,7 +15,6 @@ from replication.tasks import make_config
 
 RATE = 44100
 TONE = 0.5 * np.sin(2 * np.pi * 200 / RATE * np.arange(1000))
-TINY = {"sample_rate_hz": 8000, "n_samples": 400}
 
 
 def write(path, audio=TONE, rate_hz=RATE, **options):
@@ -38,6 +37,12 @@ def read(folder, **options):
 
 def one(shots, name):
     return shots.x[shots.names.index(name), 0].numpy()
+
+
+def refused(folder, *words, **options):
+    with pytest.raises(ValueError) as caught:
+        read(folder, **options)
+    assert all(word in str(caught.value) for word in (str(folder), *words)), caught.value
 
 
 # ---- recordings -----------------------------------------------------------------------------------------------------
@@ -95,12 +100,14 @@ ODD = [("WAV", "PCM_U8", 2e-2), ("WAVEX", "FLOAT", 1e-7), ("RF64", "PCM_16", 1e-
 ODD += [("AIFF", "PCM_S8", 2e-2), ("WAV", "GSM610", 0.1), ("WAV", "G721_32", 0.1), ("WAV", "IMA_ADPCM", 0.1)]
 
 
-@pytest.mark.parametrize(("kind", "subtype", "tolerance"), ODD)
-def test_odd_but_legal_files_are_read(folder, kind, subtype, tolerance):
+def test_odd_but_legal_files_are_read(folder):
     """Among them extensible headers and subtypes in which libsndfile cannot seek; lossy ones hold the tone by 0.1."""
-    name = f"BD x.{'aif' if kind == 'AIFF' else 'wav'}"
-    write(folder / name, TONE, format=kind, subtype=subtype)
-    assert np.abs(one(read(folder), name) - TONE[:800]).max() < tolerance
+    names = {f"BD {kind} {subtype}.{'aif' if kind == 'AIFF' else 'wav'}": (kind, subtype) for kind, subtype, _ in ODD}
+    for name, (kind, subtype) in names.items():
+        write(folder / name, TONE, format=kind, subtype=subtype)
+    shots = read(folder)
+    for name, (*_, tolerance) in zip(names, ODD, strict=True):
+        assert np.abs(one(shots, name) - TONE[:800]).max() < tolerance, name
 
 
 def streamed_flac(path):
@@ -137,17 +144,21 @@ def test_a_name_that_is_not_utf_8_is_read_and_printed(folder, monkeypatch):
     assert make_config("tr808_micro", "jtfs", 0, "smoke").sounds.startswith("recordings ")
 
 
+def sounds():
+    tasks._recordings.cache_clear()
+    return make_config("tr808_micro", "jtfs", 0, "smoke").sounds
+
+
 def test_a_relative_folder_of_the_environment_becomes_absolute_for_all_that_follows(folder, monkeypatch):
     """A run's config and its data, made in another working folder, are of the folder named first."""
-    monkeypatch.chdir(folder.parent)
-    monkeypatch.setenv("TR808_DIR", "kit")
-    before = make_config("tr808_micro", "jtfs", 0, "smoke").sounds
-    monkeypatch.chdir("/")
-    assert os.environ["TR808_DIR"] == str(folder) == str(recordings_folder()) and len(read(None)) == 3
     other = shutil.copytree(folder, folder.parent / "elsewhere" / "kit")
     write(other / "BD 02.wav")
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("TR808_DIR", "kit")
+    before = sounds()
     monkeypatch.chdir(other.parent)
-    assert make_config("tr808_micro", "jtfs", 0, "smoke").sounds == before
+    assert os.environ["TR808_DIR"] == str(folder) == str(recordings_folder()) and len(read(None)) == 3
+    assert sounds() == before
     monkeypatch.setenv("TR808_DIR", "kit")
     assert make_config("tr808_micro", "jtfs", 0, "smoke").sounds != before
     monkeypatch.delenv("TR808_DIR")
@@ -155,15 +166,10 @@ def test_a_relative_folder_of_the_environment_becomes_absolute_for_all_that_foll
         read(None)
 
 
-def refused(folder, *words, **options):
-    with pytest.raises(ValueError) as caught:
-        read(folder, **options)
-    assert all(word in str(caught.value) for word in (str(folder), *words)), caught.value
-
-
 def test_another_rate_is_refused_with_the_command_that_converts(folder):
     write(folder / "SD it's.flac", rate_hz=48000)
-    command = f"""ffmpeg -i '{folder}/SD it'"'"'s.flac' -ar 44100 converted.flac && mv converted.flac '{folder}/SD"""
+    quoted = f"""'{folder}/SD it'"'"'s.flac'"""
+    command = f"ffmpeg -i {quoted} -ar 44100 converted.flac && mv converted.flac {quoted}"
     refused(folder, "SD it's.flac has a sample rate of 48000 Hz, expected 44100 Hz", command)
 
 
@@ -178,14 +184,9 @@ def test_a_file_that_breaks_off_is_refused(folder, suffix, n_samples):
 
 
 def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
-    def sounds():
-        tasks._recordings.cache_clear()
-        return make_config("tr808_micro", "jtfs", 0, "smoke").sounds
-
     monkeypatch.setenv("TR808_DIR", str(folder))
     before = sounds()
     (folder / "readme.txt").write_text("text")
-    (folder / ".DS_Store").write_bytes(b"0")
     os.mkfifo(folder / "BD 08.wav")  # nobody writes to it: reading would wait for ever
     assert sounds() == before
     write(folder / "sub" / "BD 09.wav")
@@ -196,26 +197,22 @@ def test_only_what_is_read_of_a_folder_is_in_its_config(folder, monkeypatch):
     ("name", "make", "words"),
     [
         ("BD x.wav", lambda p: p.write_bytes(b"no sound at all" * 9), "cannot be read as audio"),
-        ("BD x.wav", lambda p: p.write_bytes(b""), "cannot be read as audio (it has 0 bytes): copy or export it again"),
+        ("BD x.wav", lambda p: p.write_bytes(b""), "cannot be read as audio (it has 0 bytes)"),
         ("BD x.wav", lambda p: p.symlink_to("nowhere"), "cannot be read as audio"),
-        (
-            "BD x.flac",
-            lambda p: streamed_flac(p),
-            "cannot be read as audio (its header tells no length): copy or export",
-        ),
+        ("BD x.flac", streamed_flac, "cannot be read as audio (its header tells no length)"),
         ("BD x.aif", lambda p: write(p, TONE, subtype="DWVW_16"), "again, as 16 or 24 bit PCM"),
         ("BD x.wav", lambda p: write(p, TONE[:0]), "is empty, it holds 0 samples"),
         ("BD x.wav", lambda p: write(p, TONE * 1e-4), "is silent (-80 dB)"),
         ("BD x.wav", lambda p: write(p, np.stack([TONE, -TONE], 1)), "is silent (-80 dB)"),
         ("BD x.wav", lambda p: write(p, TONE * np.nan, subtype="FLOAT"), "holds NaN or infinite values"),
         ("BD x.wav", lambda p: write(p, TONE * 1e300, subtype="DOUBLE"), "holds NaN or infinite values"),
-        ("RS x.wav", write, "unknown kind, expected a name that begins with BD, SD, Tom, OH or CH: rename it"),
-        ("BDx.wav", write, "unknown kind"),
+        ("BDx.wav", write, "unknown kind, expected a name that begins with BD, SD, Tom, OH or CH: rename it"),
         ("808.wav", write, "unknown kind"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(folder, name, make, words):
-    make(folder / "sub" / name if make is write else folder / name)
+    (folder / "sub").mkdir()
+    make(folder / "sub" / name)
     with np.errstate(all="raise"):
         refused(folder, name, words)
 
@@ -240,11 +237,11 @@ def shots_of(n, seed=0):
 def test_the_split_of_the_paper():
     """425 / 128 / 128, another one for another seed; 128 items drawn twice share 24 of 128 on average, std 4."""
     one, other = shots_of(681, 1), shots_of(681, 2)
-    parts = (one.train, one.val, one.test)
+    parts = one.train, one.val, one.test
     assert [len(part) for part in parts] == [425, 128, 128] and all((part.diff() > 0).all() for part in parts)
-    assert torch.equal(torch.cat(parts).sort().values, torch.arange(681))
-    assert torch.equal(one.val, shots_of(681, 1).val) and 5 < torch.isin(other.test, one.test).sum() < 43
-    assert 5 < (one.test < 128).sum() < 43  # shuffled, not the last items
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(681)) and torch.equal(one.val, shots_of(681, 1).val)
+    for drawn_too in (torch.isin(other.test, one.test), one.test < 128):  # shuffled, not the last items
+        assert 5 < drawn_too.sum() < 43
     for n, n_other in ((3, 1), (7, 1), (8, 2), (100, 19), (64, 12)):  # round(n 128 / 681), at least 1
         assert OneShots.sizes(n) == [n - 2 * n_other, n_other, n_other]
     with pytest.raises(ValueError, match="expected 3 sounds or more .* got 2 and 2 names"):
@@ -261,15 +258,11 @@ def drums():
     return {name: [circuit_808.strike(name, rngs.pop(), RATE, RATE) for _ in range(6)] for name in circuit_808.VOICES}
 
 
-def spectrum(audio):
-    """(hertz, power), padded to a resolution of 0.34 Hz."""
-    return np.fft.rfftfreq(2**17, 1 / RATE), np.abs(np.fft.rfft(audio, 2**17)) ** 2
-
-
 def peak_hz(audio, low_hz, high_hz):
-    f_hz, power = spectrum(audio * signal.windows.tukey(len(audio), 0.1))
+    f_hz = np.fft.rfftfreq(2**17, 1 / RATE)
+    magnitude = np.abs(np.fft.rfft(audio * signal.windows.tukey(len(audio), 0.1), 2**17))
     inside = (f_hz > low_hz) & (f_hz < high_hz)
-    return f_hz[inside][power[inside].argmax()]
+    return f_hz[inside][magnitude[inside].argmax()]
 
 
 def test_every_drum_starts_on_time_sounds_and_decays(drums):
@@ -283,52 +276,30 @@ def test_every_drum_starts_on_time_sounds_and_decays(drums):
         assert abs(audio.sum()) < 1e-3 * np.abs(np.fft.rfft(audio)).max()  # no direct current
 
 
-RESONANCES = [("BD", "f_hz", 0.2, (20, 500), 0.01), ("Tom", "f_hz", 0.06, (60, 300), 0.02)]  # after sigh and drop
-RESONANCES += [("SD", "low_hz", 0, (144, 216), 0.015), ("SD", "high_hz", 0, (264, 396), 0.015)]
+def test_resonators_ring_at_their_frequency(drums):
+    """Of the bass drum and toms after sigh and drop; a bass drum that is too short for that is left out."""
+    for voice, name, start_s, end_s, between_hz, tolerance in (
+        ("BD", "f_hz", 0.2, None, (20, 500), 0.01),
+        ("Tom", "f_hz", 0.06, 0.26, (60, 300), 0.02),
+        ("SD", "low_hz", 0, None, (144, 216), 0.015),
+        ("SD", "high_hz", 0, None, (264, 396), 0.015),
+    ):
+        long = [drum for drum in drums[voice] if voice != "BD" or drum[1]["decay_s"] > 0.2]
+        assert len(long) >= 2
+        for audio, settings in long:
+            late = audio[int(start_s * RATE) : end_s and int(end_s * RATE)]
+            assert abs(peak_hz(late, *between_hz) / settings[name] - 1) < tolerance, voice
 
 
-@pytest.mark.parametrize("voice, name, start_s, between_hz, tolerance", RESONANCES)
-def test_resonators_ring_at_their_frequency(drums, voice, name, start_s, between_hz, tolerance):
-    for audio, settings in drums[voice]:
-        if settings.get("decay_s", 1) > 0.2 or voice != "BD":
-            late = audio[int(start_s * RATE) :][: RATE // 5 if voice == "Tom" else None]
-            assert abs(peak_hz(late, *between_hz) / settings[name] - 1) < tolerance
-
-
-def test_bass_drum_starts_an_octave_too_high_and_decays_as_its_knob_says(drums):
+def test_decays_are_as_long_as_their_knobs_say(drums):
+    """The bass drum falls by 20 dB, a hat's halves differ by 10 dB."""
     for audio, settings in drums["BD"]:
-        assert 49 <= settings["f_hz"] <= 56 and 0.05 <= settings["decay_s"] <= 0.8
-        crossings_s = np.flatnonzero(np.diff(np.signbit(audio[int(2e-3 * RATE) :]))) / RATE + 2e-3
-        assert 0.25 < (crossings_s[0] - settings["onset_s"]) * 2 * settings["f_hz"] < 0.6  # 1 without the jump
-    long = [(audio, settings) for audio, settings in drums["BD"] if settings["decay_s"] > 0.2]
-    assert len(long) >= 2
-    for audio, settings in long:
-        fall = np.abs(audio[RATE // 10 :][:2000]).max() / np.abs(audio[RATE // 5 :][:2000]).max()
-        assert abs(np.log10(fall) * settings["decay_s"] / 0.1 - 1) < 0.1
-
-
-def test_snappy_is_the_snare_drum_s_noise_and_toms_fall_in_pitch(drums):
-    shares = []
-    for audio, settings in drums["SD"]:
-        f_hz, power = spectrum(audio)
-        shares.append((settings["snappy"], power[f_hz > 2000].sum() / power.sum()))
-    assert min(shares)[1] < 0.02 < 0.1 < max(share for _, share in shares)
-    assert len({settings["tom"] for _, settings in drums["Tom"]}) > 1
-    for audio, settings in drums["Tom"]:
-        lowest_hz, highest_hz, decay_s = circuit_808.TOMS[settings["tom"]]
-        assert lowest_hz <= settings["f_hz"] <= highest_hz and abs(settings["decay_s"] / decay_s - 1) <= 0.05
-        assert peak_hz(audio[: int(2.5 / settings["f_hz"] * RATE)], 60, 400) > settings["f_hz"]
-
-
-def test_hats_are_bright_and_as_long_as_their_knob(drums):
-    for name, lengths_s in (("CH", (0.0475, 0.0525)), ("OH", (0.09, 0.6))):
-        for audio, settings in drums[name]:
-            f_hz, power = spectrum(audio)
-            assert (f_hz * power).sum() / power.sum() > 6000 and power[f_hz < 2000].sum() < 0.01 * power.sum()
-            assert lengths_s[0] <= settings["decay_s"] <= lengths_s[1]
-            halves = audio[int(0.002 * RATE) :][: int(settings["decay_s"] * RATE)]
-            first, second = np.array_split(halves, 2)  # the amplitude falls by 10 dB from one to the other
-            assert abs(10 * np.log10((first @ first) / (second @ second)) - 10) < 1.5
+        if settings["decay_s"] > 0.2:
+            fall = np.abs(audio[RATE // 10 :][:2000]).max() / np.abs(audio[RATE // 5 :][:2000]).max()
+            assert abs(np.log10(fall) * settings["decay_s"] / 0.1 - 1) < 0.1
+    for audio, settings in (*drums["CH"], *drums["OH"]):
+        first, second = np.array_split(audio[int(0.002 * RATE) :][: int(settings["decay_s"] * RATE)], 2)
+        assert abs(10 * np.log10((first @ first) / (second @ second)) - 10) < 1.5
 
 
 def test_another_rate_is_the_same_sound():
@@ -356,12 +327,12 @@ def test_an_item_is_the_same_whatever_the_counts(capsys):
 
 def test_the_model_is_the_one_of_its_version():
     """When this fails because the model was changed, raise circuit_808.VERSION and measure again."""
-    x = circuit_808.render_corpus({"BD": 1, "SD": 1, "Tom": 1, "HH": 2}, 0, 8000, 800).astype(float)
-    measured = [0.13274385, 0.18504191, 0.25806567, 0.20341998, 0.12036322]
-    assert circuit_808.VERSION == 1 and np.abs(np.sqrt(np.mean(x**2, axis=1)) - measured).max() < 1e-6
+    x = circuit_808.render_corpus({"BD": 1, "SD": 1, "Tom": 3, "HH": 2}, 0, 44100, 44100).astype(float)
+    measured = [0.04198129, 0.05855964, 0.08542435, 0.1074682, 0.0499689, 0.0471981, 0.02911314]
+    assert circuit_808.VERSION == 1 and np.abs(np.sqrt(np.mean(x**2, axis=1)) - measured).max() < 2e-7
 
 
-# ---- the corpus and its cache ---------------------------------------------------------------------------------------
+# ---- the corpus and its cache: see also test_references.py ---------------------------------------------------------
 
 
 @pytest.fixture
@@ -373,41 +344,25 @@ def rendered(monkeypatch):
 
 
 def corpus(cache, **options):
-    return OneShots.from_circuit({"BD": 2, "SD": 1, "HH": 2}, **{**TINY, **options}, cache=cache)
+    asked = {"counts": {"BD": 2, "SD": 1, "HH": 2}, "sample_rate_hz": 8000, "n_samples": 400, **options}
+    return OneShots.from_circuit(**asked, cache=cache)
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_cached_corpus_is_not_rendered_again(tmp_path, rendered, capsys):
+def test_a_cached_corpus_is_not_rendered_again(tmp_path, rendered):
     first, second, plain = corpus(tmp_path / "new"), corpus(tmp_path / "new", seed=1), corpus(None)
     assert len(rendered) == 2 and len(list((tmp_path / "new").glob("*.npy"))) == 1
     assert torch.equal(first.x, second.x) and torch.equal(first.x, plain.x) and first.x.shape == (5, 1, 400)
     assert first.source == "circuit-model corpus" and first.kinds == ["BD", "BD", "SD", "HH", "HH"]
     assert first.names == second.names == ["BD 000", "BD 001", "SD 000", "OH 000", "CH 001"]
-    assert "making it again" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [{"corpus_seed": 1}, {"sample_rate_hz": 8820}, {"n_samples": 401}, {"VERSION": 2}])
-def test_another_corpus_is_another_file(tmp_path, rendered, change, monkeypatch):
+def test_another_corpus_is_another_file(tmp_path, rendered, monkeypatch):
+    for change in ({}, {"corpus_seed": 1}, {"sample_rate_hz": 8820}, {"n_samples": 401}, {"counts": {"BD": 3}}):
+        corpus(tmp_path, **change)
+    monkeypatch.setattr(circuit_808, "VERSION", 2)
     corpus(tmp_path)
-    monkeypatch.setattr(circuit_808, "VERSION", change.pop("VERSION", circuit_808.VERSION))
-    corpus(tmp_path, **change)
-    OneShots.from_circuit({"BD": 3}, **TINY, cache=tmp_path)
-    assert len(rendered) == 3 and len(list(tmp_path.glob("*.npy"))) == 3
-
-
-def test_a_broken_file_is_said_and_rendered_again(tmp_path, rendered, capsys):
-    good = corpus(tmp_path).x
-    (path,) = tmp_path.glob("*.npy")
-    written = path.read_bytes()
-    flipped = [bytearray(written) for _ in range(3)]
-    for content, place in zip(flipped, (0, 100, -1)):
-        content[place] ^= 1
-    for content in (*flipped, written[: len(written) // 2], b""):
-        path.write_bytes(content)
-        capsys.readouterr()
-        assert torch.equal(corpus(tmp_path).x, good)
-        assert f"{path} is not what was written there" in capsys.readouterr().err and path.read_bytes() == written
-    assert len(rendered) == 6
+    assert len(rendered) == len(list(tmp_path.glob("*.npy"))) == 6
 
 
 def test_a_corpus_that_cannot_be_kept_is_used_all_the_same(tmp_path, capsys):

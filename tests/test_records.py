@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import os
@@ -14,21 +13,11 @@ import pandas as pd
 import pytest
 
 from replication import records
-from replication.files import locked, write_csv, write_text_atomic
-from replication.records import (
-    BrokenRecord,
-    config_hash,
-    hours_of,
-    load_runs,
-    read_run,
-    run_folder,
-    run_state,
-    write_run,
-)
+from replication.files import locked, write_text_atomic
+from replication.records import BrokenRecord, config_hash, load_runs, read_run, run_folder, run_state
 
 CONFIG = {"task": "granular", "method": "scrapl_plain", "seed": 3, "lr": 1e-3, "pools": ((2, 2), (2, 2)), "n": 400}
 ABOUT = {"start_utc": records.utc_now(), "device": "cpu"}
-EMPTY = {name.removesuffix(".csv"): pd.DataFrame([], columns=columns) for name, columns in records.COLUMNS.items()}
 
 
 def write(output, seed=3, scale=1.0, status="ok", method="scrapl_plain", **config):
@@ -36,14 +25,15 @@ def write(output, seed=3, scale=1.0, status="ok", method="scrapl_plain", **confi
     resolved = {**CONFIG, "method": method, "seed": seed, **config}
     steps = [(step, "val", "theta_synth_l1", scale * 1000 / (step + 3), 0.1 * step) for step in (0, 96, 192)]
     tested = [("theta_synth_l1", scale * 1000 / 3, "permille"), ("val_convergence_steps", np.nan, "steps")]
-    rows = {"history": steps, "test": tested}
-    tables = {name: pd.DataFrame(rows[name], columns=EMPTY[name].columns) for name in EMPTY}
+    rows = zip(("history", "test"), (steps, tested), records.COLUMNS.values())
+    tables = {name: pd.DataFrame(values, columns=columns) for name, values, columns in rows}
     timing = {"median": np.float32(2.5), "q25": 2.0, "q75": 3.0, "n": np.int64(40)}
-    write_run(folder, status=status, config=resolved, **tables, **ABOUT, train_step_ms=timing)
+    records.write_run(folder, status=status, config=resolved, **tables, **ABOUT, train_step_ms=timing)
     return folder
 
 
 def test_round_trip(tmp_path):
+    """How numbers are written, and what identifies a config: test_pinned."""
     folder = write(tmp_path)
     assert folder == tmp_path / "results/quick/granular/scrapl_plain/seed_3"
     assert sorted(p.name for p in folder.iterdir()) == ["history.csv", "run.json", "test.csv"]
@@ -57,34 +47,17 @@ def test_round_trip(tmp_path):
     assert np.isnan(run.value("val_convergence_steps")) and np.isnan(run.value("no such metric"))
     info = json.loads((folder / "run.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert all(info[key] for key in ("code_version", "device", "threads", "start_utc", "end_utc"))
-    digest = hashlib.sha256((folder / "history.csv").read_bytes()).hexdigest()
-    assert info["files"]["history.csv"] == {"sha256": digest, "rows": 3}
+    assert info["files"]["history.csv"]["rows"] == 3
     assert info["peak_memory_mb"] > 10 and info["versions"]["numpy"] == np.__version__
-
-
-def test_csv_has_nine_digits_and_unix_line_ends(tmp_path):
-    write_csv(tmp_path / "a" / "b.csv", pd.DataFrame({"x": [1 / 3, 1e-12 / 7, np.nan], "n": [1, 2, 3]}))
-    assert (tmp_path / "a" / "b.csv").read_bytes() == b"x,n\n0.333333333,1\n1.42857143e-13,2\n,3\n"
-
-
-def test_config_hash():
-    assert config_hash(CONFIG) == config_hash(dict(reversed(json.loads(json.dumps(CONFIG)).items())))
-    assert config_hash(CONFIG) != config_hash({**CONFIG, "lr": 1.1e-3})
-    assert config_hash({"n": 1}) != config_hash({"n": 1.0})
-    with pytest.raises(ValueError, match="finite"):
-        config_hash({"lr": float("nan")})
 
 
 BARE = json.dumps({"status": "ok", "record_sha256": config_hash({"status": "ok"})}).encode()
 DAMAGE = {  # what is done to which file; what it was expected to be, what is found
     "a value edited": ("history.csv", lambda text: text.replace(b"333.333", b"133.333", 1), "3 rows", "3 rows"),
     "a row dropped": ("history.csv", lambda text: text[: text[:-1].rindex(b"\n") + 1], "3 rows", "2 rows"),
-    "truncated": ("test.csv", lambda text: text[:-9], "2 rows with SHA-256", "2 rows with SHA-256"),
     "removed": ("test.csv", None, "2 rows", "no such file"),
     "info edited": ("run.json", lambda text: text.replace(b": 2.5", b": 1.5"), "fields with SHA-256", "edited by hand"),
-    "info truncated": ("run.json", lambda text: text[:200], "JSON", "JSONDecodeError"),
     "NaN": ("run.json", lambda text: text.replace(b'"median": 2.5', b'"median": NaN'), "JSON", "ValueError"),
-    "a list": ("run.json", lambda text: b"[1, 2]", "JSON", "TypeError"),
     "bare": ("run.json", lambda text: BARE, "JSON", "KeyError"),
 }
 
@@ -96,11 +69,7 @@ def test_damage_is_refused_with_file_expected_found_and_mend(tmp_path, damage):
     path = folder / name
     path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
     mend = f"delete the folder {folder} and run: python -m replication run --task granular --method scrapl_plain "
-    for use in (
-        read_run,
-        lambda f: run_state(f, config_hash(CONFIG)),
-        lambda f: load_runs("quick", "granular", None, tmp_path),
-    ):
+    for use in (read_run, lambda f: run_state(f, ""), lambda f: load_runs("quick", "granular", None, tmp_path)):
         with pytest.raises(BrokenRecord) as caught:
             use(folder)
         assert caught.value.file == path and expected in caught.value.expected and found in caught.value.found
@@ -205,15 +174,7 @@ def test_where_the_disk_has_no_locks_a_warning_says_so_and_work_goes_on(tmp_path
 
 def test_hours_are_those_of_the_process_or_of_all_steps_if_these_took_longer(tmp_path, monkeypatch):
     times = {"start_utc": "2026-01-01T23:00:00+00:00", "end_utc": "2026-01-02T00:30:00+00:00"}
-    assert hours_of(times) == hours_of(times, 5000.0) == 1.5
-    assert hours_of(times, 7200.0) == 2.0  # resumed: its last process took less
+    assert records.hours_of(times) == records.hours_of(times, 5000.0) == 1.5
+    assert records.hours_of(times, 7200.0) == 2.0  # resumed: its last process took less
     monkeypatch.setitem(ABOUT, "start_utc", records.utc_now())
     assert abs(read_run(write(tmp_path)).hours - 19.2 / 3600) < 1e-6  # within a second; 19.2 s of training steps
-
-
-def test_a_run_that_failed_at_once_has_empty_tables(tmp_path):
-    folder = run_folder("quick", "granular", "jtfs", 0, tmp_path)
-    write_run(folder, status="failed:out of memory", config={}, **EMPTY, **ABOUT)
-    run = read_run(folder)
-    assert len(run.history) == len(run.test) == 0 and run.history["value"].dtype == np.float64
-    assert run.status == "failed:out of memory" and run.info["files"]["test.csv"]["rows"] == 0 and run.hours >= 0

@@ -1,9 +1,10 @@
 """References that are computed once: their bits, the files that hold them, and the runs that take them from there."""
 
 import errno
+import multiprocessing
+import os
 import shutil
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from conftest import smoke
 
 from replication import files as kept_files
 from replication import references
-from replication.records import ROOT
 from replication.references import drawn, kept_references
 from replication.status import progress_of
 from replication.tasks import make_config
@@ -57,23 +57,20 @@ def test_they_have_the_bits_of_the_loss(tmp_path, profile):
         assert len(by_rate.draws[path]) > 1 and found.shape == S.shape and (found - S).norm() < 1e-6 * S.norm()
 
 
-@pytest.mark.parametrize("method", ["scrapl_no_theta_is", "scrapl_plain"])
-def test_a_run_is_the_same_with_and_without_them(tmp_path, method, computed):
+def test_a_run_is_the_same_with_and_without_them(tmp_path, computed):
     """Without, with new ones, with those of another run: the same bits, the same draws."""
-    config, found = smoke(method, dropout=0.5), []
+    found = []
     for kept in (False, True, True):
-        run = Training(config)
+        run = Training(smoke(dropout=0.5))
         if kept:
             run.keep_references(tmp_path)
             assert sorted(run.kept) == run.data.train.tolist()
-        paths = []
-        for _ in run.steps():
-            paths.append(run.loss.path_idx)
+        paths = [run.loss.path_idx for _ in run.steps()]
         found.append((paths, [row[:4] for row in run.history], run.weights()))
-    assert sum(computed) == 15
-    for paths, history, weights in found[1:]:
-        assert len(set(paths)) > 1 and len(paths) == 9 and paths == found[0][0] and history == found[0][1]
-        assert all(torch.equal(weights[name], found[0][2][name]) for name in weights)
+    paths, history, weights = found[0]
+    assert sum(computed) == 15 and len(paths) == 9 and len(set(paths)) > 1
+    for again in found[1:]:
+        assert again[:2] == (paths, history) and all(torch.equal(again[2][name], weights[name]) for name in weights)
 
 
 def test_a_run_that_is_recorded_keeps_them_and_tells_how_many_there_are(tmp_path, computed, capsys):
@@ -92,16 +89,17 @@ def test_a_run_that_is_recorded_keeps_them_and_tells_how_many_there_are(tmp_path
     assert progress_of(other, tmp_path) == (0.0, "scrapl_plain 1: references 100%")
 
 
-def test_broken_files_are_made_again_and_the_others_are_not(tmp_path, training, computed, capsys):
-    """Flipped, truncated, empty, missing; and what a writer left that was killed goes."""
+def test_broken_files_are_made_again_and_the_others_are_not(tmp_path, training, computed, capsys, monkeypatch):
+    """A bit flipped in the middle, in the hash at the end, truncated, empty; what a killed writer left goes."""
+    monkeypatch.setattr(references, "PIECE", 3)
     training.keep_references(tmp_path)
-    expected, paths = training.kept, sorted(tmp_path.glob("*.npy"))
+    expected, paths = {item: S.clone() for item, S in training.kept.items()}, sorted(tmp_path.glob("*.npy"))
     written = [path.read_bytes() for path in paths]
-    expected = {item: S.clone() for item, S in expected.items()}
-    assert len(paths) == 4 and sum(computed) == 15
-    flipped = bytearray(written[0])
-    flipped[len(flipped) // 2] ^= 1
-    for path, content in zip(paths[:3], (bytes(flipped), written[1][:-100], b""), strict=True):
+    assert len(paths) == 5 and sum(computed) == 15
+    flipped = [bytearray(content) for content in written[:2]]
+    flipped[0][len(flipped[0]) // 2] ^= 1
+    flipped[1][-1] ^= 1
+    for path, content in zip(paths[:4], (*flipped, written[2][:-100], b""), strict=True):
         path.unlink()
         path.write_bytes(content)
     leftover = paths[0].with_name(f".{paths[0].name}.0123.tmp")
@@ -109,9 +107,9 @@ def test_broken_files_are_made_again_and_the_others_are_not(tmp_path, training, 
     computed.clear()
     capsys.readouterr()
     training.keep_references(tmp_path)
-    assert len(computed) == 3 and [path.read_bytes() for path in paths] == written and not leftover.exists()
+    assert len(computed) == 4 and [path.read_bytes() for path in paths] == written and not leftover.exists()
     said = capsys.readouterr().err
-    assert all(f"{path} is not what was written there" in said for path in paths[:3]) and str(paths[3]) not in said
+    assert all(f"{path} is not what was written there" in said for path in paths[:4]) and str(paths[4]) not in said
     assert all(torch.equal(S, expected[item]) for item, S in training.kept.items())
 
 
@@ -148,41 +146,28 @@ def test_without_room_they_are_computed_in_every_step(tmp_path, training, comput
     assert "cannot be written and is not kept: [Errno 28] No space left" in capsys.readouterr().err
 
 
-SHARED = """
-import sys, pathlib, time, torch
-from replication import references
-from replication.status import progress_of
-from replication.tasks import make_config
-from replication.trainer import Training
+def test_two_processes_at_once_compute_each_file_once(tmp_path, training, monkeypatch):
+    fork, true = multiprocessing.get_context("fork"), references._all_paths
+    begin, made = fork.Barrier(2), fork.SimpleQueue()
 
-torch.set_num_threads(1)
-true = references._all_paths
+    def slow(transform, x):
+        made.put(os.getpid())
+        time.sleep(0.3)
+        return true(transform, x)
 
-def slow(transform, x):
-    print("computed", x.double().sum().item(), flush=True)
-    time.sleep(0.3)
-    return true(transform, x)
+    def keep():
+        begin.wait(60)
+        training.keep_references(tmp_path)
 
-references._all_paths, references.PIECE = slow, 2
-run = Training(make_config("granular", "scrapl_no_theta_is", 0, "smoke"))
-print("ready", flush=True)
-sys.stdin.readline()
-run.keep_references(pathlib.Path(sys.argv[1]))
-print("sum", float(sum(run.kept[item].double().sum() for item in sorted(run.kept))), len(run.kept))
-"""
-
-
-def test_two_processes_at_once_compute_each_file_once(tmp_path):
-    options = {"text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [sys.executable, "-c", SHARED, str(tmp_path)]
-    processes = [subprocess.Popen(command, cwd=ROOT, **options) for _ in range(2)]
-    assert all(process.stdout.readline() == "ready\n" for process in processes)
+    monkeypatch.setattr(references, "_all_paths", slow)
+    monkeypatch.setattr(references, "PIECE", 2)
+    processes = [fork.Process(target=keep) for _ in range(2)]
     for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    said = [process.communicate(timeout=300)[0].splitlines() for process in processes]
-    sums = [line for lines in said for line in lines if line.startswith("sum")]
-    made = [line for lines in said for line in lines if line.startswith("computed")]
-    assert len(sums) == 2 and sums[0] == sums[1] and sums[0].endswith(" 15")
-    assert len(made) == len(set(made)) == 8 == len(list(tmp_path.glob("*.npy")))
-    assert all(any(line.startswith("computed") for line in lines) for lines in said)  # they shared the work
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0] and len(list(tmp_path.glob("*.npy"))) == 8
+    pids = [made.get() for _ in range(8)]
+    assert made.empty() and set(pids) == {process.pid for process in processes}  # they shared the work
+    training.keep_references(tmp_path)
+    assert made.empty() and sorted(training.kept) == training.data.train.tolist()

@@ -1,7 +1,9 @@
-"""Sounds on a GPU, rehearsed without one: tensors that only say that they are on "cuda".
+"""Sounds and losses on a GPU, rehearsed without one: tensors that only say that they are on "cuda".
 
 A tensor left on the CPU raises in an operation with them, and so does a look at a value, for which a host would wait.
 """
+
+import functools
 
 import numpy as np
 import pytest
@@ -13,15 +15,19 @@ from torch.overrides import TorchFunctionMode
 from replication.baselines import MSS_NAMES, EmbeddingLoss, MSSLoss
 from replication.encoder import Encoder
 from replication.measures import drum_features, log_mel_statistics
+from scrapl_lib import JTFSLoss, SCRAPLLoss
 from scrapl_lib.synths import ChirpletSynth, GranularSynth, SnareSynth
 
+SIZES = dict(shape=512, J=5, Q1=2, Q2=1, J_fr=2, Q_fr=1)
 SYNTHS = [GranularSynth(n_samples=2048, n_grains=4, grain_samples=256), ChirpletSynth((1, 2), (1, 2)), SnareSynth()]
 
 
 class Indexing(TorchFunctionMode):
-    """x[...] by operations of its parts: PyTorch's own asks for a CUDA library before it does."""
+    """x[...], and x[...] = y, by operations of its parts: PyTorch's own asks for a CUDA library before it does."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.__setitem__:
+            return self.__torch_function__(torch.Tensor.__getitem__, types, args[:2]).zero_().add_(args[2])
         if func is not torch.Tensor.__getitem__:
             return func(*args, **(kwargs or {}))
         x, index = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -77,6 +83,16 @@ def test_losses(name, on_cuda):
     for loss in (MSSLoss(name), EmbeddingLoss("ms_clap", 8192, torch.nn.Flatten())):
         value = loss(on_cuda(2, 1, 4096), on_cuda(2, 1, 4096))
         assert value.device.type == "cuda" and value.shape == ()
+
+
+@pytest.mark.parametrize("make", [SCRAPLLoss, functools.partial(SCRAPLLoss, draw="rate"), JTFSLoss])
+def test_scattering_losses(make, on_cuda):
+    """The draw is made before: here a CPU has no values."""
+    loss = make(**SIZES, log1p=True)
+    path = {} if make is JTFSLoss else {"path_idx": 2}
+    with torch.no_grad():
+        value, S = loss(on_cuda(2, 1, 512), on_cuda(2, 1, 512), **path), loss.jtfs.path(on_cuda(2, 1, 512), 3)
+    assert {(found.device.type, found.dtype) for found in (value, S)} == {("cuda", torch.float32)} and value.shape == ()
 
 
 def test_features(on_cuda):

@@ -1,4 +1,7 @@
-"""Tables and figures from synthetic records: numbers by hand, what failed and what was not run, files written whole."""
+"""Tables and figures from synthetic records: what failed, was not run or never converged, files written whole.
+
+What committed runs decide, of which none failed, test_pinned holds to the byte.
+"""
 
 import functools
 import locale
@@ -16,48 +19,33 @@ from odd_surroundings import odd_surroundings
 from PIL import Image
 
 from replication import figures, tables
-from replication.published import HYPERPARAMETERS, authors_seeds
+from replication.published import authors_seeds
 from replication.records import BrokenRecord
-from replication.report_card import report_card
+from replication.report_card import PARTS, report_card
 from replication.tables import NAN
-from replication.tasks import CHIRPLETS, METHODS, TR808, Method, importance_config, make_config, methods_of
+from replication.tasks import CHIRPLETS, METHODS, Method, importance_config, make_config, methods_of
 
 SLOW, MODERATE = "chirplet_slow_slow", "chirplet_slow_moderate"
-ALIGNED, MISALIGNED = "tr808_micro", "tr808_meso"
+COSTS = {method: 1000 * k for k, method in enumerate(METHODS, 1)}  # made up, ms
+FIGURES = ("figure_1", "figure_2", "figure_4")
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
+def made_up(tmp_path_factory):
     folder = tmp_path_factory.mktemp("output")
     synthetic.write_everything(folder)
-    return folder
+    return {part: synthetic.load(folder, tasks=tasks) for part, tasks in PARTS.items()}
 
 
 @pytest.fixture(scope="module")
-def runs(output):
-    return synthetic.load(output)
-
-
-@pytest.fixture(scope="module")
-def chirplets(output):
-    return synthetic.load(output, tasks=CHIRPLETS)
-
-
-@pytest.fixture(scope="module")
-def drums(output):
-    return synthetic.load(output, tasks=TR808)
-
-
-COSTS = {method: 1000 * k for k, method in enumerate(METHODS, 1)}  # made up, ms
-FIGURES = ("figure_1", "figure_2", "figure_3", "figure_4")
+def runs(made_up):
+    return made_up["granular"]
 
 
 def draw(name, runs, profile="quick", not_run=synthetic.NOT_RUN, costs=COSTS):
     """A figure of the granular task by name."""
-    if name == "figure_4":
-        return figures.figure_4(runs, profile, not_run)
-    more = ["jtfs_distance"] if name == "figure_3" else []
-    return getattr(figures, name.replace("3", "1"))(runs, profile, not_run, costs, *more)
+    options = {} if name == "figure_4" else {"costs": costs}
+    return getattr(figures, name)(runs, profile, not_run, **options)
 
 
 def save(plot, name, folder):
@@ -83,50 +71,35 @@ BY_HAND = [  # number, task, method, metric: mean, n_seeds, n_failed, paper_mean
     (1, GRANULAR, "mss_random", "theta_slope_l1", 242 * 0.99, 4, 1, 242, "seed 4 failed:nonfinite loss at step 7"),
     (1, GRANULAR, "ms_clap", "theta_synth_l1", NAN, 0, 0, 166, "not run: weights unavailable"),
     (2, GRANULAR, PLAIN, "val_convergence_steps", 891, 4, 0, 10906, "1 of 5 seeds without steps to 100 ‰"),
-    (2, GRANULAR, PLAIN, "theta_synth_l1", 185, 5, 0, 99.7, ""),
-    (3, SLOW, NO_IS, "theta_am_l1", 100, 5, 0, 124, ""),
     (3, SLOW, "scrapl", "theta_am_l1", 60 * 1.01, 4, 1, 77.7, "seed 0 failed:nonfinite"),
     (3, MODERATE, "scrapl", "theta_fm_l1", NAN, 0, 0, 44.4, "not run: needs theta-importance"),
     (7, SLOW, NO_IS, "theta_fm_convergence_rate", 80, 5, 0, 45, ""),
     (7, SLOW, NO_IS, "theta_fm_convergence_steps", 402, 4, 0, 4064, "1 of 5 seeds without FM steps to 100 ‰"),
     (7, MODERATE, NO_IS, "theta_am_convergence_rate", 0, 1, 0, 100, ""),
     (7, MODERATE, "scrapl", "theta_am_convergence_rate", NAN, 0, 0, 100, "not run: needs theta-importance"),
-    (4, ALIGNED, "jtfs", "jtfs_distance", 1000, 5, 0, 490, ""),  # scaled as printed
-    (4, ALIGNED, "jtfs", "fad_encodec", NAN, 0, 0, 0.781, "FAD not run: EnCodec's weights unavailable"),
-    (4, ALIGNED, "jtfs", "frechet_log_mel", 5, 5, 0, NAN, ""),  # FAD and ours are not confused
-    (8, MISALIGNED, "mss_linear", "transient_loudness_l1", 2400, 5, 0, 2510, ""),
-    (8, MISALIGNED, "mss_linear", "transient_spectral_centroid_l1", 240, 5, 0, 2350, ""),
-    (9, ALIGNED, "jtfs", "decay_loudness_l1", 20, 5, 0, 315, ""),
 ]
 
 
-@pytest.mark.parametrize(("number", "n_rows"), {1: 30, 2: 18, 3: 16, 4: 56, 7: 32, 8: 42, 9: 42}.items())
-def test_tables_by_hand(runs, chirplets, drums, number, n_rows):
-    table = tables.paper_table(number, [*runs, *chirplets, *drums], synthetic.NOT_RUN)
-    assert len(table) == n_rows
-    for of, task, method, metric, *numbers, note in BY_HAND:
-        if of == number:
-            row = cell(table, method, metric, task)
-            found = row[["mean", "n_seeds", "n_failed", "paper_mean"]].astype(float)
-            assert np.allclose(found, numbers, rtol=1e-7, equal_nan=True), (method, metric)
-            assert row["note"].startswith(note) and bool(row["note"]) == bool(note)
+def test_tables_by_hand(made_up):
+    both = [*made_up["granular"], *made_up["chirplet"]]
+    found = {number: tables.paper_table(number, both, synthetic.NOT_RUN) for number in (1, 2, 3, 7)}
+    for number, task, method, metric, *numbers, note in BY_HAND:
+        row = cell(found[number], method, metric, task)
+        ours = row[["mean", "n_seeds", "n_failed", "paper_mean"]].astype(float)
+        assert np.allclose(ours, numbers, rtol=1e-7, equal_nan=True), (method, metric)
+        assert row["note"].startswith(note) and bool(row["note"]) == bool(note)
 
 
 def test_a_table_is_written_for_machines_and_for_people(runs, tmp_path):
     table = tables.paper_table(1, runs, synthetic.NOT_RUN)
-    assert off(table["ci95"][0], 1.96 * 30 * 0.02 * math.sqrt(2) / math.sqrt(5)) < 1e-6
-    csv, markdown = tables.write_table(table, "table_1", "quick", tmp_path, "Test error.")
-    assert csv == tmp_path / "results/quick/tables/table_1.csv" and markdown == csv.with_suffix(".md")
-    stored = pd.read_csv(csv)
-    assert set(stored["profile"]) == {"quick"} and np.allclose(stored["mean"], table["mean"], equal_nan=True)
-    lines = markdown.read_text(encoding="utf-8").splitlines()
+    written = tables.write_table(table, "table_1", "quick", tmp_path, "Test error.")
+    assert written == [tmp_path / f"results/quick/tables/table_1.{kind}" for kind in ("csv", "md")]
+    lines = written[1].read_text(encoding="utf-8").splitlines()
     assert lines[0] == "**Table 1.** Test error. Profile quick: a reduced problem, not the paper's configuration."
     assert len(lines) == 2 + 2 + 10 and "| MSS random | 4 (1 failed) |" in lines[11]
-    assert lines[4].startswith("| P-loss | 5 | 30.0 ± 0.74 | 20.5 ± 0.20 |")
-    assert lines[6].startswith("| SCRAPL | 0 | not run | 65.7 ± 4.2 |")
     assert "rofile" not in tables.as_markdown(table, "table_1", "paper")
-    shown = tables.show(tables.paper_table(2, runs, {})).set_index("method")
-    assert shown.loc["JTFS", "steps to 100 ‰"] == "none" and shown.loc["SCRAPL", "steps to 100 ‰"] == "not run"
+    shown = tables.show(tables.paper_table(2, runs, {})).set_index("method")["steps to 100 ‰"]
+    assert shown[["JTFS", "SCRAPL"]].tolist() == ["none", "not run"]
 
 
 def test_a_method_of_ones_own_has_blank_cells_where_the_papers_would_be(runs, monkeypatch):
@@ -137,12 +110,9 @@ def test_a_method_of_ones_own_has_blank_cells_where_the_papers_would_be(runs, mo
     assert math.isnan(row["paper_mean"]) and row["paper_n"] == 0 and row["note"] == "not run: new"
     assert cell(table, "p_loss", "theta_synth_l1")["note"] == ""  # a run beats its reason not to run
     assert cell(table, "ms_clap", "theta_synth_l1")["note"] == "not run: no record yet"
-    for name in ("figure_1", "figure_3"):
-        plot = draw(name, runs)
-        assert (
-            set(plot.data["method"]) == set(methods_of("granular")) - {"mine"}
-            and "Mine (no record yet)" in plot.caption
-        )
+    plot = draw("figure_1", runs)
+    assert set(plot.data["method"]) == set(methods_of("granular")) - {"mine"}
+    assert "Mine (no record yet)" in plot.caption
     plot = figures.by_seed(runs, "theta_slope_l1", "quick", {})
     assert [label.get_text() for label in plot.figure.axes[0].get_yticklabels()][-1] == "Mine"
     assert set(report_card("granular", runs, {}, "quick")["paper_verdict"]) == {"holds"}
@@ -155,8 +125,6 @@ def test_table_6_of_the_authors_is_the_printed_one():
     for row in table.itertuples():
         assert abs(row.mean - row.paper_mean) <= half_unit[row.metric] and float(f"{row.ci95:.2g}") == row.paper_ci95
         assert row.p_value < 0.01 if row.paper_p == "<0.01" else round(row.p_value, 2) == float(row.paper_p)
-    shown = tables.show(table).set_index("method")
-    assert shown.loc["+ P-Adam", "θ L1 (‰)"] == shown.loc["+ P-Adam", "paper: θ L1 (‰)"] == "-12.3 ± 17 (p = 0.15)"
     html = tables.styled(table, "As printed.").to_html()
     assert "-13.6 ± 5.6 (p &lt; 0.01)" in html and "<caption>As printed.</caption>" in html
 
@@ -175,7 +143,6 @@ def test_table_6_pairs_by_seed(tmp_path):
     notes = table.groupby("method")["note"].agg(set)
     assert notes["plus_psaga"] == {"seeds in common: 1, a comparison takes 2"}
     assert notes["plus_theta_is"] == {"SCRAPL not run: needs theta-importance sampling, not built yet"}
-    assert tables.show(table).set_index("method").loc["+ θ-IS", "θ L1 (‰)"] == "not run"
 
 
 def test_table_10_puts_the_config_beside_the_paper():
@@ -188,77 +155,39 @@ def test_table_10_puts_the_config_beside_the_paper():
     assert table.loc["pools", "quick"] == "[[2, 2], [2, 2]]"
 
 
-@pytest.mark.parametrize(
-    ("number", "task"), [(10, "granular"), (11, "chirplet_slow_slow"), (11, "chirplet_fast_fast"), (12, "tr808_meso")]
-)
-def test_the_code_runs_what_is_printed(number, task):
-    config, printed = make_config(task, "scrapl", 0, "paper"), HYPERPARAMETERS[f"table_{number}"]
-    flat = config.flat | config.derived()
-    table = tables.table_10({"paper profile": flat}, task)
-    ranges = {name: value for name, value in printed.items() if name.split()[0] in ("slow", "moderate", "fast")}
-    assert set(table["note"]) == {""} and set(printed) - set(ranges) <= set(flat) and len(ranges) == 5 * (number == 11)
-    assert number != 12 or flat["n_weights"] == 724_642
-    speeds = task.split("_")[1:]
-    for (name, value), speed in zip((("AM (Hz)", config.am_hz), ("FM (octaves/s)", config.fm_oct_per_s)), speeds):
-        assert number != 11 or list(value) == ranges[f"{speed} {name}"]
-
-
-@pytest.mark.parametrize(
-    ("value", "digits", "text"),
-    [(42.44, 3, "42.4"), (0.05311, 3, "0.0531"), (10905.6, 3, "10906"), (-710.4, 3, "-710")]
-    + [(0.2, 2, "0.20"), (13.37, 2, "13"), (0.0, 2, "0"), (math.nan, 3, "")],
-)
-def test_numbers_are_printed_as_in_the_paper(value, digits, text):
-    assert tables.number(value, digits) == text
-
-
-def test_read_table_and_step_costs(tmp_path):
+def test_tables_that_are_not_there_lack_columns_or_are_broken(tmp_path):
     assert tables.read_table(tmp_path / "none.csv", ["a", "note"]).columns.tolist() == ["a", "note"]
     (tmp_path / "some.csv").write_text("a,b,note\n1,2,\n")
     assert tables.read_table(tmp_path / "some.csv", ["a", "note"]).to_dict("records") == [{"a": 1, "note": ""}]
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(ValueError, match="broken table .*empty.csv: No columns"):
+    with pytest.raises(ValueError, match="broken table .*empty.csv"):
         tables.read_table(tmp_path / "empty.csv", ["a"])
     assert tables.step_costs(tmp_path) == {}
-    ms = {"p_loss": 0.5, "scrapl": 30.0, "jtfs": 400.0, "ms_clap": math.nan, "model": 7.0, "scrapl_official": 500.0}
-    pd.DataFrame({"method": ms.keys(), "loss": "x", "ms": ms.values()}).to_csv(tmp_path / "table_5.csv", index=False)
-    scrapl = dict.fromkeys(["scrapl_plain", "scrapl_padam", "scrapl_no_theta_is", "scrapl"], 37.0)
-    assert tables.step_costs(tmp_path) == scrapl | {"p_loss": 7.5, "jtfs": 407.0}
 
 
-def test_cells_and_curves(runs, tmp_path, monkeypatch):
-    cells = tables.cells_of(runs)
-    assert cells["granular", "mss_random", "theta_slope_l1"].seeds.index.tolist() == [0, 1, 2, 3]  # the fifth failed
-    assert off(cells["granular", "jtfs", "train_step_ms"].seeds[0], 600 * 0.96) < 1e-9
+def test_curves_leave_out_failed_seeds_and_steps_that_one_lacks(runs, tmp_path, monkeypatch):
     data = tables.curves(runs, ["jtfs", "mss_random", "scrapl"]).set_index("method")
     assert data.loc["jtfs", "step"].tolist() == list(synthetic.STEPS)
-    last, values = data.loc["jtfs"].iloc[-1], np.array([0.96, 0.98, 1.0]) * (63 + 337 / 151)
-    expected = [3, values.mean(), 1.96 * values.std() / math.sqrt(3)]
-    assert off(last[["n_seeds", "mean", "ci95"]], expected) < 1e-5
     assert set(data.loc["mss_random", "n_seeds"]) == {4} and "scrapl" not in data.index
     synthetic.write(tmp_path, "jtfs", 0)
     monkeypatch.setattr(synthetic, "STEPS", (0, 50))
-    synthetic.write(tmp_path, "jtfs", 1)  # only steps that all seeds have
+    synthetic.write(tmp_path, "jtfs", 1)
     assert tables.curves(synthetic.load(tmp_path), ["jtfs"])["step"].tolist() == [0, 50]
 
 
 # ---- figures of the granular task -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_figures_are_written_with_their_numbers_and_caption(runs, tmp_path, name):
-    plot = draw(name, runs)
-    pdf, png, csv = written = save(plot, name, tmp_path)
-    assert [path.name for path in written] == [f"{name}.pdf", f"{name}.png", f"{name}.csv"]
+def test_a_figure_is_written_with_its_numbers_and_caption(runs, tmp_path):
+    plot = draw("figure_1", runs)
+    pdf, png, csv = written = save(plot, "figure_1", tmp_path)
+    assert written == [tmp_path / f"figures/quick/figure_1.{kind}" for kind in ("pdf", "png", "csv")]
     assert sorted((tmp_path / "figures/quick").iterdir()) == sorted(written)
     assert pdf.read_bytes().startswith(b"%PDF") and len(pd.read_csv(csv)) == len(plot.data) > 0
-    said = ("Profile quick", "Seeds: 5 (JTFS 3", "95 % interval over seeds", "Not run: SCRAPL (needs theta-importance")
+    said = ("Seeds: 5 (JTFS 3", "Failed: MSS random seed 4", "Not run: SCRAPL (needs theta-importance")
     assert all(part in plot.caption for part in said)
-    assert ("Failed: MSS random seed 4" in plot.caption) != (name == "figure_4")  # which shows no MSS
     assert Image.open(png).text["Description"] == plot.caption
     assert plot.caption.split()[:9] == plot.figure.texts[-1].get_text().split()[:9]
-    for ax in plot.figure.axes:
-        assert " " in ax.get_xlabel() and ("(" in ax.get_ylabel() or "relative" in ax.get_ylabel())
 
 
 def test_the_users_own_settings_change_no_figure_and_no_table(runs, tmp_path, request):
@@ -294,33 +223,20 @@ def test_the_users_own_settings_change_no_figure_and_no_table(runs, tmp_path, re
         assert str(matplotlib.rcParams) == settings and "font.size: 23.0" in settings
 
 
-def test_figures_1_to_3_in_numbers(runs):
-    data = draw("figure_1", runs).data.set_index(["source", "method"])
-    steps = COSTS["jtfs"], COSTS["jtfs"] / COSTS["p_loss"]
-    assert off(data.loc[("ours", "jtfs"), ["train_step_ms", "cost"]], steps) < 1e-9
-    assert off(data.loc[("ours", "p_loss"), "cost"], 1) < 1e-12
-    assert off(data.loc[("ours", "mss_linear"), "theta_synth_l1"], 371.5) < 1e-6
-    assert off(data.loc[("paper", "jtfs"), "cost"], 1784.727 / 55.243) < 1e-9
-    assert data.loc[("paper", "ms_clap"), "theta_synth_l1"] == 166 and ("ours", "ms_clap") not in data.index
-    assert off(data.loc[("paper", "scrapl_plain"), "theta_synth_l1"], 99.69) < 0.01
-    distance = draw("figure_3", runs).data.set_index(["source", "method"])["jtfs_distance"]
-    places = [("ours", "p_loss"), ("paper", "p_loss"), ("ours", "scrapl_plain"), ("paper", "mss_linear")]
-    assert off(distance[places], [1, 1, 370 / 60, 412.38 / 240.99]) < 1e-6
-    plot = draw("figure_2", runs)
-    last = plot.data[plot.data["method"] == "jtfs"].iloc[-1]
-    assert last["step"] == 150 and off(last["wall_s"], 150 * COSTS["jtfs"] / 1000) < 1e-9
-    left, right = plot.figure.axes
+def test_axes_are_labelled_and_time_starts_where_a_logarithm_can(runs):
+    for name in FIGURES:
+        for ax in draw(name, runs).figure.axes:
+            assert " " in ax.get_xlabel() and ("(" in ax.get_ylabel() or "relative" in ax.get_ylabel())
+    left, right = draw("figure_2", runs).figure.axes
     assert left.get_xscale() == "log" and all(line.get_xdata().min() > 0 for line in left.get_lines())
     assert len(left.get_lines()) == len(right.get_lines()) == 9 and right.get_lines()[0].get_xdata().min() == 0
 
 
 def test_what_cannot_be_drawn_is_said(runs, tmp_path):
-    for name in ("figure_1", "figure_2", "figure_3"):
+    for name in ("figure_1", "figure_2"):
         plot = draw(name, runs, costs={})
         assert "ours is not drawn: notebook 08_cost, which measures it, was not run" in plot.caption
         assert name == "figure_2" or set(plot.data["source"]) == {"paper"}
-    left, right = draw("figure_2", runs, costs={}).figure.axes
-    assert not left.get_lines() and len(right.get_lines()) == 9
     for name in FIGURES:
         plot = draw(name, [], "paper", {})
         assert "no record yet" in plot.caption and "rofile" not in plot.caption
@@ -341,47 +257,35 @@ def test_learning_curves_show_intervals_and_what_guessing_costs(runs):
     assert ax.get_legend_handles_labels()[1] == ["JTFS", "always guessing 1/2"]
     line, chance = ax.get_lines()
     assert off(chance.get_ydata()[0], 4 / 17 * 1000) < 1e-9  # a grid of 16 points
-    assert set(plot.data["method"]) == {"jtfs"} and "Not run: SCRAPL" in plot.caption
-    assert off(plot.data["mean"].iloc[-1], 0.98 * (36 + 364 / 151)) < 1e-5 and "slope L1" in ax.get_ylabel()
-    assert off(line.get_ydata(), plot.data["mean"]) < 1e-9
+    assert len(plot.data) == 4 and off(line.get_ydata(), plot.data["mean"]) < 1e-9
     ends = ax.collections[0].get_paths()[0].vertices
     for row in plot.data.itertuples():
         heights = ends[ends[:, 0] == row.step, 1]
         assert off([heights.min(), heights.max()], [row.mean - row.ci95, row.mean + row.ci95]) < 1e-9
 
 
-def test_by_seed(runs):
-    plot = figures.by_seed(runs, "theta_slope_l1", "quick", synthetic.NOT_RUN)
-    ours = plot.data[(plot.data["method"] == "jtfs") & (plot.data["source"] == "ours")]
-    assert ours["seed"].dropna().tolist() == [0, 1, 2] and off(ours["value"].iloc[-1], 36 * 0.98) < 1e-6
-    assert ours["n_seeds"].iloc[-1] == 3 and plot.data.query("method == 'ms_clap'")["value"].tolist() == [250]
-    (ax,) = plot.figure.axes
+def test_each_seed_is_a_tick_and_each_method_has_a_look_of_its_own(runs):
+    (ax,) = figures.by_seed(runs, "theta_slope_l1", "quick", synthetic.NOT_RUN).figure.axes
     ticks = [line.get_xdata() for line in ax.get_lines() if line.get_marker() == "|" and line.get_markersize() == 9]
     assert [len(x) for x in ticks] == [5, 3, 5, 5, 5, 5, 5, 5, 4] and ax.get_xlabel() == "slope L1 (‰)"
     colours, markers, _ = zip(*(method.style for method in METHODS.values()))
     assert len(set(colours)) == len(set(markers)) == len(METHODS) >= 12
 
 
-# ---- chirplets ------------------------------------------------------------------------------------------------------
+# ---- chirplets and drum sounds --------------------------------------------------------------------------------------
 
 
-def test_theta_is_effect_is_paired_and_in_percent(chirplets):
-    effect = tables.theta_is_effect(chirplets, {})
-    assert len(effect) == 4 * 4
+def test_theta_is_effect_is_paired_and_in_percent(made_up):
+    effect = tables.theta_is_effect(made_up["chirplet"], {})
     am = cell(effect, "plus_theta_is", "theta_am_l1", SLOW)
-    assert am["n_seeds"] == 4 and am["p_value"] < 1e-4 and "SCRAPL: seed 0 failed:nonfinite" in am["note"]
-    expected = [-40 * 1.01, 40, 100 * (1 - 77.7 / 124)]
-    assert off(am[["mean", "improvement", "paper_improvement"]], expected) < 1e-6
+    assert am["n_seeds"] == 4 and "SCRAPL: seed 0 failed:nonfinite" in am["note"]
+    assert off(am[["mean", "improvement", "paper_improvement"]], [-40 * 1.01, 40, 100 * (1 - 77.7 / 124)]) < 1e-6
     steps = cell(effect, "plus_theta_is", "theta_fm_convergence_steps", SLOW)
-    assert steps["n_seeds"] == 3 and off(steps["improvement"], 25) < 1e-6
-    assert steps["note"].endswith("3 of 4 pairs have FM steps to 100 ‰")
+    assert steps["n_seeds"] == 3 and steps["note"].endswith("3 of 4 pairs have FM steps to 100 ‰")
     said = effect.groupby("metric")["paper_improvement"].agg(["min", "max"]).round()  # the text's are these
     assert said.loc[list(tables.TABLES[3])].to_numpy().tolist() == [[25, 55], [14, 80]]
     steps = said[said.index.str.endswith("steps")]
     assert (steps["min"].min(), steps["max"].max()) == (23, 50)
-    shown = tables.show(effect).set_index("task").loc["slow AM, slow FM"]
-    assert shown["AM L1 better by (%)"] == "40" and shown["paper: AM L1"] == "37"
-    assert shown["AM L1 (‰)"].startswith("-40.4 ± 1.6 (p = ")
 
 
 CENTRES = pd.DataFrame(  # sample rate 1000: AM 1, 1, 4, 2 Hz; FM 2, infinite, 4, 1.01 octaves/s
@@ -396,7 +300,6 @@ def test_modulation_of_paths_and_mass_in_the_range():
     assert off(paths["am_hz"], [1, 1, 4, 2]) < 1e-12 and np.isinf(paths["fm_oct_per_s"][1])
     assert off(paths["fm_oct_per_s"][[0, 2, 3]], [2, 4, 1.01]) < 1e-12
     assert paths["inside"].tolist() == [True, False, False, True]  # the last lies within 1 % of the border
-    assert off(paths["over_uniform"], [1.6, 1.2, 0.4, 0.8]) < 1e-12
     table = tables.mass_in_range({SLOW: paths}, {MODERATE: "a reason"}).set_index("task")
     assert off(table.loc[SLOW, ["mass", "uniform", "ratio", "n_inside", "n_paths"]], [0.6, 0.5, 1.2, 2, 4]) < 1e-12
     assert table.loc[MODERATE, "note"] == "not run: a reason"
@@ -404,15 +307,13 @@ def test_modulation_of_paths_and_mass_in_the_range():
     assert tables.mass_in_range({SLOW: outside}, {})["note"][0] == "no path has its centre in the range"
 
 
-def test_figure_5(chirplets, runs):
-    plot = figures.figure_5(chirplets, "quick", {"scrapl": "some reason"})
+def test_figure_5(made_up, runs):
+    plot = figures.figure_5(made_up["chirplet"], "quick", {"scrapl": "some reason"})
     axes = plot.figure.axes
     assert len(axes) == 8 and set(plot.data["task"]) == {SLOW, MODERATE}
     assert [line.get_label() for line in axes[0].get_lines()] == ["SCRAPL (no θ-IS)", "SCRAPL", "always guessing 1/2"]
     assert axes[3].get_title() == "fast AM, fast FM" and not axes[3].get_lines()
     assert [text.get_text() for text in axes[-1].texts] == ["not run"]
-    last = plot.data.query("task == @SLOW and metric == 'theta_am_l1' and method == 'scrapl' and step == 150").iloc[0]
-    assert last["n_seeds"] == 4 and off(last["mean"], 1.01 * (60 + 340 / 151)) < 1e-5
     for part in ("Failed: SCRAPL seed 0", "Fast AM, fast FM: Seeds: 0", "(some reason)"):
         assert part in plot.caption
     with pytest.raises(ValueError, match="quick/granular"):
@@ -423,26 +324,18 @@ def test_figure_6():
     twice = pd.concat([CENTRES, CENTRES.tail(1).assign(spin=1, probability=0.0)])
     ranges = {task: importance_config(task, "quick").flat for task in CHIRPLETS} | {SLOW: PLANE}
     plot = figures.figure_6({SLOW: tables.modulation_of_paths(twice, PLANE)}, ranges, "quick", {MODERATE: "a reason"})
-    ax = plot.figure.axes[0]
-    (rectangle,) = ax.get_lines()
+    ax, other, *_ = plot.figure.axes
+    (rectangle,), (dots,) = ax.get_lines(), ax.collections
     ends = [(data.min(), data.max()) for data in (rectangle.get_xdata(), rectangle.get_ydata())]
-    assert ends == [(1.02, 2.0), (0.9, 1.99)] and rectangle.get_linestyle() == "--"
-    (dots,) = ax.collections
+    assert ends == [(1.02, 2.0), (0.9, 1.99)]
     found = dict(zip(map(tuple, np.round(dots.get_offsets(), 6).tolist()), dots.get_array().tolist()))
     expected = {(2.0, 1.0): 0.4 * 5, (4.0, 4.0): 0.1 * 5, (1.01, 2.0): 0.1 * 5}  # the two spins of a centre: their mean
     assert found.keys() == expected.keys() and all(abs(found[key] - value) < 1e-9 for key, value in expected.items())
     assert "low-pass paths, not drawn, have 1.5 times" in plot.caption
-    assert "Slow AM, moderate FM: not run, a reason." in plot.caption
-    assert plot.figure.axes[1].texts[0].get_text() == "not run" and len(plot.data) == 5
+    assert "Slow AM, moderate FM: not run, a reason." in plot.caption and other.texts[0].get_text() == "not run"
     assert plot._repr_png_().startswith(b"\x89PNG") and figures.figure_6({}, ranges, "paper", {}).data.empty
 
 
-def test_the_figure_of_drums_shows_both_conditions(drums):
-    metrics = ("transient_loudness_l1", "transient_spectral_centroid_l1", "decay_loudness_l1")
-    plot = figures.drum_features(drums, metrics, "quick", {})
-    assert len(plot.figure.axes) == 6 and len(plot.data) == 2 * 7 * 3 + 2 * 4 * 3
-    mine = plot.data.query("source == 'ours' and metric == 'transient_loudness_l1' and method == 'jtfs'")
-    assert mine["task"].tolist() == [ALIGNED, MISALIGNED] and off(mine["value"], [200, 220]) < 1e-6
-    assert "Aligned: Seeds: 5." in plot.caption and "loudness times 100" in plot.caption
-    empty = figures.drum_features([], metrics, "smoke", {})
-    assert [ax.texts[0].get_text() for ax in empty.figure.axes[:3]] == ["not run"] * 3
+def test_the_figure_of_drums_without_runs_shows_the_papers_numbers():
+    empty = figures.drum_features([], ("transient_loudness_l1", "decay_loudness_l1"), "smoke", {})
+    assert [[text.get_text() for text in ax.texts] for ax in empty.figure.axes] == [["not run"]] * 2 + [[]] * 2

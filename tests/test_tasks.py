@@ -1,6 +1,6 @@
-"""The grid of experiments: the paper's hyperparameters as literals, what it refuses, methods and tasks of one's own."""
+"""The grid of experiments: the hyperparameters that are printed, what it refuses, methods and tasks of one's own."""
 
-import sys
+import json
 from dataclasses import replace
 
 import pytest
@@ -8,17 +8,12 @@ import torch
 from torch.nn.functional import mse_loss
 
 from replication import tasks
+from replication.published import HYPERPARAMETERS
 from replication.tasks import METHODS, NOT_RUN, PROFILES, TASKS, grid, make_config, methods_of, seeds_of
 from scrapl_lib.losses import JTFSLoss, SCRAPLLoss, p_loss
 from scrapl_lib.optim import PSAGA, PAdam
 from scrapl_lib.synths import GranularSynth
 
-PAPER = {  # paper, Table 10: the granular task
-    **{"sample_rate_hz": 8192, "n_samples": 32768, "n_grains": 64, "grain_samples": 4096, "slope_hop": 256},
-    **{"grid_size": 32, "n_synth_seeds": 5, "J": 12, "Q1": 8, "Q2": 2, "J_fr": 3, "Q_fr": 2, "weight_decay": 0.01},
-    **{"cqt_octaves": 5, "cqt_hop": 256, "channels": 128, "pools": ((2, 2),) * 5, "dense": 64, "dropout": 0.5},
-    **{"epochs": 200, "batch_size": 32, "accumulate": 1, "lr": 1e-5, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
-}
 OTHERS = ("mss_linear", "mss_log_linear", "mss_revisited", "mss_random", "ms_clap", "panns_wavegram_logmel")
 TRAINED_BY = {  # method: loss, optimizer, gradient scale
     "p_loss": ("p_loss", "adamw", 1.0),
@@ -31,26 +26,44 @@ TRAINED_BY = {  # method: loss, optimizer, gradient scale
 }
 
 
-@pytest.mark.parametrize("method", TRAINED_BY)
-def test_paper_profile_has_the_hyperparameters_of_the_paper(method):
+@pytest.mark.parametrize("task", ["granular", *tasks.CHIRPLETS, "tr808_meso"])
+def test_the_paper_profile_runs_what_is_printed(task):
+    """SCRAPL's config and what follows from it: sizes of transform, encoder and run."""
+    config, printed = make_config(task, "scrapl", 0, "paper"), dict(HYPERPARAMETERS[TASKS[task].hyperparameters])
+    ranges = {name: printed.pop(name) for name in list(printed) if name.split()[0] in ("slow", "moderate", "fast")}
+    assert len(ranges) == 5 * (task in tasks.CHIRPLETS)
+    if task in tasks.CHIRPLETS:
+        _, am, fm = task.split("_")
+        printed |= {"am_hz": ranges[f"{am} AM (Hz)"], "fm_oct_per_s": ranges[f"{fm} FM (octaves/s)"]}
+    found = json.loads(json.dumps(config.flat | config.derived()))  # tuples as lists
+    assert {name: found.get(name) for name in printed} == printed
+    assert task != "tr808_meso" or found["n_weights"] == 724_642  # as the authors' code has
+
+
+def test_methods_differ_in_loss_and_optimizer_alone():
+    """JTFS also in its batches, of 6, 5 of them accumulated."""
     assert list(TRAINED_BY) == list(methods_of("granular")) == [m for m in METHODS if m not in tasks.BEYOND]
-    config = make_config("granular", method, 0, "paper")
-    expected = PAPER | ({"batch_size": 6, "accumulate": 5} if method == "jtfs" else {})
-    assert {name: config.flat[name] for name in PAPER} == expected
-    assert (config.loss, config.optimizer, config.gradient_scale) == TRAINED_BY[method]
-    assert config.transform() == {"shape": 32768, "J": 12, "Q1": 8, "Q2": 2, "J_fr": 3, "Q_fr": 2}
+    own = {"method", "loss", "optimizer", "gradient_scale", "importance_examples"}
+    scrapl = make_config("granular", "scrapl", 0, "paper").flat
+    for method, trained_by in TRAINED_BY.items():
+        config = make_config("granular", method, 0, "paper")
+        assert (config.loss, config.optimizer, config.gradient_scale) == trained_by
+        differing = {name for name in scrapl if config.flat.get(name) != scrapl[name]}
+        assert differing - own == ({"batch_size", "accumulate"} if method == "jtfs" else set())
+        assert (config.batch_size, config.accumulate) == ((6, 5) if method == "jtfs" else (32, 1))
+    assert config.n_audio_test >= len(config.data().test) > 0  # audio distances over the whole test fold
+    assert seeds_of("jtfs", "paper") == [0] and len(seeds_of("jtfs", "paper", "tr808_meso")) == 4
+    assert {methods_of(task) for task in tasks.CHIRPLETS} == {("scrapl", "scrapl_no_theta_is")}
 
 
-def test_paper_profile_has_the_sizes_of_the_paper():
-    config = make_config("granular", "scrapl_no_theta_is", 0, "paper")
-    encoder, data = config.encoder(), config.data()
-    assert sum(w.numel() for w in encoder.parameters()) == 604_106 and len(list(encoder.parameters())) == 28
-    assert len(data) == 5120 and config.n_audio_test >= len(data.test)  # audio distances over the whole test fold
-    assert config.epochs * len(data.batches("train", config.batch_size)) == 19_200
-    jtfs = make_config("granular", "jtfs", 0, "paper")
-    assert all(len(batch) == 30 for batch in data.batches("train", jtfs.batch_size * jtfs.accumulate))
-    assert seeds_of("p_loss", "paper") == list(range(20)) and seeds_of("jtfs", "paper") == [0]
-    assert len(seeds_of("jtfs", "paper", "tr808_meso")) == 4 and len(seeds_of("scrapl", "paper", "tr808_micro")) == 40
+def test_transforms_and_synthesizers_are_those_that_a_config_names():
+    transform = {"shape": 44100, "J": 12, "Q1": 8, "Q2": 2, "J_fr": 5, "Q_fr": 2, "T": 2048, "F": 1, "log1p": True}
+    assert make_config("tr808_meso", "scrapl", 0, "paper").transform() == transform
+    config = make_config("chirplet_slow_moderate", "scrapl", 0, "paper")
+    synth = config.synth()
+    assert [(p.min, p.max) for p in synth.parameters] == [config.am_hz, config.fm_oct_per_s]
+    assert (synth.f0_hz, synth.bandwidth_oct, synth.max_shift, synth.n_samples) == (512, 2, 2048, 32768)
+    assert not synth.window_gradient
 
 
 def test_losses_and_optimizers_are_those_that_a_config_names():
@@ -71,45 +84,6 @@ def test_losses_and_optimizers_are_those_that_a_config_names():
     assert made("p_loss")[0] is p_loss and made("mss_random")[0].name == "mss_random"
 
 
-@pytest.mark.parametrize(
-    ("task", "am_hz", "fm_oct_per_s"),  # as run
-    [
-        ("chirplet_slow_slow", (0.9899, 1.9799), (0.5, 1.0)),
-        ("chirplet_slow_moderate", (0.9899, 1.9799), (2.0, 4.0)),
-        ("chirplet_fast_moderate", (3.9598, 7.9196), (2.0, 4.0)),
-        ("chirplet_fast_fast", (3.9598, 7.9196), (8.0, 16.0)),
-    ],
-)
-def test_chirplets_of_the_paper_and_of_the_quick_profile(task, am_hz, fm_oct_per_s):
-    """Quick: a lower sample rate; rates and seconds stay, wavelets at the chirp's frequency are as long."""
-    methods = ("scrapl", "scrapl_no_theta_is")
-    assert task in tasks.CHIRPLETS and len(tasks.CHIRPLETS) == 4 and methods_of(task) == methods
-    unused = ("n_grains", "grain_samples", "slope_hop")
-    expected = PAPER | {"f0_hz": 512.0, "bandwidth_oct": 2.0, "max_shift": 2048, "epochs": 50, "lr": 1e-4}
-    expected |= {"am_hz": am_hz, "fm_oct_per_s": fm_oct_per_s} | dict.fromkeys(unused)
-    for method in methods:
-        config, quick = (make_config(task, method, 0, profile) for profile in ("paper", "quick"))
-        assert {name: config.flat.get(name) for name in expected} == expected
-        assert (config.loss, config.optimizer, config.gradient_scale) == TRAINED_BY[method]
-        assert seeds_of(method, "paper", task) == list(range(20)) and len(seeds_of(method, "quick", task)) >= 5
-    synth, data = config.synth(), config.data()
-    assert [(p.min, p.max) for p in synth.parameters] == [am_hz, fm_oct_per_s]
-    assert (synth.f0_hz, synth.bandwidth_oct, synth.max_shift, synth.n_samples) == (512, 2, 2048, 32768)
-    assert not synth.window_gradient
-    assert len(data) == 5120 and config.epochs * len(data.batches("train", config.batch_size)) == 4_800
-    assert quick.synth().parameters == synth.parameters and quick.sample_rate_hz < config.sample_rate_hz
-    for c in (quick, config):
-        seconds = [n / c.sample_rate_hz for n in (c.n_samples, c.max_shift, 2**c.J)]
-        assert seconds == [4, 0.25, 0.5] and c.f0_hz / c.Q1 == 64 and c.f0_hz < c.sample_rate_hz / 2
-
-
-def test_quick_profile_keeps_proportions_and_asks_for_enough_seeds():
-    config = make_config("granular", "p_loss", 0, "quick")
-    assert config.grain_samples / config.slope_hop == 4096 / 256  # the slope stays as audible
-    assert config.n_grains * config.grain_samples / config.n_samples == 64 * 4096 / 32768  # as many grains at a time
-    assert len(seeds_of("p_loss", "quick")) >= 3 and len(seeds_of("jtfs", "quick")) >= 3
-
-
 @pytest.mark.parametrize("profile", PROFILES)
 def test_grid_holds_every_method_that_can_be_run(profile):
     found = [(c.method, c.seed) for c in grid("granular", profile)]
@@ -119,34 +93,25 @@ def test_grid_holds_every_method_that_can_be_run(profile):
     assert [(c.method, c.seed) for c in some] == [("jtfs", 3), ("jtfs", 1), ("p_loss", 3), ("p_loss", 1)]
 
 
-PLACE = ("granular", "p_loss", 0, "smoke")
-
-
 @pytest.mark.parametrize(
-    ("names", "changes", "error", "message"),
+    ("changes", "error", "message"),
     [
-        (("granula", *PLACE[1:]), {}, ValueError, "unknown task 'granula': did you mean 'granular'"),
-        (("granular", "scrapl_adam", 0, "smoke"), {}, ValueError, "unknown method .* did you mean 'scrapl_padam'"),
-        ((*PLACE[:3], "zzz"), {}, ValueError, "unknown profile 'zzz': valid are smoke, quick, paper"),
-        (("granular", "p_loss", -1, "smoke"), {}, ValueError, r"seed must be an integer from 0 to 2\^32 - 1, got -1"),
-        (("granular", "p_loss", 2**32, "smoke"), {}, ValueError, "seed must be an integer .* got 4294967296"),
-        (("granular", "p_loss", True, "smoke"), {}, ValueError, "seed must be an integer .* got True"),
-        (PLACE, {"epoch": 3}, ValueError, "unknown config field 'epoch': did you mean 'epochs'"),
-        (PLACE, {"epochs": 2.0}, TypeError, "epochs must be int, got 2.0"),
-        (PLACE, {"epochs": True}, TypeError, "epochs must be int, got True"),
-        (PLACE, {"n_grains": 2.0}, TypeError, "n_grains must be int or NoneType, got 2.0"),
-        (PLACE, {"am_hz": [1.0, 2.0]}, TypeError, r"am_hz must be tuple or NoneType, got \[1.0"),
-        (PLACE, {"loss": "mss_log"}, ValueError, "unknown loss 'mss_log': did you mean 'mss_log_linear'"),
-        (PLACE, {"optimizer": "adam"}, ValueError, "unknown optimizer 'adam': did you mean 'padam'"),
-        (PLACE, {"importance_examples": 6}, ValueError, "must be a multiple of batch_size = 4, got 6"),
-        (PLACE, {"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
-        (("tr808_meso", "scrapl", 0, "smoke"), {"max_shift": -1}, ValueError, "max_shift must be at least 0, got -1"),
-        (("granular", "scrapl_padam", 0, "smoke"), {"accumulate": 2}, ValueError, "accumulate must be 1 with padam"),
+        ({"epoch": 3}, ValueError, "unknown config field 'epoch': did you mean 'epochs'"),
+        ({"epochs": 2.0}, TypeError, "epochs must be int, got 2.0"),
+        ({"epochs": True}, TypeError, "epochs must be int, got True"),
+        ({"am_hz": [1.0, 2.0]}, TypeError, r"am_hz must be tuple or NoneType, got \[1.0"),
+        ({"loss": "mss_log"}, ValueError, "unknown loss 'mss_log': did you mean 'mss_log_linear'"),
+        ({"optimizer": "adam"}, ValueError, "unknown optimizer 'adam': did you mean 'padam'"),
+        ({"importance_examples": 6}, ValueError, "must be a multiple of batch_size = 4, got 6"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"max_shift": -1}, ValueError, "max_shift must be at least 0, got -1"),
+        ({"accumulate": 2}, ValueError, "accumulate must be 1 with padam"),
     ],
 )
-def test_config_refuses(names, changes, error, message):
+def test_config_refuses(changes, error, message):
+    """Unknown names and seeds: test_cli."""
     with pytest.raises(error, match=message):
-        make_config(*names, **changes)
+        make_config("granular", "scrapl_padam", 0, "smoke", **changes)
 
 
 def test_grid_refuses_what_needs_a_theta_that_nobody_knows():
@@ -154,15 +119,10 @@ def test_grid_refuses_what_needs_a_theta_that_nobody_knows():
         grid("tr808_micro", "smoke", ["p_loss"])
 
 
-@pytest.mark.parametrize("method, reason", NOT_RUN.items())
-def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, reason, monkeypatch):
+@pytest.mark.parametrize("method", NOT_RUN)
+def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, monkeypatch):
+    """If it does not: test_cli."""
     assert seeds_of(method, "paper") == []
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "msclap", None)  # import fails, as without the extra
-        patch.setitem(sys.modules, "panns_AT_inference", None)
-        says = rf"method {method!r} is not run: {reason}: {method} needs .* could not be loaded .*\[embeddings\].*once"
-        with pytest.raises(ValueError, match=says):
-            grid("granular", "smoke", [method])
     loaded = []
     monkeypatch.setattr(tasks, "EmbeddingLoss", lambda *arguments: loaded.append(arguments))
     assert method not in {c.method for c in grid("granular", "quick")} and not loaded

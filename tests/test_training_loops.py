@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import through_file
 from odd_surroundings import odd_surroundings
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -78,11 +79,6 @@ def two_steps(model, loss, optimizer, batch):
     optimizer.step()
 
 
-def a_draw_without_backward(model, loss, optimizer, batch):
-    optimizer.zero_grad()
-    assert not loss(model(batch[0]).detach(), batch[1]).requires_grad
-
-
 def training_in_evaluation_mode(model, loss, optimizer, batch):
     loss.eval()
     backward(model, loss, batch, path_idx=(loss.path_idx + 1) % loss.n_paths)
@@ -92,7 +88,6 @@ NOT_BOOKED = [
     (two_draws, r"would book under path \d+ gradients that are not all of it.*path_idx=loss.path_idx"),
     (a_call_in_training_mode_between, r"would book under path .*evaluate in loss.eval\(\) or torch.no_grad"),
     (two_steps, r"no backward pass went through this optimizer's loss since its last step or zero_grad\(\)"),
-    (a_draw_without_backward, "no backward pass went through"),
     (training_in_evaluation_mode, "would book under path"),
 ]
 
@@ -114,6 +109,28 @@ def test_a_gradient_of_another_path_is_not_booked(cls, between, said):
     assert not torch.equal(trained(model, loss, optimizer, 1), weights)
 
 
+@pytest.mark.parametrize("drop", ["optimizer", "model", "none", "bucket views"])
+def test_gradients_are_booked_once(drop):
+    """DistributedDataParallel puts the same views of its buckets back in place after zero_grad() of the model."""
+    (model, loss, optimizer), batch, views = made(), sounds()[0], []
+    if drop == "bucket views":
+        for weight in model.parameters():
+            weight.grad = torch.zeros(weight.numel() + 1)[1:].view_as(weight)
+        views = [weight.grad for weight in model.parameters()]
+    for step in range(2):
+        backward(model, loss, batch)
+        if drop == "none" and step:
+            with pytest.raises(RuntimeError, match=r"the last step has booked already: call zero_grad\(\)"):
+                optimizer.step()
+            optimizer.zero_grad()
+            backward(model, loss, batch)
+        optimizer.step()
+        {"optimizer": optimizer.zero_grad, "model": model.zero_grad}.get(drop, int)()
+        for weight, view in zip(model.parameters(), views):
+            weight.grad = view.zero_()
+    assert optimizer.state[model.lin.weight]["k"] == 2
+
+
 @BOTH
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_accumulated_parts_are_the_whole_batch(cls, unbiased):
@@ -126,9 +143,8 @@ def test_accumulated_parts_are_the_whole_batch(cls, unbiased):
     for _ in range(3):
         optimizer.zero_grad(), twin_optimizer.zero_grad()
         (0.5e8 * loss(model(batches[0][0]), batches[0][1])).backward()
-        weight = loss.weight
-        assert (weight != 1) == unbiased
-        (0.5e8 * weight * loss(model(batches[1][0]), batches[1][1], path_idx=loss.path_idx)).backward()
+        assert (loss.weight != 1) == unbiased
+        (0.5e8 * loss.weight * loss(model(batches[1][0]), batches[1][1], path_idx=loss.path_idx)).backward()
         backward(twin, twin_loss, whole)
         optimizer.step(), twin_optimizer.step()
     moved = (twin.lin.weight - start).norm()
@@ -165,9 +181,6 @@ def test_grad_scaler_may_leave_out_steps_and_optimizers_share_a_loss():
     assert optimizer.state[model.lin.weight]["k"] == 2 and torch.isfinite(model.lin.weight).all()
 
 
-# ---- evaluation -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("how", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_evaluation_leaves_training_as_it_is(how):
     """With validation between backward() and step() the weights are, bit for bit, those without."""
@@ -188,9 +201,6 @@ def test_evaluation_leaves_training_as_it_is(how):
     assert drawn[:2] != [twin.draw(), twin.draw()]  # a stream of their own, with a state of its own
     loss.eval(), twin.load_state_dict(loss.state_dict()), twin.eval()
     assert [loss.draw() for _ in range(9)] == [twin.draw() for _ in range(9)]
-
-
-# ---- ranks ----------------------------------------------------------------------------------------------------------
 
 
 def rank(number, file):
@@ -230,9 +240,6 @@ def test_ranks_that_draw_different_paths_are_told(tmp_path):
     assert re.match(r"the ranks drew different paths, \[\d+, \d+\]: give the losses of all ranks one seed", said[1])
 
 
-# ---- checkpoints of activations, torch.compile, surroundings ---------------------------------------------------------
-
-
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_activation_checkpointing_of_the_loss(use_reentrant):
     (theta, x), (model, loss, optimizer) = sounds()[0], made()
@@ -255,21 +262,20 @@ def test_activation_checkpointing_of_the_loss(use_reentrant):
 
 
 @pytest.mark.filterwarnings("ignore:Signal support is too small")
-def test_compiled_models_train_alike():
-    """The loss leaves the graph: alone, and in a function around model and loss; odd sizes and JTFSLoss, too."""
-    (model, loss, optimizer), plain = made(), made()
-    expected = trained(*plain, 3)
+def test_a_compiled_step_trains_alike():
+    """Loss and optimizer leave the graph, also of odd sizes, and JTFSLoss."""
+    (model, loss, optimizer), expected = made(), trained(*made(), 3)
 
     @torch.compile(backend="eager")
-    def value(theta, x):
-        return 1e8 * loss(model(theta), x)
-
-    for theta, x in sounds(3):
+    def step(theta, x):
         optimizer.zero_grad()
-        value(theta, x).backward()
+        (1e8 * loss(model(theta), x)).backward()
         optimizer.step()
-    assert torch.equal(model.lin.weight, expected)
-    for kind, sizes in ((SCRAPLLoss, KW), (JTFSLoss, KW), *((SCRAPLLoss, KW | dict(shape=n, J=5)) for n in (160, 265))):
+
+    for batch in sounds(3):
+        step(*batch)
+    assert torch.equal(model.lin.weight, expected) and optimizer.state[model.lin.weight]["k"] == 3
+    for kind, sizes in ((JTFSLoss, KW), *((SCRAPLLoss, KW | dict(shape=n, J=5)) for n in (160, 265))):
         x_hat, x = torch.randn(2, 1, 1, sizes["shape"], generator=torch.Generator().manual_seed(0))
         given = {"path_idx": 2} if kind is SCRAPLLoss else {}
         assert torch.compile(kind(**sizes), backend="eager")(x_hat, x, **given) == kind(**sizes)(x_hat, x, **given) > 0
@@ -291,41 +297,6 @@ def test_surroundings_change_neither_draws_nor_training():
         with odd_surroundings():
             optimizer.step()
     assert torch.equal(model.lin.weight, expected)
-
-
-# ---- saving and resuming --------------------------------------------------------------------------------------------
-
-
-def through_file(state, **options):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True, **options)
-
-
-def test_a_checkpoint_mapped_to_another_device_keeps_what_belongs_to_the_cpu():
-    model, loss, optimizer = made()
-    loss.probs = torch.arange(loss.n_paths, dtype=torch.float64) / sum(range(loss.n_paths))
-    trained(model, loss, optimizer, 5)
-    state = through_file({"loss": loss.state_dict(), "optimizer": optimizer.state_dict()}, map_location="meta")
-    resumed = SCRAPLLoss(**KW, seed=77)
-    resumed.load_state_dict(state["loss"])
-    assert resumed.path_idx == loss.path_idx and torch.equal(resumed.probs, loss.probs)
-    assert [resumed.draw() for _ in range(50)] == [loss.draw() for _ in range(50)]
-    twin = PSAGA(Model().to("meta").parameters(), resumed)
-    twin.load_state_dict(state["optimizer"])
-    for w, v in zip(twin.param_groups[0]["params"], model.parameters(), strict=True):
-        ours, theirs = optimizer.state[v], twin.state[w]
-        assert ours["k"] == theirs["k"] == 5 and ours["tau"] == theirs["tau"]
-        assert theirs["ghat_sum"].device.type == "meta" and twin.param_groups[0]["lr"] == 1e-3
-
-
-def test_a_loss_state_saved_as_tensors_still_loads():
-    loss, resumed = SCRAPLLoss(**KW, seed=3), SCRAPLLoss(**KW)
-    loss.draw()
-    state = {"generator": loss.generator.get_state(), "path_idx": loss.path_idx, "probs": loss.probs}
-    resumed.set_extra_state(through_file(state))
-    assert resumed.path_idx == loss.path_idx and [resumed.draw() for _ in range(9)] == [loss.draw() for _ in range(9)]
 
 
 @BOTH
