@@ -247,8 +247,7 @@ def report_card(
     out for that, and failed seeds, with the reason.
     """
     by_task, rows = {task: [run for run in runs if run.task == task] for task in TASKS}, []
-    ours = tables.cells_of(run for run in runs if run.task in PARTS[part])
-    ours = {key: cell for key, cell in ours.items() if key[2] != STEP} | tables.cost_cells(costs or {})
+    ours = tables.cells_of(run for run in runs if run.task in PARTS[part]) | tables.cost_cells(costs or {})
     for claim in CLAIMS[part]:
         timed, text, p_value, cause = claim.metric == STEP, "", NAN, ""
         used = claim.groups(ours, 1 if timed else LEAST_SEEDS)

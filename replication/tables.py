@@ -104,13 +104,11 @@ def seed_cells(values: pd.DataFrame) -> Cells:
 
 
 def cells_of(runs: Iterable[Run]) -> Cells:
-    """The test values of the finished runs, drum sounds' scaled as the paper prints them, and the median train_step_ms
-    of each. What no run has is absent."""
+    """The test values of the finished runs, drum sounds' scaled as the paper prints them. What no run has is absent."""
     rows = []
     for run in (run for run in runs if run.ok):
         scales = {name: metric.drum_scale for name, metric in METRICS.items() if run.task in TR808}
         values = {row.metric: scales.get(row.metric, 1) * row.value for row in run.test.itertuples()}
-        values[STEP] = (run.info[STEP] or {}).get("median")
         grid_size = run.config.get("grid_size", 32)  # drum sounds have none, and no claim on guessing
         rows += [(run.task, run.method, run.seed, name, value, grid_size) for name, value in values.items()]
     columns = ["task", "method", "seed", "metric", "value", "grid_size"]
