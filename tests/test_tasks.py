@@ -25,6 +25,8 @@ TRAINED_BY = {  # method: loss, optimizer, gradient scale
     **{name: (name, "adamw", 1.0) for name in OTHERS},
 }
 
+N_QUICK = TASKS["granular"].sizes["quick"]["seeds"]
+
 
 @pytest.mark.parametrize("task", ["granular", *tasks.CHIRPLETS, "tr808_meso"])
 def test_the_paper_profile_runs_what_is_printed(task):
@@ -126,7 +128,9 @@ def test_a_method_that_is_not_run_is_taken_by_name_if_its_model_loads(method, mo
     loaded = []
     monkeypatch.setattr(tasks, "EmbeddingLoss", lambda *arguments: loaded.append(arguments))
     assert method not in {c.method for c in grid("granular", "quick")} and not loaded
-    assert [(c.method, c.seed) for c in grid("granular", "quick", [method])] == [(method, seed) for seed in range(3)]
+    assert [(c.method, c.seed) for c in grid("granular", "quick", [method])] == [
+        (method, seed) for seed in range(N_QUICK)
+    ]
     assert [c.seed for c in grid("granular", "quick", [method], [7])] == [7]
     assert not grid("granular", "quick", [method], [])
     assert loaded == [(method, 8192)] * 2
@@ -167,7 +171,7 @@ def test_a_method_of_ones_own_is_one_object(monkeypatch):
     monkeypatch.setitem(METHODS, "mine", mine)
     assert methods_of("granular")[-1] == "mine" and "mine" not in methods_of("tr808_meso")
     configs = [config for config in grid("granular", "quick") if config.method == "mine"]
-    assert [config.seed for config in configs] == seeds_of("mine", "quick") == list(range(3))
+    assert [config.seed for config in configs] == seeds_of("mine", "quick") == list(range(N_QUICK))
     assert (configs[0].loss, configs[0].optimizer, configs[0].gradient_scale) == ("mine", "adamw", 1.0)
     assert configs[0].make_loss() is mse_loss
 
