@@ -332,7 +332,8 @@ def _read_tasks() -> dict[str, Task]:
     for name, task in kinds.pop("tasks").items():
         kind, own, sizes = kinds[task["kind"]], task.pop("own", {}), {}
         for profile in PROFILES:
-            size = kinds["granular"][profile] | dict.fromkeys(kind["unused"]) | kind[profile] | own
+            # `only` is of its own kind's methods
+            size = kinds["granular"][profile] | {"only": {}} | dict.fromkeys(kind["unused"]) | kind[profile] | own
             sizes[profile] = {field: frozen(value) for field, value in size.items()}
         about = {field: kind[field] for field in ("tables", "hyperparameters")}
         about |= {"make_synth": _SYNTHS[task["kind"]], "make_data": _DATA[task["kind"]], "sizes": sizes}

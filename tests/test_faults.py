@@ -242,7 +242,8 @@ STUB = """\
 # an interpreter that installs nothing, runs one small run and no notebook, and says what it did
 case "$1 $2 $3" in
   "-m venv"*) echo venv >> "{log}"; sleep 1; mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
-  "-m replication run") echo run >> "{log}"; shift 3; exec "{python}" -m replication run "$@" --method p_loss --seeds 0;;
+  "-m replication run") echo run >> "{log}"; shift 3
+    exec "{python}" -m replication run "$@" --method p_loss --seeds 0;;
   "-m replication notebook") echo notebook >> "{log}";;
   "-m"*) echo "$2" >> "{log}";;
   *) exec "{python}" "$@";;
