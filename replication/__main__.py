@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -180,7 +181,6 @@ def _work(args: argparse.Namespace) -> int:
     said_s = 0.0
     signal.signal(signal.SIGUSR1, lambda *_: asked.append(True))
     for training in train_steps(config, args.output, args.device):
-        _watch_parent()
         training.stopping = bool(asked)
         if time.monotonic() - said_s > 0.5:
             said_s = time.monotonic()
@@ -192,10 +192,12 @@ def _work(args: argparse.Namespace) -> int:
     return os.EX_TEMPFAIL if asked and training.stopping else 0
 
 
-def _watch_parent() -> None:
-    """End this worker if the process that started it is gone."""
-    if os.getppid() != PARENT:
-        sys.exit("stopped: the process that started this worker is gone")
+def _end_with_parent() -> None:
+    """End this worker, whatever it is at, when the process that started it is gone; files are written atomically."""
+    while os.getppid() == PARENT:
+        time.sleep(1)
+    print("stopped: the process that started this worker is gone", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _balance(before: dict, after: dict, budget: Budget, args: argparse.Namespace) -> str:
@@ -217,7 +219,7 @@ def _importance(args: argparse.Namespace) -> int:
         _pool(args).run([config for config, state in states(configs, args.output).items() if state != "done"])
         found = list(states(configs, args.output).values())
     else:
-        where, watch = (args.output, args.device, args.paths), _watch_parent if args.worker else None
+        where, watch = (args.output, args.device, args.paths), (lambda: None) if args.worker else None
         found = [compute_importance(task, args.profile, *where, watch) for task in args.task]
     for task, state in zip(args.task, found, strict=True) if not args.worker else ():
         print(f"path probabilities of {task}, profile {args.profile}: {state}")
@@ -272,6 +274,8 @@ def main(arguments: list[str] | None = None, started_s: float | None = None) -> 
             args.device = args.device or default_device(args.profile)
             if args.deterministic and (args.worker or args.command == "importance"):
                 make_deterministic(args.device)
+        if getattr(args, "worker", False):
+            threading.Thread(target=_end_with_parent, daemon=True).start()
         return args.function(args)
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.stdout = None

@@ -210,11 +210,18 @@ def figure_1(
 
 
 @_themed
-def figure_2(runs: Sequence[Run], profile: str, not_run: dict[str, str], costs: dict[str, float]) -> Plot:
+def figure_2(
+    runs: Sequence[Run],
+    profile: str,
+    not_run: dict[str, str],
+    costs: dict[str, float],
+    methods: Sequence[str] | None = None,
+) -> Plot:
     """Figure 2: validation error against wall-clock time (left, log axis; wall_s: the steps' cost) and training steps
-    (right), all methods. Arguments as in `figure_1`."""
+    (right). Arguments as in `figure_1`."""
+    methods = methods_of("granular") if methods is None else methods
     figure, axes = _start(runs, profile, 9.6, 2)
-    data = tables.curves(runs, methods := methods_of("granular"))
+    data = tables.curves(runs, methods)
     data.insert(2, "wall_s", data["step"] * data["method"].map(costs).astype(float) / 1000)
     _draw_curves(axes[0], data[data["wall_s"] > 0], "theta_synth_l1", "wall_s")
     _plain_log(axes[0], "x")

@@ -253,7 +253,7 @@ _METHODS = (  # in display order
     Method("scrapl_rate_theta_is", "SCRAPL by rate", ("#44AA99", "H", "-"), theta_is=True, **_RATE | _PSAGA | _BEYOND),
     Method("scrapl_rate_plain", "SCRAPL by rate (plain)", ("#88CCEE", "8", ":"), **_RATE | _BEYOND),
     Method("scrapl_subset", "fixed tenth of the paths", ("#AA4499", "x", "-."), _subset, theta_is=True, **_BEYOND),
-    Method("scrapl_k4", "SCRAPL, four paths a draw", ("#DDCC77", "+", "--"), _four_paths, **_PSAGA | _BEYOND),
+    Method("scrapl_k4", "SCRAPL (four paths a draw)", ("#DDCC77", "+", "--"), _four_paths, **_PSAGA | _BEYOND),
 )
 METHODS = {method.name: method for method in _METHODS}
 BEYOND = tuple(method.name for method in _METHODS if not method.tables)

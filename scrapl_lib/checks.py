@@ -144,8 +144,8 @@ def check_probs(value: object, n: int) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"probs must be an array of {n} numbers, got {value!r}") from error
     if probs.shape != (n,):
-        got = f"got {tuple(probs.shape)}: were they computed for another transform?"
-        raise ValueError(f"probs must have one entry per path, shape ({n},), {got}")
+        got = f"got {tuple(probs.shape)}: were they computed for another transform, or another `draw`?"
+        raise ValueError(f"probs must have one entry per draw, shape ({n},), {got}")
     wrong = torch.nonzero(~torch.isfinite(probs) | (probs < 0)).flatten().tolist()
     if wrong:
         raise ValueError(f"probs must be finite and not negative, got {probs[wrong[0]].item()} for path {wrong[0]}")

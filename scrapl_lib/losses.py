@@ -47,7 +47,9 @@ class SCRAPLLoss(Distances):
     """Distance of one scattering path, drawn anew at every call (paper, section 3; as run: section 4 of the appendix).
 
     The value is the batch mean of || rho(phi_p(x_hat)) - rho(phi_p(x)) ||_2 with p drawn from `probs`: with uniform
-    `probs` its gradient is an unbiased estimate of the gradient of the mean over all paths (Proposition 3.1).
+    `probs` its gradient is an unbiased estimate of the gradient of the mean over all paths (Proposition 3.1), or with
+    another `draw` over all draws. (If these share no path but differ in size, that is not the mean over paths:
+    `probs` proportional to their sizes estimate that one.)
 
     Values and gradients are true ones, without the factor P of equation 3: gradients are of the order of 1e-9 for audio
     of unit norm. Adam's eps = 1e-8 would swallow them: multiply the loss by 1e8 before `backward()` (not with log1p).
@@ -68,7 +70,7 @@ class SCRAPLLoss(Distances):
             mean over all draws whatever `probs` is, as long as none is 0; without it (the paper) they estimate those of
             the mean weighted by `probs`. A path asked for by `path_idx` is not weighted: see `weight`.
         draw: what one draw takes. "path": a single path. "rate" (or a name in the transform's `groups`): all paths of a
-            second-order wavelet, which cost little more than one of them (beyond the paper). Or a list of groups of
+            second-order wavelet, which cost less than two of them on average (beyond the paper). Or a list of groups of
             path numbers: one of them is drawn, and with a single group the same subset is taken every time. The value
             is the mean over the paths taken. P, `n_paths`, `path_idx` and `probs` count draws: P-Adam, P-SAGA and
             theta-IS work with any kind.
@@ -155,7 +157,11 @@ class SCRAPLLoss(Distances):
         return 1.0 if self.path_idx is None else self._weight(self.path_idx)
 
     def _weight(self, path: int) -> float:
-        return 1 / (self.n_paths * float(self._probs[path])) if self.unbiased else 1.0
+        if not self.unbiased:
+            return 1.0
+        if not (prob := float(self._probs[path])):
+            raise ValueError(f"path {path} has probability 0, which no weight makes up for: give it more in `probs`")
+        return 1 / (self.n_paths * prob)
 
     def _in_training(self) -> bool:
         return self.training and torch.is_grad_enabled()
@@ -178,7 +184,7 @@ class SCRAPLLoss(Distances):
 
     def coefficients(self, x: Tensor, path_idx: int) -> Tensor:
         """What a draw compares: `transform.path` if it takes a single path, else its `path_group`."""
-        paths = self.draws[path_idx]
+        paths = self.draws[check_index("path_idx", path_idx, self.n_paths, "this loss has draws")]
         return self.transform.path(x, *paths) if len(paths) == 1 else path_group(self.transform, x, paths)
 
     @of_checked_inputs
@@ -189,7 +195,7 @@ class SCRAPLLoss(Distances):
         """
         weight = 1.0
         if path_idx is not None:
-            path = check_index("path_idx", path_idx, self.n_paths, "this loss has paths")
+            path = check_index("path_idx", path_idx, self.n_paths, "this loss has draws")
         elif S is not None:
             raise ValueError(
                 "S must be loss.coefficients(x, path_idx) for a given path_idx, got path_idx None: give both"
@@ -236,10 +242,9 @@ class SCRAPLLoss(Distances):
     def _settings(self) -> dict[str, object]:
         """All that decides what path number i measures."""
         own = {"transform": type(self.transform).__name__, "transform_paths": self.transform.n_paths}
-        later = {"unbiased": True} if self.unbiased else {}  # earlier states have none of these
-        if self.draws != self._checked_draws("path"):
-            later["draws"] = [list(draw) for draw in self.draws]
-        return getattr(self.transform, "settings", own) | {"log1p": self.log1p} | later
+        draws = "path" if self.draws == self._checked_draws("path") else [list(draw) for draw in self.draws]
+        own = getattr(self.transform, "settings", own)
+        return own | {"log1p": self.log1p, "unbiased": self.unbiased, "draws": draws}
 
     def get_extra_state(self) -> dict:
         """The state of the draws: no tensors, as `torch.load(map_location=...)` would move them to a device."""
@@ -251,20 +256,21 @@ class SCRAPLLoss(Distances):
         """Go on from what `get_extra_state()` returned; ValueError, and nothing changes, if it is another loss's."""
         if not isinstance(state, dict) or not {"generator", "path_idx", "probs"} <= set(state):
             raise ValueError(f"expected what get_extra_state() of a SCRAPLLoss returned, got {state!r:.80}")
-        probs, path, own = check_probs(state["probs"], self.n_paths), state["path_idx"], self._settings()
-        # earlier states have no settings, and generators as tensors
-        theirs, generators = dict(state.get("settings") or own), {}
+        path, own, generators = state["path_idx"], self._settings(), {}
+        # earlier states have no settings or fewer, and generators as tensors
+        theirs = {"unbiased": False, "draws": "path"} | dict(state.get("settings") or own)
         other = [name for name in {**own, **theirs} if theirs.get(name) != own.get(name)]
         if other:
             named = [f"{name} = {theirs.get(name)!s:.40} (here {own.get(name)!s:.40})" for name in other]
             raise ValueError(f"the state is of a loss with {', '.join(named)}: load it into one of the same settings")
+        probs = check_probs(state["probs"], self.n_paths)
         for name in {"generator", "evaluation_generator"} & set(state):
             try:
                 values = torch.tensor(list(state[name]), dtype=torch.uint8, device="cpu")
                 generators[name] = torch.Generator("cpu").set_state(values)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(f"{name} is no state of a generator ({error}): {state[name]!r:.80}") from error
-        self.path_idx = None if path is None else check_index("path_idx", path, self.n_paths, "this loss has paths")
+        self.path_idx = None if path is None else check_index("path_idx", path, self.n_paths, "this loss has draws")
         self._probs = probs
         for name, generator in generators.items():
             setattr(self, name, generator)

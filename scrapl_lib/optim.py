@@ -275,7 +275,7 @@ class PAdam(torch.optim.Optimizer):
             if found != own:
                 raise ValueError(
                     f"the state is of {found[0] or 'an optimizer without paths'} with {found[1]} paths, this is {name} "
-                    f"with {n_paths}: take the optimizer and the loss (J, Q1, Q2, J_fr, Q_fr) that it was saved with"
+                    f"with {n_paths}: take the optimizer and the loss (J, ..., Q_fr, draw) that it was saved with"
                 )
         unknown = set(state_dict["state"]) - {w for group in groups for w in group["params"]}
         if unknown:

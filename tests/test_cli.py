@@ -242,7 +242,7 @@ def test_workers_make_the_probabilities_first_and_in_parts(tmp_path, capfd):
 def test_stopping_the_command_ends_its_workers(tmp_path, number, in_workers):
     config = smoke(METHOD)
     arguments = f"run --task=granular --method={METHOD} --seeds=0 --profile=smoke --budget-minutes=60".split()
-    in_workers("time.sleep(1)")
+    in_workers("time.sleep(1 if step == 1 else 600)")  # it is to end wherever it is, not after a step
     command = subprocess.Popen(
         [sys.executable, "-m", "replication", *arguments, f"--output={tmp_path}"],
         cwd=ROOT,

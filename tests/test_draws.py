@@ -31,6 +31,8 @@ def test_the_mean_over_rates_is_the_mean_over_paths(options):
         assert (grad - expected).abs().max() < 1e-12 * expected.abs().max()
     with pytest.raises(IndexError, match="path_idx = 4 is out of range"):
         rate(x_hat, x, path_idx=4)
+    with pytest.raises(IndexError, match="path_idx = -1 is out of range"):
+        rate.coefficients(x, -1)
 
 
 def test_groups_of_ones_own_take_the_mean_over_their_paths():
@@ -57,3 +59,6 @@ def test_unbiased_draws_of_rates_are_weighted():
         plain = float(loss(x_hat, x, path_idx=loss.path_idx))
         assert abs(loss.weight - expected) < 1e-12 * expected
         assert value > 0 and abs(value - expected * plain) < 1e-12 * value
+    loss.probs, loss.path_idx = [0.5, 0.5, 0, 0], 2
+    with pytest.raises(ValueError, match="path 2 has probability 0, which no weight makes up for"):
+        assert loss.weight
