@@ -216,6 +216,7 @@ def figure_2(
     not_run: dict[str, str],
     costs: dict[str, float],
     methods: Sequence[str] | None = None,
+    title: str = "Figure 2: convergence in time and in steps",
 ) -> Plot:
     """Figure 2: validation error against wall-clock time (left, log axis; wall_s: the steps' cost) and training steps
     (right). Arguments as in `figure_1`."""
@@ -228,8 +229,7 @@ def figure_2(
     _draw_curves(axes[1], data, "theta_synth_l1")
     notes = [f"Lines and bands: {BAND}.", f"Time of a step: {OURS_COST if costs else NO_COSTS}."]
     notes.append(seeds_note(runs, methods, not_run))
-    title = "Figure 2: convergence in time and in steps, granular synthesizer"
-    return _finish(figure, axes, data, title, notes, profile)
+    return _finish(figure, axes, data, f"{title}, granular synthesizer", notes, profile)
 
 
 @_themed
