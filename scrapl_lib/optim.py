@@ -20,6 +20,7 @@ per weight, in the weights' dtype: P = 315, 604,106 float32 weights make 1.5 and
 """
 
 import copy
+import hashlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -83,6 +84,14 @@ def _named(group: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     return ((f"weight {name!r} {tuple(w.shape)}", w) for name, w in zip(names, group["params"], strict=True))
 
 
+def _kind_of_draws(paths: Any) -> dict[str, str]:
+    """A mark of what the draws of a loss take; none for single paths, each in its place."""
+    draws = getattr(paths, "draws", ())
+    if all(tuple(draw) == (i,) for i, draw in enumerate(draws)):
+        return {}
+    return {"draws": hashlib.sha256(repr(draws).encode()).hexdigest()[:8]}
+
+
 class PAdam(torch.optim.Optimizer):
     """Adam with moments of their own for every path (P-Adam, eq. 6 to 8) and decoupled weight decay.
 
@@ -122,7 +131,8 @@ class PAdam(torch.optim.Optimizer):
         self._done = self._n_backward()  # backward passes whose gradients were booked or dropped
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         mark = {"optimizer": type(self).__name__, "n_paths": positive_int("paths.n_paths", paths.n_paths)}
-        super().__init__(params, options | mark)  # a state and the optimizer that loads it have the mark in common
+        # a state and the optimizer that loads it have these marks in common
+        super().__init__(params, options | mark | _kind_of_draws(paths))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"paths": self.paths, "_done": self._done}
@@ -265,13 +275,16 @@ class PAdam(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on bit for bit from a copy of what `state_dict()` returned; `torch.load(weights_only=True)` reads it.
 
-        Raises ValueError if it is no such state, another optimizer's, of another P or of weights of other shapes.
+        Raises ValueError if it is no such state, another optimizer's, of other draws or of weights of other shapes.
         """
-        name, n_paths = own = tuple(self.defaults[key] for key in ("optimizer", "n_paths"))
+        name, n_paths, _ = own = tuple(self.defaults.get(key) for key in ("optimizer", "n_paths", "draws"))
         if not isinstance(state_dict, dict) or not state_dict.get("param_groups"):
             raise ValueError(f"expected what state_dict() of a {name} returned, got {state_dict!r:.80}")
         groups = state_dict["param_groups"]
-        for found in ((group.get("optimizer"), group.get("n_paths")) for group in groups):
+        for found in (tuple(group.get(key) for key in ("optimizer", "n_paths", "draws")) for group in groups):
+            if found[:2] == own[:2] and found != own:
+                mend = "give the loss the `draw` that it was saved with"
+                raise ValueError(f"the state is of a {name} whose draws took other paths: {mend}")
             if found != own:
                 raise ValueError(
                     f"the state is of {found[0] or 'an optimizer without paths'} with {found[1]} paths, this is {name} "

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import noise
 
-from scrapl_lib import SCRAPLLoss
+from scrapl_lib import PSAGA, SCRAPLLoss
 
 KW = dict(shape=1024, J=6, Q1=4, Q2=1, J_fr=2, Q_fr=1)  # 28 paths, 4 rates of 7
 GROUPS = [[0, 9, 20], [27], [9, 3]]
@@ -46,6 +46,18 @@ def test_groups_of_ones_own_take_the_mean_over_their_paths():
         assert (S[:, number] - path.coefficients(x, p)).abs().max() < 1e-14 * S.abs().max()
     assert S.shape[1] == 3 and groups(x_hat, x, path_idx=0, S=S) == groups(x_hat, x, path_idx=0)
     assert subset(x_hat, x) == subset(x_hat, x) == groups(x_hat, x, path_idx=0)  # one group: always the same
+
+
+def test_a_state_of_as_many_other_draws_is_refused_by_the_optimizer():
+    def made(draw):
+        return PSAGA([torch.ones(1, requires_grad=True)], SCRAPLLoss(**KW, draw=draw))
+
+    four, shifted = [[0, 1], [2, 3], [4, 5], [6, 7]], [[(p + 1) % 28] for p in range(28)]
+    for saved, own in ((four, "rate"), ("rate", four), ("path", shifted), (shifted, "path")):
+        with pytest.raises(ValueError, match="the state is of a PSAGA whose draws took other paths: give the loss the"):
+            made(own).load_state_dict(made(saved).state_dict())
+    for draw in ("rate", "path", four):
+        made(draw).load_state_dict(made(draw).state_dict())
 
 
 def test_unbiased_draws_of_rates_are_weighted():
