@@ -2,8 +2,7 @@
 
 Steps of one task and profile, each over a path of another second-order wavelet; a step with and one without files take
 turns. Writes results/bench/training_step_<profile>_<threads>.csv, medians over steps in milliseconds, and .json
-(settings, provenance). Workers of `run` have the setting of glibc that the environment of `jobs.KEEP_MEMORY` makes: so
-has this.
+(settings, provenance). It starts itself anew with the memory settings that workers of `run` have (`jobs.KEEP_MEMORY`).
 
     python benchmarks/bench_training_step.py --profile paper --threads 2
 """
