@@ -162,20 +162,24 @@ def full_gradient(problem: Problem, items: Tensor, seeds: Tensor) -> Tensor:
 # ---- optimizers watched ---------------------------------------------------------------------------------------------
 
 
-def updates_at_rest(optimizer: str, gradients: Tensor, n_steps: int, seed: int) -> tuple[Tensor, Tensor]:
+def updates_at_rest(
+    optimizer: str, gradients: Tensor, n_steps: int, seed: int, probs: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The steps an optimizer would take if its weights stood still: what the draws of paths and batches alone do to it.
 
-    At every step a path and a batch are drawn uniformly and the optimizer (learning rate 1, no weight decay) is given
-    that gradient, wherever it went before.
+    At every step a path and a batch are drawn and the optimizer (learning rate 1, no weight decay) is given that
+    gradient, wherever it went before.
 
     Args:
         optimizer: of `OPTIMIZERS`. gradients: (batches, P, W), scaled (see `RunConfig.gradient_scale`).
+        probs: of the paths, (P,) float64; None: uniform. Batches are drawn uniformly.
     Returns:
         updates (n_steps, W), to be subtracted from the weights; the paths drawn (n_steps,).
     """
     n_batches, n_paths, n_weights = gradients.shape
     rng = np.random.default_rng(seed)
-    paths, batches = rng.integers(n_paths, size=n_steps), rng.integers(n_batches, size=n_steps)
+    paths = rng.integers(n_paths, size=n_steps) if probs is None else rng.choice(n_paths, n_steps, p=probs.numpy())
+    batches = rng.integers(n_batches, size=n_steps)
     drawn = SimpleNamespace(n_paths=n_paths, path_idx=None)
     w = torch.zeros(n_weights, dtype=torch.float64, requires_grad=True)
     rule = OPTIMIZERS[optimizer]([w], *([] if optimizer == "adamw" else [drawn]), lr=1.0, weight_decay=0.0)

@@ -317,6 +317,9 @@ class PAdam(torch.optim.Optimizer):
 class PSAGA(PAdam):
     """P-Adam whose updates are made less noisy by those of the other paths (P-SAGA, eq. 9); arguments as in PAdam.
 
+    All paths that were drawn count alike: where weights hardly move between two draws of a path, how often it is drawn
+    (`probs`) does not change the mean step, as it does with PAdam.
+
     The sum over Gamma is kept: the drawn path's old update goes out, the new one in. Both round, so it drifts; summing
     afresh every `SUM_AFRESH * P` steps, for 1 / SUM_AFRESH of a table read per step, bounds that. In float32 the mean
     then stays within 1e-5 of the true one (updates are of order 1).

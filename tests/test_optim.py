@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import through_file
 
+from replication.teaching import updates_at_rest
 from scrapl_lib import reference
 from scrapl_lib.optim import PSAGA, PAdam
 
@@ -139,6 +140,22 @@ def test_the_kept_sum_stays_at_the_exact_sum():
         assert error() > 0.03
         advance(weights, paths, optimizer, start + 480, start + 479)
         assert error() < 1e-6
+
+
+def test_p_saga_weighs_all_paths_alike_however_often_they_are_drawn():
+    """Weights at rest, one batch, seed 0: a path's update is the sign of its gradient. Once all paths were drawn each
+    P-SAGA step is the uniform mean of these (1e-5: steps are kept in float32); P-Adam's are the paths' own, so that
+    their mean goes by the probabilities (5 standard errors of 4,000 draws)."""
+    probs = torch.tensor([0.5, 0.2, 0.1, 0.1, 0.05, 0.05], dtype=torch.float64)
+    gradients = torch.randn(1, 6, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    signs = gradients[0].sign()
+    uniform, weighted = signs.mean(dim=0), probs @ signs
+    assert (uniform - weighted).abs().max() > 0.3  # or there would be nothing to tell
+    steps, paths = updates_at_rest("psaga", gradients, 4000, 0, probs)
+    seen = max(int((paths == p).nonzero()[0]) for p in range(6)) + 1
+    assert seen < 1000 and gap(steps[seen:], uniform.expand(4000 - seen, -1)) < 1e-5
+    steps, _ = updates_at_rest("padam", gradients, 4000, 0, probs)
+    assert gap(steps.mean(dim=0), weighted) < 5 / 4000**0.5 < (uniform - weighted).abs().max() / 3
 
 
 @BOTH
